@@ -1,0 +1,226 @@
+"""The typed recipe: one dataclass per stage, TOML in and out.
+
+The string beside each field is its documentation, in a recipe's reference as in `--help`.
+Defaults suit two CPU cores; `recipes/paper-mbert.toml` holds the paper's settings.
+"""
+
+import difflib
+import tomllib
+import types
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from bistil.errors import RecipeError
+
+Settings = TypeVar("Settings")
+
+
+def option(default: Any = MISSING, help: str = "", *, factory: Any = MISSING) -> Any:
+    """A dataclass field that carries its own help text; without default the recipe must give it."""
+    metadata = {"help": help}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def help_of(settings: type, name: str) -> str:
+    """The help string of a settings field."""
+    return next(f.metadata.get("help", "") for f in fields(settings) if f.name == name)
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrimSettings:
+    """Vocabulary reduction (paper, section 3.1)."""
+
+    threshold: float = option(1e-6, "keep a token whose unigram probability reaches this in any corpus")
+    vocabulary_size: int | None = option(None, "keep this many tokens instead, the most probable first")
+    keep_characters: bool = option(True, "always keep single-character tokens that the corpora contain")
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainingSettings:
+    """How one training run is carried out; what is trained is the caller's business."""
+
+    steps: int | None = option(None, "optimizer steps; give either steps or epochs")
+    epochs: float | None = option(None, "passes over the training data")
+    batch_size: int = option(16, "examples per optimizer step, over all processes and accumulated parts")
+    accumulation: int = option(1, "parts that a batch is cut into to save memory")
+    learning_rate: float = option(1e-4, "peak learning rate; decays linearly to 0")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this L2 norm; 0 is off")
+    precision: Literal["float32", "bf16"] = option("float32", "number format of the matrix products")
+    compile: bool = option(False, "torch.compile the student")
+    checkpoint_steps: int = option(100, "steps between checkpoints; at most this much work is ever lost")
+    evaluate_steps: int | None = option(None, "steps between evaluations on held-out data; none: only at the end")
+    patience: int | None = option(None, "stop after this many evaluations without improvement")
+    log_steps: int = option(10, "steps between lines of train_log.jsonl")
+    loggers: list[str] = option(factory=list, help="extra loggers of the Trainer, such as tensorboard")
+    workers: int = option(0, "processes that load data")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ObjectiveSettings:
+    """Weights of the distillation losses; a term with weight 0 is not computed."""
+
+    attention: float = option(1.0, "MSE of the attention probabilities of aligned layers")
+    hidden: float = option(1.0, "MSE of the hidden states of aligned layers and of the embedding output")
+    prediction: float = option(0.0, "soft cross-entropy against the teacher's predictions")
+    temperature: float = option(2.0, "softmax temperature of the prediction loss, on both sides")
+    hard_labels: float = option(0.0, "the task's own loss on labelled examples (phase 2), or MLM loss (phase 1)")
+    relations: float = option(0.0, "MiniLMv2 self-attention relations of the last aligned layer")
+    relation_heads: int = option(12, "number of relation heads")
+    cosine: float = option(0.0, "DistilBERT's cosine loss between last hidden states")
+
+
+@dataclass(kw_only=True, frozen=True)
+class StudentSettings:
+    """Which teacher layers a student starts from (paper, section 3.2)."""
+
+    name: str = option(help="the student's folder name, such as lrf2")
+    reduction: int | None = option(None, "layer reduction factor s: keep every s-th layer")
+    layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
+    depth: int | None = option(None, "number of layers, spread evenly (any depth), instead of a reduction")
+    start: Literal["copy", "random"] = option("copy", "copied or random weights")
+
+
+@dataclass(kw_only=True, frozen=True)
+class Phase1Settings:
+    """General bilingual distillation (paper, section 3.2)."""
+
+    block_length: int = option(128, "tokens per training block")
+    held_out: float = option(0.05, "share of each language's blocks kept for the held-out loss")
+    probabilities: dict[str, float] = option(factory=dict, help="per language, of a batch; default: equal")
+    objective: ObjectiveSettings = option(factory=ObjectiveSettings, help="weights of the losses")
+    training: TrainingSettings = option(
+        factory=lambda: TrainingSettings(steps=600, learning_rate=5e-4, evaluate_steps=200), help="the training run"
+    )
+
+
+@dataclass(kw_only=True, frozen=True)
+class SparseSettings:
+    """Lottery-ticket sparse fine-tuning (Ansell et al. 2022, section 3)."""
+
+    density: float | None = option(0.08, "share of the maskable entries that stay free in the sparse phase")
+    count: int | None = option(None, "number of free entries instead of a density")
+    dense_epochs: float | None = option(3.0, "length of the dense phase in epochs")
+    sparse_epochs: float | None = option(5.0, "length of the sparse phase in epochs")
+    dense_steps: int | None = option(None, "length of the dense phase in steps instead")
+    sparse_steps: int | None = option(None, "length of the sparse phase in steps instead")
+    freeze_embeddings: bool = option(False, "input embeddings are neither masked nor trained")
+    freeze_layer_norms: bool = option(False, "layer norms are neither masked nor trained")
+
+
+@dataclass(kw_only=True, frozen=True)
+class TaskSettings:
+    """The labelled data and how they are read."""
+
+    kind: Literal["sequence-classification", "token-classification", "dependency-parsing", "question-answering"] = (
+        option(help="which task")
+    )
+    train: list[str] = option(help="labelled files in the source language")
+    dev: list[str] = option(factory=list, help="labelled source files that choose the checkpoint")
+    test: dict[str, list[str]] = option(factory=dict, help="per language, labelled files for the last measurement")
+    max_length: int = option(128, "tokens per example or window")
+    label_map: dict[str, str] = option(factory=dict, help="labels to rename on reading, such as B-DATE to O")
+    metric: str | None = option(None, "the figure that chooses and is reported; default: the task's own")
+
+
+@dataclass(kw_only=True, frozen=True)
+class FinetuneSettings:
+    """Fine-tuning for a task: the task teacher, or a self-taught student."""
+
+    sparse: SparseSettings | None = option(factory=SparseSettings, help="sparse fine-tuning; false: dense")
+    training: TrainingSettings = option(
+        factory=lambda: TrainingSettings(epochs=3.0, batch_size=16, learning_rate=1e-4), help="the training run"
+    )
+
+
+@dataclass(kw_only=True, frozen=True)
+class Phase2Settings(FinetuneSettings):
+    """Task distillation from the task teacher (paper, section 3.3)."""
+
+    teacher_forced: bool = option(True, "learn from the task teacher (TF); false: from labels only (ST)")
+    objective: ObjectiveSettings = option(
+        factory=lambda: ObjectiveSettings(attention=1.0, hidden=1.0, prediction=1.0), help="weights of the losses"
+    )
+    target_text: float = option(0.0, "batches of unlabelled target text per batch of labelled source examples")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+
+
+def parse(settings: type[Settings], values: Any, where: str) -> Settings:
+    """Build a settings dataclass from plain values, checking names and types.
+
+    Args:
+        settings: a dataclass type of this module.
+        values: what TOML or JSON gave for it.
+        where: how to name the place in messages, such as "recipe.toml: phase1.training".
+
+    Raises:
+        RecipeError: unknown key (with the nearest known one), missing key, or value of another type.
+    """
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where} must be a table, not {values!r}")
+    hints = get_type_hints(settings)
+    known: dict[str, Field[Any]] = {f.name: f for f in fields(settings)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise RecipeError(f"{where}: unknown key {name!r}; {_suggest(name, list(known))}")
+    parsed = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    for name, one in known.items():
+        if name not in parsed and one.default is MISSING and one.default_factory is MISSING:
+            raise RecipeError(f"{where}: {name!r} is missing ({one.metadata.get('help', '')})")
+    return settings(**parsed)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None or (value is False and type(None) in arguments):
+            if type(None) in arguments:
+                return None
+            raise RecipeError(f"{where} must be given")
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is list:
+        # One file or label is as welcome as a list of one.
+        items = value if isinstance(value, list) else [value]
+        return [_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where} must be a table, not {value!r}")
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if is_dataclass(hint):
+        return parse(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise RecipeError(f"{where} is {value!r}; expected {hint.__name__}")
+    return value
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        RecipeError: the file is missing, unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values, for JSON and digests."""
+    return asdict(settings)
