@@ -1,0 +1,468 @@
+"""One training loop for all phases, on the Trainer of transformers.
+
+What is added to the Trainer: a training order that is drawn beforehand, checkpoints that count only once they are
+whole and that hold trained parameters only, the best weights by a held-out figure, a progress line with rate and time
+left, `train_log.jsonl`, and a stop at the first loss that is not a number.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from bistil.artefacts import json_digest, read_json, whole_file, write_json
+from bistil.errors import DivergenceError, RecipeError
+from bistil.progress import Progress
+from bistil.recipe import TrainingSettings, to_dict
+
+# Written into a checkpoint folder after everything else: without it the checkpoint does not exist for us.
+COMPLETE = "complete"
+
+
+class Sized(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(kw_only=True)
+class TrainingResult:
+    """What a training run came to."""
+
+    steps: int
+    seconds: float = field(metadata={"help": "wall time of all sessions of this run together, in seconds"})
+    tokens: int = field(metadata={"help": "real (unpadded) tokens seen"})
+    best: dict[str, float] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Ordered(Dataset[Any]):
+    """A data set in its training order: item i is what step i // batch_size sees.
+
+    Args:
+        data: any map-style data set.
+        order: (items,) indices into `data`.
+    """
+
+    def __init__(self, data: Sized, order: np.ndarray) -> None:
+        self.data, self.order = data, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[int(self.order[index])]
+
+
+def epoch_order(
+    size: int, *, items: int, batch_size: int, seed: int, lengths: Sequence[int] | None = None
+) -> np.ndarray:
+    """Indices (items,) that walk through shuffled epochs of `size` examples.
+
+    With `lengths`, examples of similar length share a batch (sorted inside windows of 32 batches, batches shuffled),
+    which saves padding and changes nothing else.
+    """
+    generator = np.random.default_rng(seed)
+    epochs = []
+    for _ in range(math.ceil(items / size)):
+        order = generator.permutation(size)
+        if lengths is not None:
+            window = 32 * batch_size
+            known = np.asarray(lengths)
+            for start in range(0, size, window):
+                part = order[start : start + window]
+                order[start : start + window] = part[np.argsort(known[part], kind="stable")]
+            whole = size - size % batch_size
+            batches = order[:whole].reshape(-1, batch_size)
+            order = np.concatenate([batches[generator.permutation(len(batches))].ravel(), order[whole:]])
+        epochs.append(order)
+    return np.concatenate(epochs)[:items]
+
+
+def planned_steps(size: int, settings: TrainingSettings) -> int:
+    """Number of optimizer steps that the settings mean for a data set of `size` examples.
+
+    Raises:
+        RecipeError: neither or both of steps and epochs are given.
+    """
+    if (settings.steps is None) == (settings.epochs is None):
+        raise RecipeError("training needs either steps or epochs, and not both")
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None
+    return max(1, math.ceil(size * settings.epochs / settings.batch_size))
+
+
+def train(
+    module: nn.Module,
+    train_data: Sized,
+    *,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    settings: TrainingSettings,
+    folder: Path,
+    seed: int,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    best_by: tuple[str, Literal["min", "max"]] | None = None,
+    lengths: Sequence[int] | None = None,
+    label: str = "training",
+) -> TrainingResult:
+    """Train the parameters of `module` that require gradients; leaves the trained (best, if chosen) weights in it.
+
+    The same call goes on after an interruption from the newest whole checkpoint in `folder`, bit-identically on CPU,
+    and returns at once, with the weights loaded, when the run had finished.
+
+    Args:
+        module: `forward(**batch)` returns a mapping with "loss" and scalar terms, which are logged. If it has
+            `clip_groups()`, gradients are clipped in each of these lists of parameters on its own.
+        train_data: examples; an attribute `ordered = True` says that index order is training order.
+        collate: list of examples to batch; a str under "language" is passed through for messages.
+        folder: work folder of this run alone; checkpoints are removed at the end.
+        seed: draws the order of the data and dropout.
+        evaluate: held-out figures of the module, called every `evaluate_steps` and at the end.
+        best_by: key of `evaluate`'s figures that chooses the kept weights; none keeps the last.
+        lengths: per example, to batch similar lengths together.
+
+    Raises:
+        DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
+        RecipeError: settings that cannot be carried out.
+    """
+    steps = planned_steps(len(train_data), settings)
+    identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}
+    finished = _open_folder(folder, json_digest(identity))
+    if finished is not None:
+        load_trained(module, folder / "final.safetensors")
+        return finished
+
+    data: Any = train_data
+    if not getattr(train_data, "ordered", False):
+        items = steps * settings.batch_size
+        order = epoch_order(len(train_data), items=items, batch_size=settings.batch_size, seed=seed, lengths=lengths)
+        data = Ordered(train_data, order)
+
+    trainer = _Trainer(
+        module=module,
+        data=data,
+        collate=collate,
+        arguments=_arguments(settings, folder, steps=steps, seed=seed),
+        settings=settings,
+        folder=folder,
+        evaluate=evaluate,
+        best_by=best_by,
+        label=label,
+        steps=steps,
+    )
+    checkpoint = newest_checkpoint(folder)
+    trainer.recorder.open(checkpoint)
+    with trainer.recorder.progress:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.recorder.best is not None:
+        load_trained(module, folder / "best.safetensors")
+    result = trainer.recorder.result()
+    if trainer.args.should_save:
+        save_trained(module, folder / "final.safetensors")
+        write_json(folder / "result.json", asdict(result))
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+        (folder / "best.safetensors").unlink(missing_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def save_trained(module: nn.Module, path: Path) -> None:
+    """Write the parameters that require gradients, by name, as safetensors."""
+    trained = {name: p.detach().contiguous() for name, p in module.named_parameters() if p.requires_grad}
+    with whole_file(path) as partial:
+        save_file(trained, partial)
+
+
+def load_trained(module: nn.Module, path: Path) -> None:
+    """Copy parameters written by `save_trained` back in place."""
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(path).items():
+            own[name].copy_(value)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the highest step, if there is one."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _open_folder(folder: Path, identity: str) -> TrainingResult | None:
+    """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished."""
+    mark = folder / "identity.json"
+    if mark.exists() and read_json(mark)["digest"] != identity:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not mark.exists():
+        write_json(mark, {"digest": identity})
+    if (folder / "result.json").exists():
+        return TrainingResult(**read_json(folder / "result.json"))
+    return None
+
+
+def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: int) -> TrainingArguments:
+    from accelerate import PartialState
+
+    parts = PartialState().num_processes * settings.accumulation
+    if settings.batch_size % parts:
+        raise RecipeError(
+            f"batch_size {settings.batch_size} cannot be cut into {parts} equal parts "
+            "(processes x accumulation): choose a multiple"
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size // parts,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=settings.precision == "bf16",
+        torch_compile=settings.compile,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="sequential",
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to=settings.loggers or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        log_level="error",
+    )
+
+
+class _Recorder(TrainerCallback):
+    """Progress line, train_log.jsonl, evaluation, best weights, early stop and the checkpoint's mark."""
+
+    def __init__(
+        self,
+        *,
+        module: nn.Module,
+        settings: TrainingSettings,
+        folder: Path,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None,
+        best_by: tuple[str, Literal["min", "max"]] | None,
+        label: str,
+        steps: int,
+    ) -> None:
+        self.module, self.settings, self.folder = module, settings, folder
+        self.evaluate, self.best_by, self.steps = evaluate, best_by, steps
+        self.progress = Progress(label, total=steps)
+        self.best: dict[str, float] | None = None
+        self.history: list[dict[str, float]] = []
+        self.tokens = 0
+        self.earlier_seconds = 0.0
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    def open(self, checkpoint: Path | None) -> None:
+        """Take up the records as they were at the checkpoint; later lines belong to work that is lost."""
+        self.started = time.monotonic()
+        log = self.folder / "train_log.jsonl"
+        if checkpoint is None:
+            log.unlink(missing_ok=True)
+            (self.folder / "best.safetensors").unlink(missing_ok=True)
+            return
+        saved = read_json(checkpoint / COMPLETE)
+        self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
+        self.best, self.history = saved["best"], saved["history"]
+        if log.exists():
+            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in lines if json.loads(line)["step"] <= saved["step"]]
+            with whole_file(log) as partial:
+                partial.write_text("".join(kept))
+        self.progress.start_at(saved["step"])
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        with (self.folder / "train_log.jsonl").open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        step = state.global_step
+        every = self.settings.evaluate_steps
+        if self.evaluate is not None and (step == self.steps or (every is not None and step % every == 0)):
+            self._evaluate(step, control, main=args.should_save)
+        return control
+
+    def _evaluate(self, step: int, control: TrainerControl, *, main: bool) -> None:
+        assert self.evaluate is not None
+        was_training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            figures = self.evaluate(self.module)
+        self.module.train(was_training)
+        self.history.append({"step": step, **figures})
+        if main:
+            self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
+        self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        if self.best_by is None:
+            return
+        key, direction = self.best_by
+        value = figures[key]
+        better = self.best is None or (value < self.best[key] if direction == "min" else value > self.best[key])
+        if better:
+            self.best = {"step": step, **figures}
+            if main:
+                save_trained(self.module, self.folder / "best.safetensors")
+        elif self.settings.patience is not None:
+            assert self.best is not None
+            since = sum(1 for entry in self.history if entry["step"] > self.best["step"])
+            control.should_training_stop = since >= self.settings.patience
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if args.should_save:
+            checkpoint = self.folder / f"checkpoint-{state.global_step}"
+            write_json(
+                checkpoint / COMPLETE,
+                {
+                    "step": state.global_step,
+                    "tokens": self.tokens,
+                    "seconds": self.seconds,
+                    "best": self.best,
+                    "history": self.history,
+                },
+            )
+        return control
+
+    def result(self) -> TrainingResult:
+        return TrainingResult(
+            steps=self.steps, seconds=self.seconds, tokens=self.tokens, best=self.best, history=self.history
+        )
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer with this module's order, checkpoints and records."""
+
+    def __init__(
+        self,
+        *,
+        module: nn.Module,
+        data: Sized,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        arguments: TrainingArguments,
+        settings: TrainingSettings,
+        folder: Path,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None,
+        best_by: tuple[str, Literal["min", "max"]] | None,
+        label: str,
+        steps: int,
+    ) -> None:
+        self.recorder = _Recorder(
+            module=module,
+            settings=settings,
+            folder=folder,
+            evaluate=evaluate,
+            best_by=best_by,
+            label=label,
+            steps=steps,
+        )
+        self.bare = module
+        self._terms: dict[str, torch.Tensor] = {}
+        self._term_count = 0
+        super().__init__(
+            model=module,
+            args=arguments,
+            train_dataset=data,
+            data_collator=collate,
+            callbacks=[self.recorder],
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        # Our forward takes **batch, which the Trainer would read as "scales its loss for accumulation itself".
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        del num_items_in_batch
+        outputs = model(**inputs)
+        loss = outputs["loss"]
+        if not torch.isfinite(loss.detach()):
+            raise DivergenceError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}{_describe(inputs)}; the last good "
+                f"checkpoint is kept in {self.recorder.folder}: lower the learning rate or check this batch"
+            )
+        for name, value in outputs.items():
+            if name != "loss" and torch.is_tensor(value) and value.ndim == 0:
+                known = self._terms.get(name)
+                self._terms[name] = value.detach() if known is None else known + value.detach()
+        self._term_count += 1
+        mask = inputs.get("attention_mask")
+        seen = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        self.recorder.tokens += seen * self.args.world_size
+        step = self.state.global_step + 1
+        self.recorder.progress.advance_to(step, tokens=self.recorder.tokens, loss=float(loss.detach()))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            terms = {name: float(value) / self._term_count for name, value in self._terms.items()}
+            self._terms, self._term_count = {}, 0
+            logs = {**logs, **terms}
+            if self.args.should_save:
+                record = {"step": self.state.global_step, "seconds": round(self.recorder.seconds, 3)}
+                self.recorder.write({**record, "tokens": self.recorder.tokens, **logs})
+        super().log(logs, start_time)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        groups = getattr(self.bare, "clip_groups", None)
+        if groups is None:
+            return super()._clip_grad_norm(model)
+        # Students that share a batch are separate trainings: one's large gradient must not shrink another's.
+        norms = [torch.nn.utils.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups()]
+        return torch.stack(norms).norm()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        del state_dict
+        save_trained(self.bare, Path(output_dir or self.args.output_dir) / "trained.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        del model
+        load_trained(self.bare, Path(resume_from_checkpoint) / "trained.safetensors")
+
+
+def _describe(inputs: Mapping[str, Any]) -> str:
+    """Language and digest of a batch, to find it again."""
+    language = f", language {inputs['language']}" if isinstance(inputs.get("language"), str) else ""
+    ids = inputs.get("input_ids")
+    digest = f", batch {sha256(ids.cpu().numpy().tobytes()).hexdigest()[:12]}" if ids is not None else ""
+    return language + digest
+
+
+logging.getLogger("transformers.trainer").setLevel(logging.ERROR)

@@ -1,0 +1,150 @@
+"""The training loop: order, checkpoints, resume, best weights, divergence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bistil.errors import DivergenceError, RecipeError
+from bistil.recipe import TrainingSettings
+from bistil.training import epoch_order, newest_checkpoint, planned_steps, train
+
+
+class Regression(nn.Module):
+    """A linear map with dropout, so that a resume must restore the random state too."""
+
+    def __init__(self, *, stop_at: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 1)
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.calls, self.stop_at = 0, stop_at
+
+    def forward(self, *, input_ids: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        guess = self.linear(nn.functional.dropout(input_ids, 0.2, self.training)).squeeze(-1)
+        loss = ((guess - target) ** 2).mean()
+        return {"loss": loss, "twice": 2 * loss}
+
+
+DATA = [{"x": torch.randn(4, generator=torch.Generator().manual_seed(i)), "y": float(i % 3)} for i in range(37)]
+
+
+def collate(rows):
+    return {"input_ids": torch.stack([r["x"] for r in rows]), "target": torch.tensor([r["y"] for r in rows])}
+
+
+def run(module, folder, **changes):
+    options = {"steps": 20, "batch_size": 4, "learning_rate": 0.05, "checkpoint_steps": 3, "log_steps": 2}
+    settings = TrainingSettings(**{**options, **changes})
+    return train(module, DATA, collate=collate, settings=settings, folder=folder, seed=7)
+
+
+def test_an_interrupted_run_ends_bit_identical(tmp_path):
+    whole = Regression()
+    run(whole, tmp_path / "whole")
+    for stop_at in (2, 9, 20):
+        folder = tmp_path / f"cut{stop_at}"
+        with pytest.raises(KeyboardInterrupt):
+            run(Regression(stop_at=stop_at), folder)
+        resumed = Regression()
+        result = run(resumed, folder)
+        assert result.steps == 20
+        assert torch.equal(resumed.linear.weight, whole.linear.weight)
+        assert torch.equal(resumed.linear.bias, whole.linear.bias)
+        steps = [json.loads(line)["step"] for line in (folder / "train_log.jsonl").read_text().splitlines()]
+        assert steps == list(range(2, 21, 2))
+
+
+def test_a_checkpoint_without_its_mark_is_not_used(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Regression(stop_at=9), tmp_path)
+    newest = newest_checkpoint(tmp_path)
+    assert newest.name == "checkpoint-6"
+    (newest / "complete").unlink()
+    (newest / "trained.safetensors").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path).name == "checkpoint-3"
+    whole, resumed = Regression(), Regression()
+    run(whole, tmp_path.with_name("whole"))
+    run(resumed, tmp_path)
+    assert torch.equal(resumed.linear.weight, whole.linear.weight)
+
+
+def test_a_finished_run_returns_its_weights_without_training(tmp_path):
+    first, second = Regression(), Regression()
+    run(first, tmp_path)
+    run(second, tmp_path)
+    assert second.calls == 0
+    assert torch.equal(first.linear.weight, second.linear.weight)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_other_settings_start_afresh(tmp_path):
+    run(Regression(), tmp_path)
+    other = Regression()
+    run(other, tmp_path, learning_rate=0.01)
+    assert other.calls == 20
+
+
+def test_the_best_weights_are_kept_and_patience_stops(tmp_path):
+    module, figures = Regression(), iter([3.0, 1.0, 2.0, 5.0, 0.5])
+    seen = []
+
+    def evaluate(_):
+        seen.append(module.linear.weight.detach().clone())
+        return {"error": next(figures)}
+
+    result = train(
+        module,
+        DATA,
+        collate=collate,
+        settings=TrainingSettings(steps=10, batch_size=4, evaluate_steps=2, patience=2, learning_rate=0.05),
+        folder=tmp_path,
+        seed=0,
+        evaluate=evaluate,
+        best_by=("error", "min"),
+    )
+    assert len(seen) == 4
+    assert result.best == {"step": 4, "error": 1.0}
+    assert torch.equal(module.linear.weight, seen[1])
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_named(tmp_path):
+    class Diverging(Regression):
+        def forward(self, **batch):
+            out = super().forward(**batch)
+            return {"loss": out["loss"] * (float("nan") if self.calls == 5 else 1.0)}
+
+    with pytest.raises(DivergenceError, match=r"step 5, batch [0-9a-f]{12}"):
+        run(Diverging(), tmp_path)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-3"
+
+
+def test_frozen_parameters_are_neither_trained_nor_saved(tmp_path):
+    module = Regression()
+    run(module, tmp_path)
+    assert torch.equal(module.frozen, torch.ones(3))
+    from safetensors.torch import load_file
+
+    assert sorted(load_file(tmp_path / "final.safetensors")) == ["linear.bias", "linear.weight"]
+
+
+def test_epoch_order_sees_every_example_once_per_epoch():
+    lengths = np.arange(50) % 11
+    for given in (None, lengths):
+        order = epoch_order(50, items=150, batch_size=4, seed=1, lengths=given)
+        for epoch in order.reshape(3, 50):
+            assert sorted(epoch) == list(range(50))
+    batches = epoch_order(48, items=48, batch_size=4, seed=1, lengths=np.arange(48)).reshape(-1, 4)
+    assert (np.ptp(batches, axis=1) == 3).all()
+
+
+def test_steps_and_epochs_exclude_each_other():
+    assert planned_steps(10, TrainingSettings(epochs=2.0, batch_size=4)) == 5
+    for wrong in (TrainingSettings(), TrainingSettings(steps=1, epochs=1.0)):
+        with pytest.raises(RecipeError, match="either steps or epochs"):
+            planned_steps(10, wrong)
