@@ -7,7 +7,7 @@ Defaults suit two CPU cores; `recipes/paper-mbert.toml` holds the paper's settin
 import difflib
 import tomllib
 import types
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -146,6 +146,93 @@ class Phase2Settings(FinetuneSettings):
         factory=lambda: ObjectiveSettings(attention=1.0, hidden=1.0, prediction=1.0), help="weights of the losses"
     )
     target_text: float = option(0.0, "batches of unlabelled target text per batch of labelled source examples")
+
+
+@dataclass(kw_only=True, frozen=True)
+class CompareSettings:
+    """What the students are measured against, besides the undistilled teacher."""
+
+    trimmed: bool = option(True, "the teacher with the trimmed vocabulary only")
+    copied: bool = option(True, "each student without phase 1: copied layers, same phase 2")
+    self_taught: bool = option(False, "each student without the task teacher (ST)")
+    majority: bool = option(True, "always the most frequent label of the training data")
+
+
+@dataclass(kw_only=True, frozen=True)
+class Recipe:
+    """A whole run: from a multilingual teacher to small models for one language pair.
+
+    Paths in a recipe are relative to the recipe's own folder.
+    """
+
+    name: str = option("run", "a short name for the reports")
+    teacher: str = option(help="hub name or folder of the multilingual model; e5-small is the packaged one")
+    source: str = option(help="code of the language with labels, such as en")
+    target: str = option(help="code of the language that the model is for")
+    text: dict[str, list[str]] = option(help="per language, files of plain text, one sentence or paragraph per line")
+    seed: int = option(0, "seed of everything that is drawn")
+    trim: TrimSettings = option(factory=TrimSettings, help="vocabulary reduction")
+    language_sfts: dict[str, str] = option(factory=dict, help="per language, the teacher's language SFT")
+    students: list[StudentSettings] = option(
+        factory=lambda: [StudentSettings(name="lrf2", reduction=2)], help="the students to make"
+    )
+    phase1: Phase1Settings = option(factory=Phase1Settings, help="general bilingual distillation")
+    task: TaskSettings | None = option(None, "the task; without it the run ends after phase 1")
+    finetune: FinetuneSettings = option(factory=FinetuneSettings, help="the task teacher")
+    phase2: Phase2Settings = option(factory=Phase2Settings, help="task distillation")
+    compare: CompareSettings = option(factory=CompareSettings, help="rows to compare with")
+
+
+def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
+    """Read, check and resolve a recipe; its relative paths become absolute.
+
+    Args:
+        path: a TOML file.
+        folder: what relative paths are relative to; default: the recipe's folder.
+
+    Raises:
+        RecipeError: unreadable file, unknown key, wrong type, impossible combination.
+    """
+    recipe = parse(Recipe, load_toml(path), str(path))
+    base = (folder or path.parent).absolute()
+
+    def located(files: list[str]) -> list[str]:
+        return [str(base / file) for file in files]
+
+    languages = {recipe.source, recipe.target}
+    if len(languages) < 2:
+        raise RecipeError(
+            f"{path}: source and target are both {recipe.source!r}; a bilingual student needs two languages"
+        )
+    missing = sorted(languages - recipe.text.keys())
+    if missing:
+        raise RecipeError(f"{path}: text has no files for {', '.join(missing)}: add text.{missing[0]} = [...]")
+    names = [student.name for student in recipe.students]
+    if len(set(names)) != len(names) or not names:
+        raise RecipeError(f"{path}: every student needs a name of its own, not {names}")
+    teacher = recipe.teacher
+    if teacher.startswith((".", "/")) or (base / teacher).is_dir():
+        teacher = str(base / teacher)
+    task = recipe.task
+    if task is not None:
+        task = replace(
+            task,
+            train=located(task.train),
+            dev=located(task.dev),
+            test={language: located(files) for language, files in task.test.items()},
+        )
+        unknown = sorted(task.test.keys() - recipe.text.keys())
+        if unknown:
+            raise RecipeError(f"{path}: task.test has language {unknown[0]!r}, which has no text")
+    return replace(
+        recipe,
+        teacher=teacher,
+        text={language: located(files) for language, files in recipe.text.items()},
+        language_sfts={
+            code: str(base / sft) if (base / sft).is_dir() else sft for code, sft in recipe.language_sfts.items()
+        },
+        task=task,
+    )
 
 
 def _suggest(name: str, known: list[str]) -> str:
