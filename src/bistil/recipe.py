@@ -81,7 +81,8 @@ class StudentSettings:
     name: str = option(help="the student's folder name, such as lrf2")
     reduction: int | None = option(None, "layer reduction factor s: keep every s-th layer")
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
-    depth: int | None = option(None, "number of layers, spread evenly (any depth), instead of a reduction")
+    depth: int | None = option(None, "number of layers (any depth) instead of a reduction")
+    spread: Literal["even", "first", "last"] = option("even", "where a depth takes its layers from")
     start: Literal["copy", "random"] = option("copy", "copied or random weights")
 
 

@@ -1,0 +1,188 @@
+"""The only place that knows where a model family keeps its layers, embeddings, attention and heads.
+
+A path such as "encoder.layer" is relative to the encoder, the model that `AutoModel` builds; under a task head the
+same encoder hangs on the attribute that the head's class names (`base_model_prefix`).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bistil.errors import ArtefactError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Paths and habits of one model type of transformers."""
+
+    model_type: str
+    layers_path: str = "encoder.layer"
+    embeddings_path: str = "embeddings"
+    word_embeddings: str = "embeddings.word_embeddings.weight"
+    depth_field: str = "num_hidden_layers"
+    width_field: str = "hidden_size"
+    heads_field: str = "num_attention_heads"
+    self_attention_path: str = "attention.self"
+    projections: tuple[str, str, str] | None = ("query", "key", "value")
+    """Query, key and value projections below the self-attention; None where one matrix makes all three."""
+    attention_interface: bool = True
+    """Whether attention goes through transformers' `AttentionInterface`; otherwise maps are always computed."""
+    final_norm_path: str | None = None
+    """A layer norm between the last layer and the encoder's output (pre-norm families)."""
+    first_layer_lacks: tuple[tuple[str, str], ...] = ()
+    """(norm, linear) of every layer but the first; a first layer copied from elsewhere takes the norm's gain into the
+    linear map's columns."""
+
+    def encoder(self, model: nn.Module) -> nn.Module:
+        """The model without its task head; the model itself if it has none."""
+        return getattr(model, str(model.base_model_prefix), model)
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        """The encoder's Transformer layers, first to last."""
+        layers = self.encoder(model).get_submodule(self.layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def embeddings(self, model: nn.Module) -> nn.Module:
+        """The module whose output is H_0, (batch, tokens, width)."""
+        return self.encoder(model).get_submodule(self.embeddings_path)
+
+    def self_attention(self, layer: nn.Module) -> nn.Module:
+        """The module of one layer that computes attention probabilities."""
+        return layer.get_submodule(self.self_attention_path)
+
+    def final_norm(self, model: nn.Module) -> nn.Module | None:
+        """The layer norm after the last layer, where the family has one."""
+        return self.encoder(model).get_submodule(self.final_norm_path) if self.final_norm_path else None
+
+    def prefix(self, model: nn.Module) -> str:
+        """What precedes the encoder's parameter names in this model: "bert." under a head, "" without one."""
+        encoder = self.encoder(model)
+        return "" if encoder is model else f"{model.base_model_prefix}."
+
+    def layer_prefix(self, model: nn.Module, layer: int) -> str:
+        """The parameter name prefix of a layer (1-based), such as "bert.encoder.layer.0."."""
+        return f"{self.prefix(model)}{self.layers_path}.{layer - 1}."
+
+    def embedding_parameters(self, model: nn.Module) -> set[str]:
+        """Names of all parameters of the embedding layer (words, positions, token types, their layer norm)."""
+        prefix = f"{self.prefix(model)}{self.embeddings_path}."
+        return {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+
+    def layer_norm_parameters(self, model: nn.Module) -> set[str]:
+        """Names of all parameters of layer norms, wherever they are."""
+        return {
+            f"{path}.{name}"
+            for path, module in model.named_modules()
+            if isinstance(module, nn.LayerNorm)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+
+    def depth(self, config: Any) -> int:
+        """Number of Transformer layers."""
+        return int(getattr(config, self.depth_field))
+
+    def width(self, config: Any) -> int:
+        """Hidden size."""
+        return int(getattr(config, self.width_field))
+
+    def heads(self, config: Any) -> int:
+        """Number of attention heads."""
+        return int(getattr(config, self.heads_field))
+
+    def truncated_config(self, config: Any, layers: list[int]) -> Any:
+        """A copy of the configuration with the given teacher layers (1-based), in this order.
+
+        Layer types (ModernBERT's local and global attention) follow the layers that are copied.
+        """
+        config = copy.deepcopy(config)
+        types = getattr(config, "layer_types", None)
+        setattr(config, self.depth_field, len(layers))
+        if types:
+            config.layer_types = [types[layer - 1] for layer in layers]
+        return config
+
+    def masked_lm_logits(self, model: nn.Module, states: Tensor) -> Tensor:
+        """Apply the masked-language-modelling head to chosen states.
+
+        Args:
+            model: of the family's ...ForMaskedLM class.
+            states: (..., width) outputs of the encoder.
+
+        Returns:
+            (..., vocabulary) logits.
+        """
+        if hasattr(model, "cls"):
+            return model.cls(states)
+        if hasattr(model, "lm_predictions"):
+            return model.lm_predictions(states, model.get_input_embeddings())
+        if hasattr(model, "lm_head"):
+            return model.lm_head(states)
+        if self.model_type == "distilbert":
+            states = model.vocab_layer_norm(model.activation(model.vocab_transform(states)))
+            return model.vocab_projector(states)
+        return model.decoder(model.head(states))
+
+
+_FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(model_type="bert"),
+        Family(model_type="roberta"),
+        Family(model_type="xlm-roberta"),
+        Family(
+            model_type="deberta-v2",
+            projections=("query_proj", "key_proj", "value_proj"),
+            attention_interface=False,
+        ),
+        Family(
+            model_type="distilbert",
+            layers_path="transformer.layer",
+            depth_field="n_layers",
+            width_field="dim",
+            heads_field="n_heads",
+            self_attention_path="attention",
+            projections=("q_lin", "k_lin", "v_lin"),
+        ),
+        Family(
+            model_type="modernbert",
+            layers_path="layers",
+            word_embeddings="embeddings.tok_embeddings.weight",
+            self_attention_path="attn",
+            projections=None,
+            final_norm_path="final_norm",
+            first_layer_lacks=(("attn_norm", "attn.Wqkv"),),
+        ),
+    )
+}
+
+SUPPORTED = tuple(_FAMILIES)
+
+
+def family_of(model_or_config: Any) -> Family:
+    """The family of a model or of its configuration.
+
+    Raises:
+        ArtefactError: a model type that is not supported.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _FAMILIES:
+        raise ArtefactError(f"model type {model_type!r} is not supported; supported are {', '.join(SUPPORTED)}")
+    return _FAMILIES[model_type]
+
+
+@torch.no_grad()
+def fold_gain(norm: nn.LayerNorm, linear: nn.Linear, target: nn.Linear) -> None:
+    """Write into `target` the linear map with the layer norm's gain (and bias) taken into it.
+
+    linear(gain * x + bias) = (weight * gain) x + (weight @ bias + linear's bias).
+    """
+    target.weight.copy_(linear.weight * norm.weight)
+    if target.bias is not None:
+        target.bias.copy_(linear.bias)
+        if norm.bias is not None:
+            target.bias.add_(linear.weight @ norm.bias)
