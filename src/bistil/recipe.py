@@ -9,7 +9,7 @@ import tomllib
 import types
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bistil.errors import RecipeError
 
@@ -33,7 +33,9 @@ def help_of(settings: type, name: str) -> str:
 class TrimSettings:
     """Vocabulary reduction (paper, section 3.1)."""
 
-    threshold: float = option(1e-6, "keep a token whose unigram probability reaches this in any corpus")
+    ALTERNATIVES: ClassVar = (("threshold", "vocabulary_size"),)
+
+    threshold: float | None = option(1e-6, "keep a token whose unigram probability reaches this in any corpus")
     vocabulary_size: int | None = option(None, "keep this many tokens instead, the most probable first")
     keep_characters: bool = option(True, "always keep single-character tokens that the corpora contain")
 
@@ -41,6 +43,8 @@ class TrimSettings:
 @dataclass(kw_only=True, frozen=True)
 class TrainingSettings:
     """How one training run is carried out; what is trained is the caller's business."""
+
+    ALTERNATIVES: ClassVar = (("steps", "epochs"),)
 
     steps: int | None = option(None, "optimizer steps; give either steps or epochs")
     epochs: float | None = option(None, "passes over the training data")
@@ -78,6 +82,8 @@ class ObjectiveSettings:
 class StudentSettings:
     """Which teacher layers a student starts from (paper, section 3.2)."""
 
+    ALTERNATIVES: ClassVar = (("reduction", "layers", "depth"),)
+
     name: str = option(help="the student's folder name, such as lrf2")
     reduction: int | None = option(None, "layer reduction factor s: keep every s-th layer")
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
@@ -102,6 +108,12 @@ class Phase1Settings:
 @dataclass(kw_only=True, frozen=True)
 class SparseSettings:
     """Lottery-ticket sparse fine-tuning (Ansell et al. 2022, section 3)."""
+
+    ALTERNATIVES: ClassVar = (
+        ("density", "count"),
+        ("dense_epochs", "dense_steps"),
+        ("sparse_epochs", "sparse_steps"),
+    )
 
     density: float | None = option(0.08, "share of the maskable entries that stay free in the sparse phase")
     count: int | None = option(None, "number of free entries instead of a density")
@@ -241,13 +253,14 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
 
 
-def parse(settings: type[Settings], values: Any, where: str) -> Settings:
+def parse(settings: type[Settings], values: Any, where: str, *, base: Settings | None = None) -> Settings:
     """Build a settings dataclass from plain values, checking names and types.
 
     Args:
         settings: a dataclass type of this module.
         values: what TOML or JSON gave for it.
         where: how to name the place in messages, such as "recipe.toml: phase1.training".
+        base: where keys that are not given come from, instead of the class's own defaults.
 
     Raises:
         RecipeError: unknown key (with the nearest known one), missing key, or value of another type.
@@ -256,24 +269,38 @@ def parse(settings: type[Settings], values: Any, where: str) -> Settings:
         raise RecipeError(f"{where} must be a table, not {values!r}")
     hints = get_type_hints(settings)
     known: dict[str, Field[Any]] = {f.name: f for f in fields(settings)}  # type: ignore[arg-type]
-    for name in values:
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
         if name not in known:
             raise RecipeError(f"{where}: unknown key {name!r}; {_suggest(name, list(known))}")
-    parsed = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+        parsed[name] = _value(hints[name], value, f"{where}.{name}", base=_default(known[name], base))
+    for group in getattr(settings, "ALTERNATIVES", ()):
+        given = [name for name in group if parsed.get(name) is not None]
+        if len(given) > 1:
+            raise RecipeError(f"{where}: give only one of {' and '.join(map(repr, given))}")
+        if given:
+            # Whoever says steps does not want the default epochs as well.
+            parsed.update({name: None for name in group if name != given[0]})
+    if base is not None:
+        return replace(base, **parsed)  # type: ignore[type-var]
     for name, one in known.items():
         if name not in parsed and one.default is MISSING and one.default_factory is MISSING:
             raise RecipeError(f"{where}: {name!r} is missing ({one.metadata.get('help', '')})")
     return settings(**parsed)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _default(one: Field[Any], base: Any) -> Any:
+    if base is not None:
+        return getattr(base, one.name)
+    return one.default_factory() if one.default_factory is not MISSING else None
+
+
+def _value(hint: Any, value: Any, where: str, *, base: Any = None) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None or (value is False and type(None) in arguments):
-            if type(None) in arguments:
-                return None
-            raise RecipeError(f"{where} must be given")
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where, base=base)
     if origin is Literal:
         if value not in arguments:
             raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
@@ -286,8 +313,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise RecipeError(f"{where} must be a table, not {value!r}")
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if is_dataclass(hint):
-        return parse(hint, value, where)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return parse(hint, value, where, base=base)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
