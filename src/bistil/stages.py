@@ -1,0 +1,189 @@
+"""A run's folder: which stages are done, for which inputs, in what time and memory.
+
+A stage is a function of its inputs. Its record carries a digest of them; when the digest is the same the stage is
+skipped, when it is another the stage is done again, and what was left of an interrupted one is gone on with.
+"""
+
+import fcntl
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from bistil.artefacts import json_digest, read_json, write_json
+from bistil.errors import InputError
+
+# How often memory is sampled and the time spent is put on record, in seconds.
+SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage came to, whether it ran now or before."""
+
+    name: str
+    digest: str
+    figures: dict[str, Any]
+    seconds: float
+    peak_memory: int
+    skipped: bool
+
+
+class RunFolder:
+    """The output folder of one run; a context manager, for one process works in it at a time.
+
+    Layout: `run.json` (what the run is), `stages/NAME.json` (finished stages), `work/NAME/` (checkpoints and caches of
+    stages that are under way), beside the results themselves.
+
+    Args:
+        folder: the output folder; made if it is missing.
+        identity: what makes this run this run, such as teacher, languages, task and seed.
+
+    Raises:
+        InputError: the folder holds something else, or another run, or another process works in it.
+    """
+
+    def __init__(self, folder: Path, *, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        mark = folder / "run.json"
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file: name a folder as output")
+        if mark.exists():
+            known = read_json(mark).get("identity", {})
+            other = [key for key in identity if known.get(key) != identity[key]]
+            if other:
+                raise InputError(
+                    f"{folder} holds another run ({other[0]} is {known.get(other[0])!r} there and "
+                    f"{identity[other[0]]!r} here): name another output folder or remove it"
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run of bistil: name another output folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not mark.exists():
+            write_json(mark, {"identity": identity})
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"another process is working in {folder}: wait for it or name another folder") from error
+        self.results: list[StageResult] = []
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def stage(
+        self, name: str, inputs: dict[str, Any], outputs: list[Path], action: Callable[[Path], dict[str, Any]]
+    ) -> StageResult:
+        """Do a stage, or skip it when it was done with the same inputs and its outputs are there.
+
+        Args:
+            name: also the name of the stage's record and work folder.
+            inputs: plain values that decide the result: settings, and digests of files and of earlier stages.
+            outputs: what the stage writes; removed before it is done again.
+            action: gets the work folder and returns plain figures for the record.
+        """
+        digest = json_digest({"stage": name, **inputs})
+        record = self.folder / "stages" / f"{name}.json"
+        if record.exists():
+            known = read_json(record)
+            if known["digest"] == digest and all(path.exists() for path in outputs):
+                result = StageResult(
+                    name, digest, known["figures"], known["seconds"], known["peak_memory_bytes"], skipped=True
+                )
+                self.results.append(result)
+                _say(f"{name}: done before, skipped")
+                return result
+        work = self.folder / "work" / name
+        clock = work / "clock.json"
+        earlier = read_json(clock) if clock.exists() else {}
+        if earlier.get("digest") != digest:
+            # Whatever lies here belongs to other inputs; going on from it would mix two runs.
+            shutil.rmtree(work, ignore_errors=True)
+            earlier = {}
+        work.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+        for path in outputs:
+            _remove(path)
+        _say(f"{name}: {'going on' if earlier else 'started'}")
+        with _metered(clock, digest, earlier) as meter:
+            figures = action(work)
+        write_json(
+            record,
+            {
+                "digest": digest,
+                "figures": figures,
+                "seconds": round(meter.seconds, 2),
+                "peak_memory_bytes": meter.peak,
+                "inputs": inputs,
+            },
+        )
+        shutil.rmtree(work, ignore_errors=True)
+        result = StageResult(name, digest, figures, round(meter.seconds, 2), meter.peak, skipped=False)
+        self.results.append(result)
+        _say(f"{name}: done in {meter.seconds:.0f} s, peak memory {meter.peak / 2**30:.1f} GiB")
+        return result
+
+
+class _Meter:
+    """Wall time and peak resident memory of this process, put on record while it runs."""
+
+    def __init__(self, clock: Path, digest: str, earlier: dict[str, Any]) -> None:
+        self.clock, self.digest = clock, digest
+        self.before, self.peak = float(earlier.get("seconds", 0.0)), int(earlier.get("peak_memory_bytes", 0))
+        self.started = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def _put(self) -> None:
+        write_json(self.clock, {"digest": self.digest, "seconds": self.seconds, "peak_memory_bytes": self.peak})
+
+    def _watch(self) -> None:
+        process, last = psutil.Process(), 0.0
+        while True:
+            self.peak = max(self.peak, process.memory_info().rss)
+            if time.monotonic() - last >= RECORD_SECONDS:
+                self._put()
+                last = time.monotonic()
+            if self._stop.wait(SAMPLE_SECONDS):
+                return
+
+
+@contextmanager
+def _metered(clock: Path, digest: str, earlier: dict[str, Any]) -> Iterator[_Meter]:
+    meter = _Meter(clock, digest, earlier)
+    meter._put()
+    meter._thread.start()
+    try:
+        yield meter
+    finally:
+        meter._stop.set()
+        meter._thread.join()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    print(f"[bistil] {text}", file=sys.stderr, flush=True)
