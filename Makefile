@@ -1,0 +1,49 @@
+# The habits of the project. `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run side by side, one per core; each then needs one thread of its own.
+TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench docs wheel clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+install: $(VENV)/installed  ## a virtual environment with the locked dependencies
+
+demo: install  ## a real bilingual model out of a real multilingual one, in runs/demo
+	$(BIN)/bistil demo --output runs/demo
+
+test: install  ## the test suite
+	$(TEST) tests
+
+check: install  ## formatter, linter, type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## the speed and memory ratios of docs/performance.md
+	$(BIN)/python benchmarks/phase1_step.py
+	$(BIN)/python benchmarks/trim.py
+	$(BIN)/python benchmarks/sparse.py
+
+docs: install  ## the recipe reference, written from the code
+	$(BIN)/python docs/make_recipe_reference.py
+
+wheel: install  ## a wheel in dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what can be made again (not runs/)
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
