@@ -129,7 +129,8 @@ def train(
     Args:
         module: `forward(**batch)` returns a mapping with "loss" and scalar terms, which are logged. If it has
             `clip_groups()`, gradients are clipped in each of these lists of parameters on its own.
-        train_data: examples; an attribute `ordered = True` says that index order is training order.
+        train_data: examples; an attribute `ordered = True` says that index order is training order, a method
+            `training_order(items=, batch_size=, seed=)` draws it; `epoch_size` says what an epoch is if not all.
         collate: list of examples to batch; a str under "language" is passed through for messages.
         folder: work folder of this run alone; checkpoints are removed at the end.
         seed: draws the order of the data and dropout.
@@ -141,7 +142,7 @@ def train(
         DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
         RecipeError: settings that cannot be carried out.
     """
-    steps = planned_steps(len(train_data), settings)
+    steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}
     finished = _open_folder(folder, json_digest(identity))
     if finished is not None:
@@ -150,8 +151,11 @@ def train(
 
     data: Any = train_data
     if not getattr(train_data, "ordered", False):
-        items = steps * settings.batch_size
-        order = epoch_order(len(train_data), items=items, batch_size=settings.batch_size, seed=seed, lengths=lengths)
+        wanted = {"items": steps * settings.batch_size, "batch_size": settings.batch_size, "seed": seed}
+        if hasattr(train_data, "training_order"):
+            order = train_data.training_order(**wanted)
+        else:
+            order = epoch_order(len(train_data), lengths=lengths, **wanted)
         data = Ordered(train_data, order)
 
     trainer = _Trainer(
