@@ -1,0 +1,65 @@
+"""Names to models: hub names, folders, and the teacher that comes with a package."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from bistil.errors import ArtefactError, InputError
+
+PACKAGED = "e5-small"
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` takes for a model's name.
+
+    `e5-small` becomes the folder of the packaged teacher (decoded on first use), an existing folder stays itself, and
+    anything else is taken for a name on the Hugging Face hub.
+
+    Raises:
+        InputError: the name is empty, or it is written as a path and there is no such folder.
+        ArtefactError: the folder holds no model.
+        MissingExtraError: `e5-small` is asked for and its package is not installed.
+    """
+    if name == PACKAGED:
+        from bistil.pretrained import e5_small_folder
+
+        return str(e5_small_folder())
+    if not name.strip():
+        raise InputError("the model's name is empty: give a folder, a hub name, or e5-small")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ArtefactError(f"{name} holds no model: config.json is missing")
+        return str(folder)
+    if folder.is_file():
+        raise InputError(f"{name} is a file: name the model's folder, which holds config.json")
+    if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1:
+        raise InputError(f"no such folder: {name}")
+    return name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a model, by any name that `resolve_model` takes.
+
+    Raises:
+        InputError: there is no such model, or the hub cannot be reached and the model is not in its cache.
+        ArtefactError: the tokenizer's files are damaged, or it has no fast form (no tokenizer.json).
+    """
+    resolved = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved)
+    except OSError as error:
+        if Path(resolved).is_dir():
+            raise ArtefactError(f"{name} has no tokenizer: {_first_line(error)}") from error
+        raise InputError(
+            f"no model {name!r}: not a folder, and not on the hub or the hub cannot be reached ({_first_line(error)})"
+        ) from error
+    except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
+        raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ArtefactError(f"{name} has a slow tokenizer only; save it with a tokenizer.json (AutoTokenizer, fast)")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
