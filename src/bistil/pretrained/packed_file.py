@@ -103,7 +103,7 @@ def read_packed_file(path: Path) -> PackedFile:
 
 def _parse(path: Path, data: NDArray[np.uint8]) -> PackedFile:
     at = 8
-    buffer = memoryview(data)
+    buffer = data.data
 
     def take(layout: str) -> tuple:
         nonlocal at
