@@ -1,0 +1,90 @@
+"""Writes docs/recipe.md from the dataclasses of `bistil.recipe`: `make docs`."""
+
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from bistil.recipe import Recipe
+
+INTRODUCTION = """# The recipe
+
+A recipe is a TOML file. `bistil run RECIPE.toml --check` says what is wrong with it without doing any work;
+relative paths are relative to the recipe's own folder. Every table may be left out or given in part: what is not given
+keeps its default. This page is written from the code (`make docs`).
+
+Shortest recipe, for your own language and labels:
+
+```toml
+teacher = "xlm-roberta-base"     # a hub name, a folder, or e5-small
+source = "en"                    # the language with labels
+target = "sw"                    # the language that the model is for
+
+[text]                           # plain text, one sentence or paragraph per line; .gz is fine
+en = "english.txt"
+sw = ["news.sw.txt", "web.sw.txt.gz"]
+
+[task]
+kind = "sequence-classification" # or token-classification, dependency-parsing, question-answering
+train = "train.en.jsonl"         # {"text": "...", "label": "..."} per line
+dev = "dev.en.jsonl"
+test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
+```
+"""
+
+
+def main() -> None:
+    """Write the page beside this script."""
+    lines = [INTRODUCTION, *section(Recipe, "")]
+    Path(__file__).with_name("recipe.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def section(settings: type, path: str) -> list[str]:
+    """A table of one settings class, and those of the classes inside it."""
+    hints = get_type_hints(settings)
+    title = f"`[{path}]`" if path else "Top level"
+    lines = [f"## {title}", "", (settings.__doc__ or "").split("\n\n")[0], "", "| key | type | default | meaning |"]
+    lines.append("| --- | --- | --- | --- |")
+    below: list[str] = []
+    for one in fields(settings):
+        inner = next((t for t in (hints[one.name], *get_args(hints[one.name])) if is_dataclass(t)), None)
+        lines.append(f"| `{one.name}` | {kind(hints[one.name])} | {default(one)} | {one.metadata['help']} |")
+        if isinstance(inner, type):
+            name = f"{path}.{one.name}" if path else one.name
+            below += section(inner, f"[{name}]" if get_origin(hints[one.name]) is list else name)
+    return [*lines, "", *below]
+
+
+def kind(hint: Any) -> str:
+    """A type as a reader of TOML would say it."""
+    arguments = [a for a in get_args(hint) if a is not type(None)]
+    if is_dataclass(hint):
+        return "table"
+    if get_origin(hint) is dict:
+        return "table of " + kind(arguments[1])
+    if get_origin(hint) is list:
+        return "list of " + kind(arguments[0])
+    if isinstance(hint, type):
+        return {"str": "text", "int": "whole number", "float": "number", "bool": "true/false"}[hint.__name__]
+    if all(isinstance(a, str) for a in arguments):
+        return " / ".join(f"`{a}`" for a in arguments)
+    return kind(arguments[0]) + ", or none"
+
+
+def default(one: Field[Any]) -> str:
+    """A field's default for the table; tables of their own show theirs below."""
+    if one.default is not MISSING:
+        return (
+            "none"
+            if one.default is None
+            else f"`{str(one.default).lower() if one.default in (True, False) else one.default}`"
+        )
+    if one.default_factory is MISSING:
+        return "must be given"
+    value = one.default_factory()
+    if is_dataclass(value) or value in ([], {}):
+        return "see below" if is_dataclass(value) else "empty"
+    return "one student, LRF 2"
+
+
+if __name__ == "__main__":
+    main()
