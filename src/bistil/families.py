@@ -115,16 +115,16 @@ class Family:
         Returns:
             (..., vocabulary) logits.
         """
-        if hasattr(model, "cls"):
-            return model.cls(states)
-        if hasattr(model, "lm_predictions"):
-            return model.lm_predictions(states, model.get_input_embeddings())
-        if hasattr(model, "lm_head"):
-            return model.lm_head(states)
+        head: Any = model
+        if hasattr(head, "cls"):
+            return head.cls(states)
+        if hasattr(head, "lm_predictions"):
+            return head.lm_predictions(states, head.get_input_embeddings())
+        if hasattr(head, "lm_head"):
+            return head.lm_head(states)
         if self.model_type == "distilbert":
-            states = model.vocab_layer_norm(model.activation(model.vocab_transform(states)))
-            return model.vocab_projector(states)
-        return model.decoder(model.head(states))
+            return head.vocab_projector(head.vocab_layer_norm(head.activation(head.vocab_transform(states))))
+        return head.decoder(head.head(states))
 
 
 _FAMILIES = {
@@ -176,9 +176,10 @@ def family_of(model_or_config: Any) -> Family:
 
 
 @torch.no_grad()
-def fold_gain(norm: nn.LayerNorm, linear: nn.Linear, target: nn.Linear) -> None:
+def fold_gain(norm: Any, linear: Any, target: Any) -> None:
     """Write into `target` the linear map with the layer norm's gain (and bias) taken into it.
 
+    All three are modules: a LayerNorm and two Linear of one shape.
     linear(gain * x + bias) = (weight * gain) x + (weight @ bias + linear's bias).
     """
     target.weight.copy_(linear.weight * norm.weight)
