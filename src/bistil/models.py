@@ -38,6 +38,31 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def model_folder(name: str) -> Path:
+    """The folder of a model by any name that `resolve_model` takes; a hub name is downloaded to the hub's cache.
+
+    Raises:
+        InputError: there is no such model, or the hub cannot be reached and the model is not in its cache.
+        ArtefactError: the folder holds no model.
+    """
+    resolved = resolve_model(name)
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.md"]
+    try:
+        folder = Path(snapshot_download(resolved, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"no model {name!r}: not a folder, and not on the hub or the hub cannot be reached ({_first_line(error)})"
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ArtefactError(f"{name} on the hub holds no model: config.json is missing")
+    return folder
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a model, by any name that `resolve_model` takes.
 
