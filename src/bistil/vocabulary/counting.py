@@ -1,0 +1,196 @@
+"""How often each token occurs in a text: counted once per file, kept on disk, merged by addition."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from bistil.artefacts import file_digest, json_digest, whole_file
+from bistil.errors import ArtefactError, InputError
+from bistil.vocabulary.text_files import line_batches
+from bistil.vocabulary.tokenizer_state import Vocabulary
+
+# Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.
+# A shorter text is counted whole.
+COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES = 1_000, 50, 2_000
+COUNTS_SUFFIX = ".counts"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCounts:
+    """Occurrences of each token in some text.
+
+    Attributes:
+        counts: (vocabulary size,) int64; special tokens that a model adds around a text are not counted.
+        lines, words, characters: size of the text; a word is what stands between white space.
+        tokenizer: digest of the tokenizer that counted.
+        sources: SHA-256 of each counted file.
+    """
+
+    counts: np.ndarray
+    lines: int
+    words: int
+    characters: int
+    tokenizer: str
+    sources: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of tokens."""
+        return int(self.counts.sum())
+
+    def __add__(self, other: "TokenCounts") -> "TokenCounts":
+        """Counts of both texts together.
+
+        Raises:
+            InputError: they were counted with different tokenizers.
+        """
+        if self.tokenizer != other.tokenizer:
+            raise InputError("counts of two different tokenizers cannot be merged: count again with one tokenizer")
+        return TokenCounts(
+            self.counts + other.counts,
+            self.lines + other.lines,
+            self.words + other.words,
+            self.characters + other.characters,
+            self.tokenizer,
+            self.sources + other.sources,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the counts as one safetensors file."""
+        facts = {key: value for key, value in asdict(self).items() if key != "counts"}
+        with whole_file(path) as partial:
+            save_file({"counts": self.counts}, partial, metadata={"bistil_counts": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenCounts":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file is missing.
+            ArtefactError: the file is damaged or holds something else.
+        """
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: no such file")
+        try:
+            with safe_open(path, framework="numpy") as stored:
+                facts = json.loads(stored.metadata()["bistil_counts"])
+                counts = stored.get_tensor("counts")
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"{path} holds no token counts; remove it and count again") from error
+        return cls(counts, **{**facts, "sources": tuple(facts["sources"])})
+
+
+def counting_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer of a state without padding and truncation."""
+    return Tokenizer.from_str(json.dumps({**vocabulary.state, "padding": None, "truncation": None}))
+
+
+def count_file(
+    vocabulary: Vocabulary,
+    path: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> TokenCounts:
+    """Count the tokens of one text file, or read the counts of one that was counted before.
+
+    The file streams through in batches; memory does not grow with it. The tokenizers library encodes a batch on all
+    cores (unless TOKENIZERS_PARALLELISM=false) while the ids of the batch before are summed up.
+
+    Args:
+        path: text, one sentence or paragraph a line, plain or .gz or .zst; or a `.counts` file.
+        tokenizer: that of `counting_tokenizer(vocabulary)`, to build it once for several files.
+        cache: folder of finished counts, named after the content of the file and the tokenizer.
+        progress: called with the number of bytes of the file that each batch took.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8 or holds no text, or its counts are another tokenizer's.
+    """
+    if path.suffix == COUNTS_SUFFIX:
+        counted = TokenCounts.load(path)
+        if counted.tokenizer != vocabulary.digest:
+            raise InputError(f"{path} was counted with another tokenizer: count the text again")
+        return counted
+    digest = file_digest(path)
+    name = json_digest([digest, vocabulary.digest, COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES])[:32]
+    kept = cache / f"{name}{COUNTS_SUFFIX}" if cache is not None else None
+    if kept is not None and kept.is_file():
+        return TokenCounts.load(kept)
+    tokenizer = tokenizer or counting_tokenizer(vocabulary)
+    sizes = np.zeros(3, dtype=np.int64)
+    counts = np.zeros(len(vocabulary), dtype=np.int64)
+
+    def encode(lines: list[str]) -> list[Sequence[int]]:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
+
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        pending = None
+        for lines in _counted_lines(path, progress):
+            following = worker.submit(encode, lines)
+            sizes += (len(lines), sum(len(line.split()) for line in lines), sum(map(len, lines)))
+            if pending is not None:
+                counts += _occurrences(pending.result(), len(vocabulary))
+            pending = following
+        if pending is not None:
+            counts += _occurrences(pending.result(), len(vocabulary))
+    if not counts.any():
+        raise InputError(f"{path} holds no text: give a file with at least one line that is not blank")
+    lines_, words, characters = map(int, sizes)
+    counted = TokenCounts(counts, lines_, words, characters, vocabulary.digest, (digest,))
+    if kept is not None:
+        counted.save(kept)
+    return counted
+
+
+def held_out_lines(path: Path) -> tuple[list[str], bool]:
+    """Lines of a text file on which to check a trimmed vocabulary.
+
+    Returns:
+        The lines, and whether they were left out of the counts; a text too short for that gives its counted lines.
+        A file of counts gives none.
+    """
+    if path.suffix == COUNTS_SUFFIX:
+        return [], True
+    first: list[str] = []
+    held: list[str] = []
+    done = 0
+    for lines in line_batches(path):
+        if len(first) < COUNTED_FIRST:
+            first += lines[: COUNTED_FIRST - len(first)]
+        held += lines[_held_out(done, len(lines))]
+        done += len(lines)
+        if done >= COUNTED_FIRST + HELD_OUT_EVERY * HELD_OUT_LINES:
+            break
+    held = [line for line in held if line.strip()]
+    return (held, True) if held else ([line for line in first if line.strip()], False)
+
+
+def _held_out(done: int, size: int) -> slice:
+    """Which lines of a batch are held out, when `done` lines of the file came before it."""
+    start = COUNTED_FIRST + HELD_OUT_EVERY - 1
+    if done > start:
+        start += -(-(done - start) // HELD_OUT_EVERY) * HELD_OUT_EVERY
+    stop = COUNTED_FIRST + HELD_OUT_EVERY * HELD_OUT_LINES
+    return slice(min(start - done, size), max(min(stop - done, size), 0), HELD_OUT_EVERY)
+
+
+def _counted_lines(path: Path, progress: Callable[[int], None] | None) -> Iterator[list[str]]:
+    done = 0
+    for lines in line_batches(path, progress=progress):
+        out = _held_out(done, len(lines))
+        done += len(lines)
+        del lines[out]
+        yield [line for line in lines if line and not line.isspace()]
+
+
+def _occurrences(ids: list[Sequence[int]], size: int) -> np.ndarray:
+    return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), minlength=size)

@@ -1,0 +1,296 @@
+"""Vocabulary reduction (paper, section 3.1): cut a vocabulary to what the corpora use, and prove the rest equal.
+
+count the corpora -> choose the tokens -> trim tokenizer, weights and configurations -> verify -> write
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.errors import ArtefactError, InputError
+from bistil.models import load_tokenizer, resolve_model
+from bistil.recipe import TrimSettings, to_dict
+from bistil.vocabulary import weights
+from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
+from bistil.vocabulary.report import Size, TrimReport, corpus_report
+from bistil.vocabulary.selection import read_keep_list, select
+from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, trim_state
+from bistil.vocabulary.verification import (
+    TextCheck,
+    check_special_tokens,
+    check_text,
+    compare_outputs,
+    model_batches,
+    outputs,
+)
+
+MAP_FILE, REPORT_FILE = "vocabulary_map.safetensors", "trim_report.json"
+# Everything else that a tokenizer saves holds the full vocabulary (sentencepiece models, vocab.txt, merges.txt).
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def trim_vocabulary(
+    model: str | Path,
+    texts: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    settings: TrimSettings | None = None,
+    keep: Path | None = None,
+    verify: bool = True,
+    counts: Path | None = None,
+    replace: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> TrimReport:
+    """Write a copy of a model whose vocabulary is cut to the tokens that its corpora use.
+
+    The output is an ordinary Hugging Face folder, with `trim_report.json` (the returned report) and
+    `vocabulary_map.safetensors` (the int64 tensor `kept_ids`: new id -> old id).
+
+    Args:
+        model: checkpoint folder or hub name, of any architecture of transformers, with or without a head.
+        texts: language -> text files (plain, .gz, .zst, or .counts files of earlier counting).
+        keep: file of tokens or words to keep besides, one a line.
+        verify: check, before anything is written, that lines without dropped tokens get the same tokens and hidden
+            states and logits.
+        counts: folder where the counts of each file are kept for the next time.
+        replace: an output folder that exists gives way.
+        progress: called with the number of bytes of text read after each batch.
+
+    Raises:
+        InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, the tokenizer is of an
+            unknown kind, or the output exists.
+        ArtefactError: the checkpoint is damaged, does not fit its tokenizer, or the trimmed model is not equal.
+    """
+    settings = settings or TrimSettings()
+    if output.exists() and not replace and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} already exists: name another output folder or remove it")
+    name = resolve_model(str(model))
+    tokenizer = load_tokenizer(name)
+    vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
+    plain = counting_tokenizer(vocabulary)
+    counted = count_corpora(vocabulary, texts, tokenizer=plain, cache=counts, progress=progress)
+
+    loaded, absent = weights.load_model(name)
+    rows = weights.embedding_rows(loaded)
+    weights.check_rows(name, rows, len(vocabulary))
+    required = {
+        "special": vocabulary.required["special"] | set(tokenizer.all_special_ids),
+        "config": weights.fixed_ids(loaded, len(vocabulary)),
+        "keep_list": read_keep_list(keep, vocabulary, plain) if keep is not None else set(),
+    }
+    selection = select(vocabulary, counted, settings, required=required)
+    kept, before = selection.kept, _size(loaded, len(vocabulary))
+    state = trim_state(vocabulary, kept)
+    trimmed = Tokenizer.from_str(json.dumps({**state, "padding": None, "truncation": None}))
+    checks = _check_corpora(vocabulary, plain, trimmed, kept, texts)
+
+    batches = model_batches(checks, kept, required["special"]) if verify else []
+    expected = outputs(loaded, batches, torch.from_numpy(kept))
+    names = weights.trim_model(loaded, torch.from_numpy(kept), len(vocabulary))
+    after = _size(loaded, len(kept))
+    with whole_folder(output, replace=replace) as folder:
+        _write_model(loaded, absent, name, kept, len(vocabulary), folder)
+        reloaded = _write_tokenizer(tokenizer, state, kept, folder)
+        del loaded
+        verified = None
+        if verify:
+            verified = _verify(folder, tokenizer, reloaded, kept, checks, batches, expected)
+        report = TrimReport(
+            model=str(model),
+            family=vocabulary.family,
+            settings=to_dict(settings),
+            before=before,
+            after=after,
+            spare_rows=rows - len(vocabulary),
+            kept=selection.reasons,
+            corpora={corpus: corpus_report(vocabulary, one, kept, checks[corpus]) for corpus, one in counted.items()},
+            missing_characters=selection.missing_characters,
+            unreachable=selection.unreachable,
+            tokenizer_class=type(reloaded).__name__,
+            parameters=names,
+            verified=verified,
+        )
+        _write_records(report, kept, len(vocabulary), folder)
+    return report
+
+
+def kept_ids(folder: Path) -> torch.Tensor:
+    """New id -> old id of a trimmed model: (vocabulary size,) int64, ascending.
+
+    Raises:
+        ArtefactError: the folder holds no vocabulary map.
+    """
+    try:
+        with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
+            return stored.get_tensor("kept_ids")
+    except Exception as error:
+        raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+
+
+def count_corpora(
+    vocabulary: Vocabulary,
+    texts: Mapping[str, Sequence[Path]],
+    *,
+    tokenizer: Tokenizer | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, TokenCounts]:
+    """Count the tokens of each corpus; the counts of its files are added up.
+
+    Raises:
+        InputError: there is no corpus, or one has no file, or a file cannot be counted.
+    """
+    if not texts or not all(texts.values()):
+        raise InputError("no text to count: name at least one text file for each language")
+    tokenizer = tokenizer or counting_tokenizer(vocabulary)
+    counted: dict[str, TokenCounts] = {}
+    for corpus, files in texts.items():
+        for path in files:
+            one = count_file(vocabulary, Path(path), tokenizer=tokenizer, cache=cache, progress=progress)
+            counted[corpus] = counted[corpus] + one if corpus in counted else one
+    return counted
+
+
+def _check_corpora(
+    vocabulary: Vocabulary,
+    full: Tokenizer,
+    trimmed: Tokenizer,
+    kept: np.ndarray,
+    texts: Mapping[str, Sequence[Path]],
+) -> dict[str, TextCheck]:
+    checks = {}
+    for corpus, files in texts.items():
+        parts = [held_out_lines(Path(path)) for path in files]
+        held = any(lines and out for lines, out in parts)
+        # Where one file of a corpus is long enough to hold lines out, the short ones are not checked.
+        lines = [line for some, out in parts if out is held for line in some]
+        checks[corpus] = check_text(vocabulary, full, trimmed, kept, lines, held_out=held)
+    return checks
+
+
+def _verify(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    reloaded: PreTrainedTokenizerFast,
+    kept: np.ndarray,
+    checks: Mapping[str, TextCheck],
+    batches: Sequence[torch.Tensor],
+    expected: list[dict[str, torch.Tensor]],
+) -> dict[str, Any]:
+    problems = [problem for check in checks.values() for problem in check.problems]
+    problems += check_special_tokens(tokenizer, reloaded, kept)
+    if problems:
+        raise ArtefactError(f"trimming would change the tokenizer in {len(problems)} places: {problems[0]}")
+    model, _ = weights.load_model(str(folder))
+    new_ids = [torch.from_numpy(np.searchsorted(kept, batch.numpy())) for batch in batches]
+    tensors, largest = compare_outputs(expected, outputs(model, new_ids))
+    if largest > 1e-4:
+        raise ArtefactError(f"trimming would change the model's outputs, by up to {largest:g}")
+    return {
+        "unchanged_lines": sum(check.unchanged for check in checks.values()),
+        "tensors": tensors,
+        "positions": sum(batch.numel() for batch in batches),
+        "largest_difference": largest,
+    }
+
+
+def _write_model(
+    model: PreTrainedModel, absent: set[str], name: str, kept: np.ndarray, tokens: int, folder: Path
+) -> None:
+    # What the checkpoint lacked is random in memory; it stays lacking.
+    state = {key: value for key, value in model.state_dict().items() if key not in absent} if absent else None
+    model.save_pretrained(folder, state_dict=state)
+    source = Path(name)
+    if not source.is_dir():
+        return
+    if (source / "generation_config.json").is_file() and not (folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(source)
+        weights.renumber_config(generation, kept, tokens)
+        generation.save_pretrained(folder)
+    # A sentence-transformers folder describes its pooling and dense modules beside the model.
+    for extra in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (source / extra).is_file():
+            shutil.copyfile(source / extra, folder / extra)
+    if (source / "modules.json").is_file():
+        for module in read_json(source / "modules.json"):
+            if module.get("path") and (source / module["path"]).is_dir():
+                shutil.copytree(source / module["path"], folder / module["path"])
+
+
+def _write_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, state: dict[str, Any], kept: np.ndarray, folder: Path
+) -> PreTrainedTokenizerFast:
+    """Write the trimmed tokenizer and load it again: under its own class if that gives what was written, else under
+    the plain fast class (some classes of transformers 5 build a tokenizer of their own from the vocabulary)."""
+    new = {int(old): i for i, old in enumerate(kept)}
+    known = {path.name for path in folder.iterdir()}
+    tokenizer.save_pretrained(folder)
+    for path in list(folder.iterdir()):
+        if path.name not in known and path.name not in TOKENIZER_FILES:
+            path.unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    config_path = folder / "tokenizer_config.json"
+    config = read_json(config_path)
+    for key, value in config.items():
+        if (key.endswith("_token_id") or key == "unk_id") and isinstance(value, int):
+            config[key] = new[value]
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] = {
+            str(new[int(i)]): token for i, token in config["added_tokens_decoder"].items()
+        }
+    for kind in (config.get("tokenizer_class"), "PreTrainedTokenizerFast"):
+        config["tokenizer_class"] = kind
+        write_json(config_path, config)
+        loaded = AutoTokenizer.from_pretrained(folder)
+        if read_vocabulary(json.loads(loaded.backend_tokenizer.to_str())).digest == read_vocabulary(state).digest:
+            return loaded
+    raise ArtefactError("the trimmed tokenizer does not load as it was written; please report this tokenizer")
+
+
+def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Path) -> None:
+    save_file(
+        {"kept_ids": torch.from_numpy(kept)},
+        folder / MAP_FILE,
+        metadata={"full_size": str(tokens), "parameters": json.dumps(report.parameters)},
+    )
+    write_json(folder / REPORT_FILE, report.to_dict())
+    record = {
+        "kind": "trimmed vocabulary",
+        "recipe": {"trim": report.settings},
+        "versions": {package: version(package) for package in ("bistil", "torch", "transformers", "tokenizers")},
+        "inputs": {corpus: one.sources for corpus, one in report.corpora.items()},
+        "parents": [report.model],
+        "metrics": {"tokens": report.after.tokens, "parameters": report.after.parameters},
+    }
+    write_json(folder / "bistil.json", record)
+    lines = [
+        "---\nlibrary_name: transformers\ntags:\n- bistil\n- vocabulary-trimming\n---\n",
+        f"# {Path(report.model).name}, vocabulary trimmed to {', '.join(report.corpora)}\n",
+        f"{report.before.tokens:,} tokens became {report.after.tokens:,}, {report.before.parameters / 1e6:.1f}M "
+        f"parameters {report.after.parameters / 1e6:.1f}M. Text of kept tokens keeps its tokens and hidden states.\n",
+        "| corpus | tokens covered | tokens per word, before | after |\n| --- | --- | --- | --- |",
+    ]
+    for corpus, one in report.corpora.items():
+        figures = ["-" if x is None else f"{x:.3f}" for x in (one.fertility, one.trimmed_fertility)]
+        lines.append(f"| {corpus} | {one.coverage:.3%} | {figures[0]} | {figures[1]} |")
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _size(model: PreTrainedModel, tokens: int) -> Size:
+    parameters = list(model.parameters())
+    return Size(
+        tokens,
+        sum(parameter.numel() for parameter in parameters),
+        sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+    )
