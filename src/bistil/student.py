@@ -66,6 +66,8 @@ def make_student(teacher: nn.Module, layers: list[int], *, start: str = "copy", 
     for name in list(vars(config)):
         if "dropout" in name and isinstance(getattr(config, name), float):
             setattr(config, name, 0.0)
+    # Kept in config.json: phase 2 aligns the same layers.
+    config.bistil_teacher_layers = list(layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = type(teacher)(config)

@@ -1,0 +1,169 @@
+"""Text to blocks, the order of training, masking; bad text gives one line with file and line."""
+
+import gzip
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from bistil import corpora
+from bistil.errors import InputError
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def blocks_of(files, tmp_path, length=8, **options):
+    return corpora.token_blocks(files, tiny.tokenizer(), length=length, cache=tmp_path / "cache", **options)
+
+
+def test_blocks_are_the_joined_lines_cut(tmp_path):
+    file = write(tmp_path / "a.txt", tiny.ENGLISH + "\n\n   \n")
+    blocks = blocks_of([file], tmp_path)
+    tokens = [token for line in tiny.ENGLISH.splitlines() for token in tiny.tokenizer()(line)["input_ids"]]
+    assert len(blocks) == len(tokens) // 8 > 5
+    assert np.concatenate(blocks["input_ids"]).tolist() == tokens[: len(blocks) * 8]
+
+
+def test_blocks_are_kept_by_content(tmp_path):
+    file = write(tmp_path / "a.txt", tiny.ENGLISH)
+    blocks_of([file], tmp_path)
+    kept = list((tmp_path / "cache").iterdir())
+    assert len(kept) == 1
+    before = kept[0].stat().st_mtime_ns
+    blocks_of([write(tmp_path / "copy.txt", tiny.ENGLISH)], tmp_path)
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
+    blocks_of([write(tmp_path / "b.txt", tiny.SWAHILI)], tmp_path)
+    blocks_of([file], tmp_path, length=6)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_several_processes_and_pieces_give_the_same_blocks(tmp_path, monkeypatch):
+    text = "\n".join([tiny.ENGLISH, tiny.SWAHILI] * 5)
+    file = write(tmp_path / "a.txt", text)
+    one = blocks_of([file], tmp_path)["input_ids"]
+    monkeypatch.setattr(corpora, "_LINES_PER_PROCESS", 20)
+    monkeypatch.setattr(corpora, "_LINES_AT_ONCE", 7)
+    two = corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=tmp_path / "other", processes=2)["input_ids"]
+    assert np.array_equal(np.stack(one), np.stack(two))
+    assert len(list((tmp_path / "other").iterdir())) == 1
+
+
+def test_compressed_and_several_files(tmp_path):
+    plain = write(tmp_path / "a.txt", tiny.ENGLISH)
+    packed = tmp_path / "b.txt.gz"
+    packed.write_bytes(gzip.compress(tiny.SWAHILI.encode()))
+    both = write(tmp_path / "c.txt", tiny.ENGLISH + "\n" + tiny.SWAHILI)
+    assert np.array_equal(blocks_of([plain, packed], tmp_path)["input_ids"], blocks_of([both], tmp_path)["input_ids"])
+    assert corpora.read_sentences([packed]) == tiny.SWAHILI.splitlines()
+
+
+def test_text_shorter_than_two_blocks_becomes_two_short_ones(tmp_path):
+    file = write(tmp_path / "a.txt", "The cat sat on the mat.")
+    tokens = tiny.tokenizer()("The cat sat on the mat.")["input_ids"]
+    blocks = blocks_of([file], tmp_path, length=100)
+    assert [len(row) for row in blocks["input_ids"]] == [len(tokens) // 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read .*a.txt: No such file"),
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"good\nbad \xff\n", "a.txt, line 2: not UTF-8 .byte 5"),
+        (b"cat", "at least 8 are needed"),
+    ],
+)
+def test_bad_text(tmp_path, content, message):
+    path = tmp_path / "a.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        blocks_of([path], tmp_path)
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_damaged_gzip(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(tiny.ENGLISH.encode())[:-20])
+    with pytest.raises(InputError, match=r"cannot read .*a\.txt\.gz"):
+        corpora.check_text(path)
+
+
+def test_byte_order_mark_is_dropped(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfHello\r\nworld\r\n")
+    assert list(corpora.read_lines(path)) == ["Hello", "world"]
+
+
+@pytest.mark.parametrize(("size", "share", "expected"), [(100, 0.05, 5), (1000, 0.05, 20), (2, 0.05, 1), (9, 0.0, 0)])
+def test_held_out_split(size, share, expected):
+    train, held_out = corpora.split_held_out(size, share, limit=20, seed=0)
+    assert len(held_out) == expected
+    assert sorted([*train, *held_out]) == list(range(size))
+
+
+def schedule(steps=200, batch_size=4, **options):
+    blocks = {name: [{"input_ids": np.array([i])} for i in range(10)] for name in ("en", "sw", "ha")}
+    indices = {"en": np.arange(7), "sw": np.arange(3, 10), "ha": np.array([5])}
+    return corpora.language_schedule(blocks, indices, steps=steps, batch_size=batch_size, seed=1, **options)
+
+
+def test_every_batch_is_in_one_language_and_epochs_are_whole():
+    order = schedule()
+    seen = {"en": [], "sw": [], "ha": []}
+    for step in range(200):
+        batch = [order[i] for i in range(4 * step, 4 * step + 4)]
+        assert len({item["language"] for item in batch}) == 1
+        seen[batch[0]["language"]] += [int(item["input_ids"][0]) for item in batch]
+    for name, known in (("en", range(7)), ("sw", range(3, 10)), ("ha", [5])):
+        assert 45 * 4 < len(seen[name]) < 90 * 4
+        for start in range(0, len(seen[name]) - len(known) + 1, len(known)):
+            assert sorted(seen[name][start : start + len(known)]) == list(known)
+    assert [item["position"] for item in batch] == list(range(796, 800))
+
+
+def test_given_probabilities():
+    order = schedule(probabilities={"en": 3, "sw": 1, "ha": 0})
+    counts = np.bincount(order.of_batch, minlength=3)
+    assert counts[2] == 0 and 130 < counts[0] < 170
+    with pytest.raises(InputError, match="each language with text: en, sw, ha"):
+        schedule(probabilities={"en": 1.0, "sv": 1.0})
+
+
+def test_order_depends_on_the_seed_alone():
+    assert np.array_equal(schedule().order, schedule().order)
+
+
+def test_collator_pads_only_unequal_blocks():
+    collate = corpora.BlockCollator(tokenizer=tiny.tokenizer())
+    batch = collate([{"input_ids": [5, 6], "language": "en"}, {"input_ids": [7, 8], "language": "en"}])
+    assert batch["input_ids"].tolist() == [[5, 6], [7, 8]] and set(batch) == {"input_ids", "language"}
+    batch = collate([{"input_ids": [5, 6], "language": "en"}, {"input_ids": [7], "language": "en"}])
+    assert batch["input_ids"].tolist() == [[5, 6], [7, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_masking():
+    tokenizer = tiny.tokenizer()
+    collate = corpora.BlockCollator(tokenizer=tokenizer, mask_tokens=True, seed=3)
+    ids = np.arange(5000) % (len(tokenizer) - 5) + 5
+    ids[::50] = tokenizer.cls_token_id
+    examples = [{"input_ids": ids, "language": "en", "position": p} for p in (4, 5)]
+    batch = collate(examples)
+    again = collate(examples[1:])
+    assert torch.equal(batch["input_ids"][1], again["input_ids"][0])
+    assert not torch.equal(batch["labels"][0], batch["labels"][1])
+    chosen = batch["labels"] != -100
+    original = torch.from_numpy(ids).expand(2, -1)
+    assert torch.equal(batch["labels"][chosen], original[chosen])
+    assert torch.equal(batch["input_ids"][~chosen], original[~chosen])
+    assert not chosen[original == tokenizer.cls_token_id].any()
+    assert 0.13 < chosen.float().mean() < 0.17
+    masked = (batch["input_ids"] == tokenizer.mask_token_id)[chosen].float().mean()
+    kept = (batch["input_ids"] == original)[chosen].float().mean()
+    assert 0.75 < masked < 0.85 and 0.07 < kept < 0.13
