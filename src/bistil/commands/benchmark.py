@@ -1,0 +1,95 @@
+"""`bistil benchmark`: what models cost, side by side."""
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("benchmark")(run)
+
+
+def run(
+    model: list[str] = typer.Option(
+        ..., "--model", help="Model folder, hub name or e5-small; repeat it to compare. NAME=FOLDER gives it a name."
+    ),
+    text: Path | None = typer.Option(
+        None, help="Text file, one sentence per line (plain or .gz). Default: random tokens, --max-length of them."
+    ),
+    output: Path | None = typer.Option(None, help="Also write the record to this JSON file."),
+    examples: int = typer.Option(50, help="Sentences to run per round, the first non-empty ones of the file."),
+    rounds: int = typer.Option(7, help="Rounds over all models, after a warm-up."),
+    max_length: int = typer.Option(128, help="Longer sentences are cut to this many tokens."),
+    batch_size: int | None = typer.Option(None, help="Also measure examples per second in batches of this size."),
+    threads: int | None = typer.Option(None, help="CPU threads. Default: as many as PyTorch takes."),
+    memory: bool = typer.Option(False, "--memory", help="Also measure the peak memory of loading, in fresh processes."),
+) -> None:
+    """Measure parameters, bytes, CPU time per example and FLOPs of models side by side.
+
+    The first model is the reference of the speed ratios. For example:
+
+    bistil benchmark --model teacher=e5-small --model runs/demo/lrf2 --text sentences.txt --output bench.json
+    """
+    import sys
+
+    from bistil.artefacts import write_json
+    from bistil.benchmark import benchmark, record
+    from bistil.report.table import print_benchmark
+
+    folders: dict[str, Path] = {}
+    for given in model:
+        name, folder = _named(given, taken=folders)
+        folders[name] = folder
+    texts = None if text is None else _lines(text)
+    rows = benchmark(
+        folders,
+        texts=texts,
+        examples=examples,
+        rounds=rounds,
+        max_length=max_length,
+        batch_size=batch_size,
+        threads=threads,
+        memory=memory,
+        progress=lambda line: print(f"benchmark: {line}", file=sys.stderr),
+    )
+    print_benchmark(list(rows.values()))
+    if output is not None:
+        write_json(output, record(rows, texts=str(text) if text else f"random tokens, {max_length} per example"))
+        print(f"record: {output}")
+
+
+def _named(given: str, *, taken: dict[str, Path]) -> tuple[str, Path]:
+    """Name and folder of `NAME=FOLDER`, or of a folder alone, which is then called by its last part."""
+    from huggingface_hub import snapshot_download
+
+    from bistil.errors import InputError
+    from bistil.models import resolve_model
+
+    name, equals, place = given.partition("=")
+    if not equals:
+        name, place = Path(given).resolve().name if Path(given).exists() else given, given
+    if name in taken:
+        raise InputError(f"two models are called {name!r}: write one as NAME={place}")
+    resolved = resolve_model(place)
+    if Path(resolved).is_dir():
+        return name, Path(resolved)
+    try:
+        files = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return name, Path(snapshot_download(resolved, allow_patterns=files))
+    except Exception as error:  # the hub's client raises many kinds, offline ones among them
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"no model {place!r}: not a folder, and the hub did not give it ({first})") from error
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, plain or .gz."""
+    import gzip
+
+    from bistil.errors import InputError
+
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+            return stream.read().splitlines()
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error

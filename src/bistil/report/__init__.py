@@ -1,0 +1,1 @@
+"""Records in, tables and one offline HTML file out."""

@@ -1,0 +1,168 @@
+"""`summary.json`: what a run leaves for the report. One dataclass per table; docs/report.md explains every field."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bistil.artefacts import read_json, write_json
+from bistil.errors import ArtefactError, RecipeError
+from bistil.recipe import option, parse
+
+SCHEMA = 1
+
+
+@dataclass(kw_only=True, frozen=True)
+class ModelRecord:
+    """One line of the table. What a model does not have (the majority class has no size or speed) is null."""
+
+    name: str = option(help="as the table shows it")
+    role: Literal["teacher", "trimmed", "copied", "student", "baseline"] = option(
+        help="teacher: undistilled; trimmed: teacher with the small vocabulary; copied: student without phase 1"
+    )
+    folder: str | None = option(None, "model folder, relative to the folder of summary.json")
+    parameters: int | None = option(None, "number of parameters, tied ones once")
+    bytes: int | None = option(None, "bytes on disk of the model folder")
+    vocabulary: int | None = option(None, "rows of the token embedding")
+    layers: int | None = option(None, "Transformer layers")
+    metric: str = option(help="name of the score, such as accuracy")
+    source_score: float | None = option(None, "on held-out source-language examples, 0 to 1")
+    source_interval: list[float] | None = option(None, "bootstrap interval [low, high] of source_score")
+    target_score: float | None = option(None, "zero-shot on target-language examples, 0 to 1")
+    target_interval: list[float] | None = option(None, "bootstrap interval [low, high] of target_score")
+    gap_to_teacher: float | None = option(None, "target_score minus the teacher's; below 0 is worse than the teacher")
+    gap_interval: list[float] | None = option(None, "paired bootstrap interval [low, high] of gap_to_teacher")
+    milliseconds: float | None = option(None, "median CPU milliseconds per example at batch 1")
+    speed_ratio: float | None = option(None, "teacher's time divided by this model's, median over rounds")
+    speed_ratio_range: list[float] | None = option(None, "least and greatest speed_ratio of a round")
+    flops: int | None = option(None, "floating-point operations per example, without embedding look-ups")
+
+
+@dataclass(kw_only=True, frozen=True)
+class StageRecord:
+    """One stage of the run, in the order of the run."""
+
+    name: str = option(help="as the table shows it")
+    seconds: float | None = option(None, "wall time")
+    peak_memory_bytes: int | None = option(None, "peak resident memory of the process by the end of the stage")
+    skipped: bool = option(False, "the stage was already done; figures are those of the run that did it")
+
+
+@dataclass(kw_only=True, frozen=True)
+class CurveRecord:
+    """Held-out loss of one phase-1 run."""
+
+    steps: list[int] = option(help="optimizer steps at which the loss was measured")
+    losses: dict[str, list[float]] = option(help="per language (or 'all'), the loss at each of the steps")
+
+
+@dataclass(kw_only=True, frozen=True)
+class DataRecord:
+    """One file or corpus that went into the run."""
+
+    language: str | None = option(None, "language code")
+    examples: int | None = option(None, "lines of text or labelled examples")
+    tokens: int | None = option(None, "tokens of the trimmed tokenizer")
+    sha256: str | None = option(None, "digest of the content, hex")
+
+
+@dataclass(kw_only=True, frozen=True)
+class Summary:
+    """All of `summary.json`."""
+
+    schema: int = option(help="version of this layout: 1")
+    name: str = option(help="name of the recipe")
+    task: str = option("", "what the models do, in a few words")
+    seed: int = option(help="seed of the run")
+    source: str = option(help="source language, such as en")
+    target: str = option(help="target language, such as it")
+    created: str = option(help="UTC time of writing, ISO 8601")
+    versions: dict[str, str] = option(help="versions of Python and the libraries")
+    machine: dict[str, str] = option(factory=dict, help="processor, cores and the like, as text")
+    models: list[ModelRecord] = option(help="the table, in its order")
+    stages: list[StageRecord] = option(factory=list, help="wall time and memory")
+    phase1: dict[str, CurveRecord] = option(factory=dict, help="per student, the held-out loss over steps")
+    data: dict[str, DataRecord] = option(factory=dict, help="per name, what was read")
+
+    @property
+    def teacher(self) -> ModelRecord | None:
+        """The undistilled teacher, if the run has one."""
+        return next((m for m in self.models if m.role == "teacher"), None)
+
+    @property
+    def students(self) -> list[ModelRecord]:
+        """The distilled students, in the order of the table."""
+        return [m for m in self.models if m.role == "student"]
+
+
+def summary_from(values: Any, *, where: str = "summary") -> Summary:
+    """Check plain values against the schema.
+
+    Raises:
+        ArtefactError: a key is unknown or missing, a value is of another type or out of range; one line.
+    """
+    if not isinstance(values, dict):
+        raise ArtefactError(f"{where} must hold a JSON object, not {type(values).__name__}")
+    if values.get("schema") != SCHEMA:
+        raise ArtefactError(f"{where} has schema {values.get('schema')!r}; this version of bistil reads {SCHEMA}")
+    try:
+        summary = parse(Summary, values, where)
+    except RecipeError as error:
+        raise ArtefactError(str(error)) from error
+    for problem in _problems(summary):
+        raise ArtefactError(f"{where}: {problem}")
+    return summary
+
+
+def load_summary(path: Path) -> Summary:
+    """Read and check a `summary.json`.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+        ArtefactError: it is not a summary; the message names the key.
+    """
+    return summary_from(read_json(path), where=str(path))
+
+
+def save_summary(path: Path, summary: Summary) -> None:
+    """Write a summary, whole or not at all, after checking it.
+
+    Raises:
+        ArtefactError: a value is out of range.
+    """
+    write_json(path, asdict(summary_from(asdict(summary), where=path.name)))
+
+
+def _problems(summary: Summary) -> Iterator[str]:
+    names = [model.name for model in summary.models]
+    if not names:
+        yield "models is empty"
+    for name in {n for n in names if names.count(n) > 1}:
+        yield f"two models are called {name!r}"
+    if sum(model.role == "teacher" for model in summary.models) > 1:
+        yield "more than one model has the role 'teacher'"
+    for model in summary.models:
+        at = f"models[{model.name!r}]"
+        for key in ("source", "target"):
+            score, interval = getattr(model, f"{key}_score"), getattr(model, f"{key}_interval")
+            if score is not None and not 0 <= score <= 1:
+                yield f"{at}.{key}_score is {score}; scores run from 0 to 1"
+            yield from _pair(interval, f"{at}.{key}_interval")
+        yield from _pair(model.gap_interval, f"{at}.gap_interval")
+        yield from _pair(model.speed_ratio_range, f"{at}.speed_ratio_range")
+        for key in ("parameters", "bytes", "milliseconds", "speed_ratio"):
+            value = getattr(model, key)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                yield f"{at}.{key} is {value}; it must be above 0, or null where it does not exist"
+    for name, curve in summary.phase1.items():
+        for language, losses in curve.losses.items():
+            if len(losses) != len(curve.steps):
+                yield f"phase1[{name!r}].losses[{language!r}] has {len(losses)} values for {len(curve.steps)} steps"
+            if not all(math.isfinite(loss) for loss in losses):
+                yield f"phase1[{name!r}].losses[{language!r}] holds a value that is not finite"
+
+
+def _pair(interval: list[float] | None, at: str) -> Iterator[str]:
+    if interval is not None and (len(interval) != 2 or not interval[0] <= interval[1]):
+        yield f"{at} is {interval}; it must be [low, high]"

@@ -1,0 +1,130 @@
+"""Tables for the terminal: rich on a terminal, aligned plain text of at most 100 columns elsewhere."""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bistil.report.numbers import (
+    giga,
+    interval_text,
+    megabytes,
+    millions,
+    milliseconds_text,
+    points,
+    score_text,
+    times,
+)
+from bistil.report.schema import Summary
+
+if TYPE_CHECKING:
+    from bistil.benchmark import BenchmarkRow  # imports torch, which a table of records does not need
+
+WIDTH = 100
+
+
+def print_table(summary: Summary, *, console: Console | None = None) -> None:
+    """Print the models of a run: size, scores with bootstrap intervals, speed."""
+    metric = summary.models[0].metric
+    header = [
+        "model",
+        "Mpar",
+        "MB",
+        "vocab",
+        "lay",
+        summary.source,
+        f"{summary.target} [interval]",
+        "gap",
+        "ms",
+        "speed",
+        "GFLOP",
+    ]
+    rows = [
+        [
+            m.name,
+            millions(m.parameters),
+            megabytes(m.bytes),
+            "" if m.vocabulary is None else str(m.vocabulary),
+            "" if m.layers is None else str(m.layers),
+            score_text(m.source_score),
+            f"{score_text(m.target_score)} {interval_text(m.target_interval)}".strip(),
+            points(m.gap_to_teacher),
+            milliseconds_text(m.milliseconds),
+            times(m.speed_ratio),
+            giga(m.flops),
+        ]
+        for m in summary.models
+    ]
+    title = f"{summary.name}: {summary.source} to {summary.target}, {metric} in %, seed {summary.seed}"
+    _print(title, header, rows, bold={m.name for m in summary.students}, console=console)
+
+
+def print_benchmark(models: "Sequence[BenchmarkRow]", *, console: Console | None = None) -> None:
+    """Print a benchmark: size, CPU time per example, speed against the first model."""
+    first = models[0]
+    batch, memory = first.batch_size is not None, first.peak_memory_bytes is not None
+    header = ["model", "Mpar", "embed", "MB", "vocab", "lay", "tokens", "ms", "speed [min max]", "GFLOP"]
+    header += ["ex/s"] * batch + ["peak MB"] * memory
+    rows = []
+    for m in models:
+        low, high = m.speed_ratio_range
+        row = [m.name, millions(m.parameters), millions(m.embedding_parameters), megabytes(m.bytes)]
+        row += [str(m.vocabulary), str(m.layers), f"{m.tokens:.1f}", milliseconds_text(m.milliseconds)]
+        row += [f"{times(m.speed_ratio)} [{low:.2f} {high:.2f}]", giga(m.flops)]
+        row += [f"{m.examples_per_second:.1f}"] if m.examples_per_second is not None else []
+        row += [megabytes(m.peak_memory_bytes)] if memory else []
+        rows.append(row)
+    title = f"{first.examples} examples, {first.rounds} rounds, batch 1, {first.threads} CPU threads"
+    title += f"; ex/s at batch {first.batch_size}" if batch else ""
+    _print(title, header, rows, bold=set(), console=console)
+
+
+def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH) -> str:
+    """Aligned text, first column to the left and numbers to the right; long names are shortened to keep to `width`."""
+    widths = [max(_columns(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    spare = width - 2 * (len(widths) - 1) - sum(widths[1:])
+    widths[0] = max(8, min(widths[0], spare))
+    lines = []
+    for row in [header, *rows]:
+        cells = [_padded(_shortened(row[0], widths[0]), widths[0], right=False)]
+        cells += [_padded(cell, w, right=True) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * max(_columns(line) for line in lines))
+    return "\n".join(lines)
+
+
+def _print(
+    title: str, header: list[str], rows: list[list[str]], *, bold: set[str], console: Console | None = None
+) -> None:
+    console = console or Console()
+    if not console.is_terminal:
+        console.print(title + "\n" + plain_table(header, rows), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(title=escape(title), title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*[escape(cell) for cell in row], style="bold" if row[0] in bold else None)
+    console.print(table)
+
+
+def _columns(text: str) -> int:
+    """Terminal columns of a text: wide East Asian characters take two, combining marks none."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _shortened(text: str, width: int) -> str:
+    if _columns(text) <= width:
+        return text
+    while text and _columns(text) > width - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def _padded(text: str, width: int, *, right: bool) -> str:
+    space = " " * max(0, width - _columns(text))
+    return space + text if right else text + space

@@ -1,0 +1,131 @@
+"""Sizes against counts by hand, speed ratios against models whose order is known, bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from bistil import benchmark as bench
+from bistil.benchmark import benchmark, count_flops, count_parameters, folder_bytes, load_for_inference
+from bistil.errors import ArtefactError, InputError
+
+TEXTS = tiny.ENGLISH.splitlines()
+
+
+def save(folder: Path, family: str = "bert", head=AutoModel, **options) -> Path:
+    tiny.model(family, head=head, **options).save_pretrained(folder)
+    tiny.tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_is_measured(family, tmp_path):
+    teacher = save(tmp_path / "teacher", family, AutoModelForSequenceClassification, layers=4)
+    student = save(tmp_path / "student", family, layers=2)
+    rows = benchmark({"teacher": teacher, "student": student}, texts=TEXTS, rounds=2, batch_size=4)
+    assert list(rows) == ["teacher", "student"]
+    assert rows["teacher"].architecture.endswith("ForSequenceClassification")
+    assert rows["teacher"].head_parameters > 0 and rows["student"].head_parameters == 0
+    assert (rows["teacher"].layers, rows["student"].layers) == (4, 2)
+    for row in rows.values():
+        assert row.parameters == row.embedding_parameters + row.encoder_parameters + row.head_parameters
+        assert row.milliseconds_range[0] <= row.milliseconds_range[1]
+        assert row.speed_ratio_range[0] <= row.speed_ratio <= row.speed_ratio_range[1]
+        assert row.examples == len(TEXTS) and row.rounds == 2
+        assert row.examples_per_second > 0 and row.tokenize_milliseconds > 0
+    assert rows["teacher"].speed_ratio == 1.0
+    # Half the layers of the same shape on the same ids: half the operations of the encoder.
+    assert rows["student"].flops < rows["teacher"].flops
+    json.dumps(bench.record(rows, texts="tiny"), allow_nan=False)
+
+
+def test_a_model_of_many_times_the_work_is_slower(tmp_path):
+    small = save(tmp_path / "small", layers=1)
+    large = save(tmp_path / "large", layers=12, hidden=128)
+    rows = benchmark({"large": large, "small": small}, texts=TEXTS, rounds=3, threads=1)
+    assert rows["small"].speed_ratio_range[0] > 2
+    assert rows["small"].milliseconds < rows["large"].milliseconds
+    assert rows["small"].threads == 1
+
+
+def test_flops_are_those_of_the_matrix_products(tmp_path):
+    hidden, layers, length = 32, 3, 11
+    model = load_for_inference(save(tmp_path / "m", layers=layers, hidden=hidden))
+    ids = torch.full((1, length), 7)
+    # Per layer: 4 projections (h*h), 2 of the feed-forward net (h*2h), and scores and mix of the attention (n*h).
+    per_token = 2 * (4 * hidden**2 + 2 * 2 * hidden**2 + 2 * length * hidden)
+    pooler = 2 * hidden**2
+    before = model.config._attn_implementation
+    assert count_flops(model, [{"input_ids": ids}]) == layers * length * per_token + pooler
+    assert model.config._attn_implementation == before
+
+
+def test_tied_parameters_count_once(tmp_path):
+    model = load_for_inference(save(tmp_path / "m", head=AutoModelForMaskedLM))
+    parameters = count_parameters(model)
+    vocabulary, hidden = model.config.vocab_size, model.config.hidden_size
+    # Of the masked-LM head only the transform (with its layer norm) and the output bias are its own.
+    assert parameters["head"] == hidden * hidden + hidden + 2 * hidden + vocabulary
+    assert parameters["embedding"] == (vocabulary + 140 + 2) * hidden + 2 * hidden
+    assert parameters["total"] == sum(p.numel() for p in model.parameters())
+
+
+def test_bytes_are_those_on_disk(tmp_path):
+    folder = save(tmp_path / "m")
+    total, weights = folder_bytes(folder)
+    assert weights == (folder / "model.safetensors").stat().st_size
+    assert total == sum(p.stat().st_size for p in folder.iterdir())
+
+
+def test_synthetic_input_has_the_length_asked_for(tmp_path):
+    folder = save(tmp_path / "m")
+    row = benchmark({"m": folder}, texts=None, examples=3, rounds=1, max_length=24, batch_size=2)["m"]
+    assert (row.tokens, row.examples, row.tokenize_milliseconds) == (24, 3, None)
+    assert row.examples_per_second > 0
+
+
+def test_texts_are_cut_to_the_longest_length(tmp_path):
+    folder = save(tmp_path / "m")
+    row = benchmark({"m": folder}, texts=["", " ".join(TEXTS)], rounds=1, max_length=9)["m"]
+    assert (row.tokens, row.examples) == (9, 1)
+
+
+def test_short_memory_measures_in_pairs_with_the_reference(tmp_path, monkeypatch):
+    folders = {name: save(tmp_path / name, layers=1) for name in "abc"}
+    together = benchmark(folders, texts=TEXTS, rounds=1)
+    # Leave room for about two of the three models.
+    need = sum(folder_bytes(folder)[1] for folder in folders.values())
+    memory = bench.psutil.virtual_memory()
+    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: memory._replace(available=need))
+    assert bench._groups(folders) == [["a", "b"], ["a", "c"]]
+    pairs = benchmark(folders, texts=TEXTS, rounds=1)
+    assert list(pairs) == list(together) == ["a", "b", "c"]
+    assert {row.reference for row in pairs.values()} == {"a"}
+
+
+def test_peak_memory_is_that_of_a_whole_process(tmp_path):
+    peak = bench.peak_memory(save(tmp_path / "m", layers=1))
+    # A process that has imported PyTorch takes at least 100 MB, and the tiny model adds next to nothing.
+    assert peak is not None and 100e6 < peak < 4e9
+
+
+def test_bad_input_is_one_line(tmp_path):
+    folder = save(tmp_path / "m", layers=1)
+    with pytest.raises(InputError, match="at least one model"):
+        benchmark({}, texts=TEXTS)
+    with pytest.raises(InputError, match="all lines are empty"):
+        benchmark({"m": folder}, texts=["", "  "])
+    with pytest.raises(InputError, match="rounds is 0"):
+        benchmark({"m": folder}, texts=TEXTS, rounds=0)
+    with pytest.raises(InputError, match="threads is 0"):
+        benchmark({"m": folder}, texts=TEXTS, threads=0)
+    with pytest.raises(ArtefactError, match="not a Hugging Face model folder"):
+        benchmark({"m": tmp_path / "nothing"}, texts=TEXTS)
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace("BertModel", "BertForTelepathy"), encoding="utf-8"
+    )
+    with pytest.raises(ArtefactError, match="BertForTelepathy"):
+        benchmark({"m": folder}, texts=TEXTS)
