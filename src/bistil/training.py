@@ -33,6 +33,9 @@ from bistil.recipe import TrainingSettings, to_dict
 COMPLETE = "complete"
 
 
+BestBy = tuple[str, Literal["min", "max"]]
+
+
 class Sized(Protocol):
     """A map-style data set."""
 
@@ -48,6 +51,9 @@ class TrainingResult:
     seconds: float = field(metadata={"help": "wall time of all sessions of this run together, in seconds"})
     tokens: int = field(metadata={"help": "real (unpadded) tokens seen"})
     best: dict[str, float] | None = None
+    best_parts: dict[str, dict[str, float]] = field(
+        default_factory=dict, metadata={"help": "per part of the module, where each part keeps its own best"}
+    )
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -117,7 +123,7 @@ def train(
     folder: Path,
     seed: int,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    best_by: tuple[str, Literal["min", "max"]] | None = None,
+    best_by: BestBy | Mapping[str, BestBy] | None = None,
     lengths: Sequence[int] | None = None,
     label: str = "training",
 ) -> TrainingResult:
@@ -135,7 +141,9 @@ def train(
         folder: work folder of this run alone; checkpoints are removed at the end.
         seed: draws the order of the data and dropout.
         evaluate: held-out figures of the module, called every `evaluate_steps` and at the end.
-        best_by: key of `evaluate`'s figures that chooses the kept weights; none keeps the last.
+        best_by: key of `evaluate`'s figures that chooses the kept weights; none keeps the last. A mapping from
+            prefixes of parameter names lets each part of the module keep its own best and run out of patience on its
+            own, as if it had been trained alone.
         lengths: per example, to batch similar lengths together.
 
     Raises:
@@ -174,22 +182,27 @@ def train(
     trainer.recorder.open(checkpoint)
     with trainer.recorder.progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.recorder.best is not None:
-        load_trained(module, folder / "best.safetensors")
+    for prefix in trainer.recorder.best:
+        load_trained(module, trainer.recorder.best_file(prefix))
     result = trainer.recorder.result()
     if trainer.args.should_save:
         save_trained(module, folder / "final.safetensors")
         write_json(folder / "result.json", asdict(result))
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
-        (folder / "best.safetensors").unlink(missing_ok=True)
+        for old in folder.glob("best-*.safetensors"):
+            old.unlink()
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def save_trained(module: nn.Module, path: Path) -> None:
-    """Write the parameters that require gradients, by name, as safetensors."""
-    trained = {name: p.detach().contiguous() for name, p in module.named_parameters() if p.requires_grad}
+def save_trained(module: nn.Module, path: Path, *, prefix: str = "") -> None:
+    """Write the parameters that require gradients (and whose names begin so), by name, as safetensors."""
+    trained = {
+        name: p.detach().contiguous()
+        for name, p in module.named_parameters()
+        if p.requires_grad and name.startswith(prefix)
+    }
     with whole_file(path) as partial:
         save_file(trained, partial)
 
@@ -274,14 +287,15 @@ class _Recorder(TrainerCallback):
         settings: TrainingSettings,
         folder: Path,
         evaluate: Callable[[nn.Module], dict[str, float]] | None,
-        best_by: tuple[str, Literal["min", "max"]] | None,
+        best_by: BestBy | Mapping[str, BestBy] | None,
         label: str,
         steps: int,
     ) -> None:
         self.module, self.settings, self.folder = module, settings, folder
-        self.evaluate, self.best_by, self.steps = evaluate, best_by, steps
+        self.evaluate, self.steps = evaluate, steps
+        self.best_by: dict[str, BestBy] = {"": best_by} if isinstance(best_by, tuple) else dict(best_by or {})
         self.progress = Progress(label, total=steps)
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, float]] = []
         self.tokens = 0
         self.earlier_seconds = 0.0
@@ -297,7 +311,7 @@ class _Recorder(TrainerCallback):
         log = self.folder / "train_log.jsonl"
         if checkpoint is None:
             log.unlink(missing_ok=True)
-            (self.folder / "best.safetensors").unlink(missing_ok=True)
+            self._drop_old_best()
             return
         saved = read_json(checkpoint / COMPLETE)
         self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
@@ -333,19 +347,37 @@ class _Recorder(TrainerCallback):
         if main:
             self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
         self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-        if self.best_by is None:
-            return
-        key, direction = self.best_by
-        value = figures[key]
-        better = self.best is None or (value < self.best[key] if direction == "min" else value > self.best[key])
-        if better:
-            self.best = {"step": step, **figures}
+        at_an_end = [self._keep_best(prefix, main=main) for prefix in self.best_by]
+        if at_an_end and all(at_an_end):
+            control.should_training_stop = True
+
+    def _keep_best(self, prefix: str, *, main: bool) -> bool:
+        """Keep a part's weights if they are its best; returns whether its patience is at an end."""
+        key, direction = self.best_by[prefix]
+        sign = 1 if direction == "min" else -1
+        patience = self.settings.patience
+        best = self.best.get(prefix)
+        since = 0 if best is None else sum(1 for entry in self.history[:-1] if entry["step"] > best["step"])
+        if patience is not None and since >= patience:
+            return True
+        if best is None or sign * self.history[-1][key] < sign * best[key]:
+            self.best[prefix] = dict(self.history[-1])
             if main:
-                save_trained(self.module, self.folder / "best.safetensors")
-        elif self.settings.patience is not None:
-            assert self.best is not None
-            since = sum(1 for entry in self.history if entry["step"] > self.best["step"])
-            control.should_training_stop = since >= self.settings.patience
+                # Under a name of its own: the file that the last checkpoint counts on stays until the next one.
+                save_trained(self.module, self.best_file(prefix), prefix=prefix)
+            return False
+        return patience is not None and since + 1 >= patience
+
+    def best_file(self, prefix: str) -> Path:
+        """Where the best weights of a part are."""
+        part = list(self.best_by).index(prefix)
+        return self.folder / f"best-{part}-{self.best[prefix]['step']:.0f}.safetensors"
+
+    def _drop_old_best(self) -> None:
+        kept = {self.best_file(prefix) for prefix in self.best}
+        for file in self.folder.glob("best-*.safetensors"):
+            if file not in kept:
+                file.unlink()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -362,11 +394,17 @@ class _Recorder(TrainerCallback):
                     "history": self.history,
                 },
             )
+            self._drop_old_best()
         return control
 
     def result(self) -> TrainingResult:
         return TrainingResult(
-            steps=self.steps, seconds=self.seconds, tokens=self.tokens, best=self.best, history=self.history
+            steps=self.steps,
+            seconds=self.seconds,
+            tokens=self.tokens,
+            best=self.best.get(""),
+            best_parts={prefix: best for prefix, best in self.best.items() if prefix},
+            history=self.history,
         )
 
 
@@ -383,7 +421,7 @@ class _Trainer(Trainer):
         settings: TrainingSettings,
         folder: Path,
         evaluate: Callable[[nn.Module], dict[str, float]] | None,
-        best_by: tuple[str, Literal["min", "max"]] | None,
+        best_by: BestBy | Mapping[str, BestBy] | None,
         label: str,
         steps: int,
     ) -> None:

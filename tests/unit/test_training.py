@@ -148,3 +148,45 @@ def test_steps_and_epochs_exclude_each_other():
     for wrong in (TrainingSettings(), TrainingSettings(steps=1, epochs=1.0)):
         with pytest.raises(RecipeError, match="either steps or epochs"):
             planned_steps(10, wrong)
+
+
+class TwoParts(nn.Module):
+    """Two regressions that share their batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = Regression(), Regression()
+
+    def forward(self, **batch):
+        first, second = self.one(**batch)["loss"], 10 * self.two(**batch)["loss"]
+        return {"loss": first + second}
+
+    def clip_groups(self):
+        return [list(self.one.linear.parameters()), list(self.two.linear.parameters())]
+
+
+def test_parts_keep_their_own_best_and_run_out_of_patience_alone(tmp_path):
+    module = TwoParts()
+    # Part one is best at step 2 and at its end at 6; its 0.1 at step 8 comes too late. Part two is best at step 8.
+    figures = iter([(1.0, 9.0), (2.0, 8.0), (3.0, 7.0), (0.1, 6.0), (0.1, 7.0), (0.1, 7.0), (0.0, 0.0)])
+    seen = {}
+
+    def evaluate(_):
+        seen[2 * len(seen) + 2] = [part.linear.weight.detach().clone() for part in (module.one, module.two)]
+        return dict(zip(("one", "two"), next(figures), strict=True))
+
+    result = train(
+        module,
+        DATA,
+        collate=collate,
+        settings=TrainingSettings(steps=20, batch_size=4, evaluate_steps=2, patience=2, learning_rate=0.05),
+        folder=tmp_path,
+        seed=0,
+        evaluate=evaluate,
+        best_by={"one.": ("one", "min"), "two.": ("two", "min")},
+    )
+    assert list(seen) == [2, 4, 6, 8, 10, 12]
+    assert {prefix: best["step"] for prefix, best in result.best_parts.items()} == {"one.": 2, "two.": 8}
+    assert torch.equal(module.one.linear.weight, seen[2][0])
+    assert torch.equal(module.two.linear.weight, seen[8][1])
+    assert not list(tmp_path.glob("best-*"))
