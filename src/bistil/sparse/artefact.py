@@ -1,0 +1,420 @@
+"""The artefact of sparse fine-tuning: sparse deltas of a base model, dense heads, and where they come from."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.errors import ArtefactError, BistilError, InputError
+from bistil.sparse.base import fingerprint, resolve_names
+from bistil.sparse.encoding import check_indices, decode_gaps, encode_indices
+from bistil.sparse.ledger import Patch, ledger_of
+
+TENSORS, CONFIG = "sft.safetensors", "sft_config.json"
+FORMAT = 1
+
+
+@dataclass(eq=False)
+class SparseDelta:
+    """What is added to one parameter.
+
+    Attributes:
+        indices: (K,) int64, strictly increasing flat row-major positions.
+        values: (K,) float32, what is added there.
+        shape: of the parameter.
+    """
+
+    indices: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Entries of the whole parameter."""
+        return math.prod(self.shape)
+
+
+@dataclass(kw_only=True)
+class Provenance:
+    """What `sft_config.json` holds beside the shapes: where an SFT comes from."""
+
+    base: str | None = None
+    """Hub name or folder of the base model."""
+    fingerprint: str | None = None
+    """`sparse.fingerprint` of the base; none where it is not known (legacy files)."""
+    kind: str = "task"
+    """"language" or "task", for people and cards."""
+    maskable_entries: int | None = None
+    """Entries among which the free ones were chosen."""
+    roles: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the parameters that were maskable, dense and frozen."""
+    phases: dict[str, Any] = field(default_factory=dict)
+    """Settings and length of the dense and sparse phases."""
+    seed: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    parents: list[str] = field(default_factory=list)
+    """How an SFT was made out of others, such as "composed of a, b"."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class SparseFineTuning:
+    """phi in theta + phi: sparse deltas per parameter and dense tensors for heads.
+
+    Attributes:
+        deltas: per parameter name of the model that it was trained in.
+        dense: whole tensors that take the place of parameters (model heads).
+        provenance: what is known about its origin.
+        name: for messages: the folder or hub name it was loaded from.
+
+    Raises:
+        ArtefactError: indices that are not strictly increasing or out of range, values that are not finite.
+    """
+
+    deltas: dict[str, SparseDelta]
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    name: str = "this sparse fine-tuning"
+
+    def __post_init__(self) -> None:
+        for name, delta in self.deltas.items():
+            where = f"{self.name}, {name}"
+            if delta.indices.shape != delta.values.shape or delta.indices.ndim != 1:
+                raise ArtefactError(
+                    f"{where}: {tuple(delta.indices.shape)} indices for {tuple(delta.values.shape)} deltas: damaged"
+                )
+            check_indices(delta.indices, delta.size, where)
+            if not bool(torch.isfinite(delta.values).all()):
+                raise ArtefactError(f"{where}: a delta is NaN or infinite: the file is damaged or training diverged")
+        for name, value in self.dense.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ArtefactError(f"{self.name}, {name}: a dense value is NaN or infinite")
+
+    @property
+    def count(self) -> int:
+        """Number of sparse entries."""
+        return sum(len(delta.indices) for delta in self.deltas.values())
+
+    @property
+    def density(self) -> float:
+        """Share of the maskable entries (where known; else of the entries of the touched parameters) that is free."""
+        total = self.provenance.maskable_entries or sum(delta.size for delta in self.deltas.values())
+        return self.count / total if total else 0.0
+
+    # Wearing
+
+    def apply(self, model: nn.Module, *, heads: bool = True) -> None:
+        """Put the SFT on a model, on top of what it wears: entries += deltas, heads replaced.
+
+        Everything is checked before anything is written. Entries of heads that the model lacks are left out.
+
+        Args:
+            heads: false leaves the model's dense head parameters as they are.
+
+        Raises:
+            ArtefactError: made for another architecture, or parameters of another shape.
+            InputError: worn already.
+        """
+        ledger = ledger_of(model)
+        patch = ledger.patch_of(self) or self._patch(model, heads=heads)
+        if patch.heads != heads:
+            patch = self._patch(model, heads=heads)
+        ledger.put_on(self, patch)
+
+    def revert(self, model: nn.Module) -> None:
+        """Take the SFT off: the model is, bit for bit, as if it had never been put on.
+
+        Raises:
+            InputError: not worn.
+        """
+        ledger_of(model).take_off(self)
+
+    @contextmanager
+    def applied(self, model: nn.Module, *, heads: bool = True) -> Iterator[nn.Module]:
+        """`with sft.applied(model):` wears the SFT inside the block."""
+        self.apply(model, heads=heads)
+        try:
+            yield model
+        finally:
+            self.revert(model)
+
+    def _patch(self, model: nn.Module, *, heads: bool) -> Patch:
+        names = resolve_names(model, [*self.deltas, *self.dense], what=self.name)
+        known = dict(model.named_parameters(remove_duplicate=False))
+        patch = Patch(sparse=[], dense=[], heads=heads)
+        for name, delta in self.deltas.items():
+            if name in names:
+                parameter = known[names[name]]
+                self._check_shape(name, delta.shape, parameter)
+                if len(delta.indices):
+                    device = parameter.device
+                    patch.sparse.append((parameter, delta.indices.to(device), delta.values.to(device)))
+        for name, value in self.dense.items() if heads else ():
+            if name in names:
+                parameter = known[names[name]]
+                self._check_shape(name, tuple(value.shape), parameter)
+                patch.dense.append((parameter, value))
+        return patch
+
+    def _check_shape(self, name: str, shape: tuple[int, ...], parameter: nn.Parameter) -> None:
+        if tuple(parameter.shape) != tuple(shape):
+            raise ArtefactError(
+                f"{self.name}: {name} has shape {tuple(shape)}, the model's has {tuple(parameter.shape)}: "
+                "it belongs to another model, another label set or an untrimmed vocabulary"
+            )
+
+    # Arithmetic
+
+    def scaled(self, factor: float) -> "SparseFineTuning":
+        """factor * phi. Heads, which replace and do not add, stay as they are."""
+        deltas = {n: SparseDelta(d.indices, d.values * factor, d.shape) for n, d in self.deltas.items()}
+        return SparseFineTuning(deltas, dict(self.dense), self._derived(f"{factor} x {self.name}"), self.name)
+
+    def _derived(self, how: str) -> Provenance:
+        return Provenance(
+            **{**{f.name: getattr(self.provenance, f.name) for f in fields(Provenance)}, "parents": [how]}
+        )
+
+    def trimmed(
+        self, kept_ids: Tensor, embeddings: Sequence[str], *, base: nn.Module | None = None
+    ) -> "SparseFineTuning":
+        """The SFT for a base whose vocabulary was trimmed: rows of dropped tokens go, the others move.
+
+        Args:
+            kept_ids: (new vocabulary,) int64, old id of every new id, each at most once.
+            embeddings: names of the parameters (sparse or dense) whose first dimension is the vocabulary.
+            base: the trimmed model, for its fingerprint; without it the new SFT's base is not known.
+
+        Raises:
+            InputError: an embedding that the SFT does not have, or ids beyond its rows.
+        """
+        kept_ids = kept_ids.cpu().long()
+        deltas, dense = dict(self.deltas), dict(self.dense)
+        for name in embeddings:
+            if name in deltas:
+                deltas[name] = _rows_selected(deltas[name], kept_ids, name)
+            if name in dense:
+                dense[name] = dense[name].cpu()[kept_ids]
+            if name not in deltas and name not in dense:
+                raise InputError(f"{self.name} has no parameter {name!r} to trim")
+        return self._on_base(deltas, dense, f"trimmed {self.name}", base)
+
+    def expanded(
+        self, kept_ids: Tensor, embeddings: Sequence[str], vocabulary: int, *, base: nn.Module | None = None
+    ) -> "SparseFineTuning":
+        """Inverse of `trimmed`: an SFT of a trimmed model on the full vocabulary; other tokens' rows stay as they are.
+
+        Args:
+            kept_ids: (trimmed vocabulary,) int64, full id of every trimmed id.
+            embeddings: names of the sparse parameters whose first dimension is the vocabulary.
+            vocabulary: rows of the full model's embeddings.
+            base: the full model, for its fingerprint.
+
+        Raises:
+            InputError: a parameter that is dense (its other rows are not known) or is not in the SFT.
+        """
+        kept_ids = kept_ids.cpu().long()
+        deltas = dict(self.deltas)
+        for name in embeddings:
+            if name not in deltas:
+                raise InputError(f"{self.name} has no sparse parameter {name!r} to expand")
+            delta = deltas[name]
+            width = delta.size // delta.shape[0]
+            rows = kept_ids[delta.indices // width]
+            deltas[name] = _sorted_delta(
+                rows * width + delta.indices % width, delta.values, (vocabulary, *delta.shape[1:])
+            )
+        return self._on_base(deltas, dict(self.dense), f"expanded {self.name}", base)
+
+    def _on_base(
+        self, deltas: dict[str, SparseDelta], dense: dict[str, Tensor], how: str, base: nn.Module | None
+    ) -> "SparseFineTuning":
+        provenance = self._derived(how)
+        provenance.fingerprint = fingerprint(base) if base is not None else None
+        provenance.base = getattr(base, "name_or_path", None) or None
+        provenance.maskable_entries = None
+        return SparseFineTuning(deltas, dense, provenance, self.name)
+
+    # On disk
+
+    def save(
+        self,
+        folder: Path | str,
+        *,
+        values: Literal["float32", "float16", "bfloat16"] = "float32",
+        replace: bool = False,
+    ) -> None:
+        """Write `sft.safetensors`, `sft_config.json` and a card `README.md`, all or nothing.
+
+        Args:
+            values: number format of the deltas; the half formats round them.
+            replace: an existing folder gives way.
+
+        Raises:
+            InputError: the folder exists and `replace` is false.
+        """
+        from bistil.sparse.card import card
+
+        with whole_folder(Path(folder), replace=replace) as partial:
+            tensors, config = self._encoded(values)
+            save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+            write_json(partial / CONFIG, config)
+            (partial / "README.md").write_text(card(self, folder=partial), encoding="utf-8")
+
+    def _encoded(self, values: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for name, delta in self.deltas.items():
+            kind, encoded = encode_indices(delta.indices.cpu(), delta.size)
+            tensors[f"{kind}/{name}"] = encoded
+            tensors[f"deltas/{name}"] = delta.values.cpu().to(getattr(torch, values)).contiguous()
+        tensors.update({f"dense/{name}": value.detach().cpu().contiguous() for name, value in self.dense.items()})
+        config = {
+            "format": FORMAT,
+            "density": self.density,
+            "count": self.count,
+            **asdict(self.provenance),
+            "shapes": {name: list(delta.shape) for name, delta in self.deltas.items()},
+        }
+        return tensors, config
+
+    @classmethod
+    def load(
+        cls, name: Path | str, *, base: nn.Module | None = None, force: bool = False, revision: str | None = None
+    ) -> "SparseFineTuning":
+        """Read an SFT from a folder or from the hub; a folder with a published `pytorch_diff.bin` will do too.
+
+        Args:
+            name: folder, or hub name.
+            base: the model that is to wear it, to check against its fingerprint.
+            force: load it although `base` is another model.
+            revision: of a hub name.
+
+        Raises:
+            InputError: no such folder.
+            ArtefactError: damaged files, or another base.
+        """
+        from bistil.sparse.hub import sft_folder
+        from bistil.sparse.legacy import LEGACY_FILE, read_legacy
+
+        folder = sft_folder(str(name), revision=revision)
+        if not (folder / CONFIG).exists() and (folder / LEGACY_FILE).exists():
+            sft = read_legacy(folder / LEGACY_FILE)
+            sft.name = str(name)
+        else:
+            sft = cls._decoded(folder, str(name))
+        if base is not None and not force:
+            sft.check_base(base)
+        return sft
+
+    def check_base(self, model: nn.Module) -> None:
+        """Compare a model with the base that this SFT was made for. Without a fingerprint nothing is compared.
+
+        Raises:
+            ArtefactError: it is another base.
+        """
+        resolve_names(model, self.deltas, what=self.name)
+        own = self.provenance.fingerprint
+        if own is None:
+            return
+        other = fingerprint(model)
+        if own != other:
+            raise ArtefactError(
+                f"{self.name} was made for {self.provenance.base or 'another base'} (fingerprint {own[:12]}), this "
+                f"model's is {other[:12]}: load its own base, or force it (force=True, --force) if you know better"
+            )
+
+    @classmethod
+    def _decoded(cls, folder: Path, name: str) -> "SparseFineTuning":
+        config = _read_config(folder / CONFIG)
+        tensors = _read_tensors(folder / TENSORS)
+        shapes: Mapping[str, list[int]] = config["shapes"]
+        deltas: dict[str, SparseDelta] = {}
+        dense: dict[str, Tensor] = {}
+        try:
+            for key in list(tensors):
+                kind, _, parameter = key.partition("/")
+                if kind == "dense":
+                    dense[parameter] = tensors[key]
+                elif kind == "deltas":
+                    deltas[parameter] = _decode_delta(tensors, parameter, shapes)
+            missing = shapes.keys() - deltas.keys()
+            if missing:
+                raise ArtefactError(f"no deltas for {sorted(missing)[0]}, which {CONFIG} lists")
+        except ArtefactError as error:
+            raise ArtefactError(f"{folder / TENSORS}: {error}") from None
+        known = {f.name for f in fields(Provenance)}
+        provenance = Provenance(**{key: value for key, value in config.items() if key in known})
+        return cls(deltas, dense, provenance, name)
+
+
+def _sorted_delta(indices: Tensor, values: Tensor, shape: tuple[int, ...]) -> SparseDelta:
+    indices, order = torch.sort(indices)
+    return SparseDelta(indices, values[order], shape)
+
+
+def _rows_selected(delta: SparseDelta, kept_ids: Tensor, name: str) -> SparseDelta:
+    """The rows `kept_ids` of a sparse matrix (rows, ...), in that order."""
+    rows, width = delta.shape[0], delta.size // delta.shape[0]
+    if len(kept_ids) and (int(kept_ids.max()) >= rows or int(kept_ids.min()) < 0):
+        raise InputError(f"kept ids reach {int(kept_ids.max())}, but {name} has {rows} rows")
+    new_of_old = torch.full((rows,), -1, dtype=torch.int64)
+    new_of_old[kept_ids] = torch.arange(len(kept_ids))
+    new_row = new_of_old[delta.indices // width]
+    stays = new_row >= 0
+    indices = new_row[stays] * width + delta.indices[stays] % width
+    return _sorted_delta(indices, delta.values[stays], (len(kept_ids), *delta.shape[1:]))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = read_json(path)
+    except BistilError as error:
+        raise ArtefactError(str(error)) from error
+    shapes = config.get("shapes") if isinstance(config, dict) else None
+    sound = isinstance(shapes, dict) and all(
+        isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in shapes.values()
+    )
+    if not sound:
+        raise ArtefactError(f"{path} is no configuration of a sparse fine-tuning: 'shapes' is missing or malformed")
+    if config.get("format") != FORMAT:
+        raise ArtefactError(f"{path} has format {config.get('format')!r}, this version reads {FORMAT}: update bistil")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing: this is no folder of a sparse fine-tuning")
+    try:
+        # safetensors checks header size, offsets and formats against the file's length before any tensor is made.
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, json.JSONDecodeError, RuntimeError, OSError) as error:
+        raise ArtefactError(f"{path} is damaged or no safetensors file ({error}): fetch or make it again") from error
+
+
+def _decode_delta(tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, list[int]]) -> SparseDelta:
+    values = tensors[f"deltas/{name}"]
+    if values.dtype not in (torch.float32, torch.float16, torch.bfloat16) or values.ndim != 1:
+        raise ArtefactError(f"deltas of {name} are {values.dtype} of {values.ndim} dimensions; expected a float vector")
+    if name not in shapes:
+        raise ArtefactError(f"{CONFIG} gives no shape for {name}")
+    if (gaps := tensors.get(f"gaps/{name}")) is not None:
+        if gaps.dtype != torch.uint8 or gaps.ndim != 1:
+            raise ArtefactError(f"gaps of {name} are {gaps.dtype}; expected a vector of uint8")
+        indices = decode_gaps(gaps)
+    elif (plain := tensors.get(f"indices/{name}")) is not None:
+        if plain.dtype not in (torch.int32, torch.int64) or plain.ndim != 1:
+            raise ArtefactError(f"indices of {name} are {plain.dtype}; expected a vector of int32 or int64")
+        indices = plain.long()
+    else:
+        raise ArtefactError(f"no indices for {name}")
+    return SparseDelta(indices, values.float(), tuple(shapes[name]))

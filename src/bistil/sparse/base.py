@@ -1,0 +1,86 @@
+"""The model below an SFT: which parameter a name means in it, and the fingerprint that tells one base from another."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from bistil.errors import ArtefactError
+from bistil.sparse.ledger import undressed
+
+
+def base_prefix(model: nn.Module) -> str:
+    """ "bert." for a model that holds its encoder as `.bert`, "" for a bare encoder."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
+
+
+def resolve_names(model: nn.Module, names: Iterable[str], *, what: str) -> dict[str, str]:
+    """Map an SFT's parameter names to a model's, across heads: "bert.x", in a bare encoder, is "x", and vice versa.
+
+    Names of heads (and of the pooler) that the model does not have are left out: a language SFT made with a
+    masked-LM head may be worn by a tagger.
+
+    Args:
+        what: how to name the SFT in messages.
+
+    Returns:
+        {SFT's name: model's name}.
+
+    Raises:
+        ArtefactError: a parameter of the encoder is not there: an SFT of another architecture.
+    """
+    names = list(names)
+    family = getattr(model, "base_model_prefix", "")
+    long = f"{family}." if family else ""
+    own = base_prefix(model)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    made_with_head = bool(long) and any(name.startswith(long) for name in names)
+    found: dict[str, str] = {}
+    for name in names:
+        in_encoder = name.startswith(long) if made_with_head else True
+        short = name.removeprefix(long) if made_with_head else name
+        candidates = [own + short, name] if in_encoder else [name]
+        match = next((candidate for candidate in candidates if candidate in known), None)
+        if match is not None:
+            found[name] = match
+        elif in_encoder and not short.startswith("pooler."):
+            raise ArtefactError(
+                f"{what} has a parameter {name!r} that {type(model).__name__} lacks: it belongs to another architecture"
+            )
+    if names and not any(in_encoder.startswith(own) for in_encoder in found.values()):
+        raise ArtefactError(
+            f"{what} touches no parameter of {type(model).__name__} (such as {names[0]!r}): another architecture"
+        )
+    return found
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Digest of the encoder's parameters: SHA-256 over sorted names, shapes, number formats and all their bytes.
+
+    All bytes count, because two checkpoints of one training run agree in everything else; hashing runs at memory-like
+    speed. Heads, the pooler and output embeddings are left out, so that one base is the same under every head. SFTs
+    that the model wears are taken off meanwhile.
+    """
+    prefix = base_prefix(model)
+    with undressed(model):
+        encoder = {
+            name.removeprefix(prefix): parameter
+            for name, parameter in model.named_parameters()
+            if name.startswith(prefix) and not name.removeprefix(prefix).startswith("pooler.")
+        }
+        names = sorted(encoder)
+        with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
+            digests = pool.map(lambda name: _tensor_digest(name, encoder[name]), names)
+            whole = hashlib.sha256()
+            for digest in digests:
+                whole.update(digest)
+    return whole.hexdigest()
+
+
+def _tensor_digest(name: str, value: Tensor) -> bytes:
+    digest = hashlib.sha256(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,0 +1,100 @@
+"""Reader and writer for the published `pytorch_diff.bin` files of the official code (cambridgeltl/composable-sft).
+
+The file is a torch-saved {"diffs": {name: enc}, "abs": {name: tensor}, "block_sparses": {...}}, where enc is a dense
+tensor or {"size", "index_steps", "values"}: entries sorted by their column-major flat index
+sum_k coord_k * prod_{j<k} size_j, the indices stored as first differences. "abs" tensors take a parameter's place.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy._core.multiarray as multiarray
+import torch
+from torch import Tensor
+
+from bistil.artefacts import whole_file
+from bistil.errors import ArtefactError, InputError
+from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+
+LEGACY_FILE = "pytorch_diff.bin"
+# The first index step of a published file is a numpy int64 scalar; nothing else beyond tensors is allowed in.
+_ALLOWED: list[Any] = [
+    (multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.int64)),
+    np.int64,
+]
+
+
+def read_legacy(path: Path) -> SparseFineTuning:
+    """Read a `pytorch_diff.bin`, by `weights_only` loading alone.
+
+    Raises:
+        InputError: the file is missing.
+        ArtefactError: damaged, of another structure, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArtefactError(f"{path} holds more than tensors and numbers and is not loaded ({reason})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ArtefactError(f"{path} is damaged: {str(error).strip().splitlines()[0]}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):
+        raise ArtefactError(f"{path} has no table 'diffs': it is no sparse fine-tuning of the official code")
+    if content.get("block_sparses"):
+        raise ArtefactError(f"{path} holds block-sparse tensors, which no published description covers: not read")
+    deltas = {name: _decode(encoded, f"{path}, {name}") for name, encoded in content["diffs"].items()}
+    dense = content.get("abs") or {}
+    if not isinstance(dense, dict) or not all(isinstance(value, Tensor) for value in dense.values()):
+        raise ArtefactError(f"{path}: 'abs' is not a table of tensors")
+    return SparseFineTuning(
+        deltas,
+        {name: value.detach().float() for name, value in dense.items()},
+        Provenance(extra={"read from": LEGACY_FILE}),
+        str(path),
+    )
+
+
+def _decode(encoded: Any, where: str) -> SparseDelta:
+    if isinstance(encoded, Tensor):
+        flat = encoded.detach().float().reshape(-1)
+        indices = torch.nonzero(flat).flatten()
+        return SparseDelta(indices, flat[indices], tuple(encoded.shape))
+    try:
+        shape = tuple(int(n) for n in encoded["size"])
+        steps = np.asarray([int(step) for step in encoded["index_steps"]], dtype=np.int64)
+        values = encoded["values"].detach().float().reshape(-1)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{where}: not an encoded sparse tensor ({error!r})") from None
+    columns = np.cumsum(steps)
+    size = int(np.prod(shape))
+    if len(columns) != len(values):
+        raise ArtefactError(f"{where}: {len(columns)} indices for {len(values)} values: damaged")
+    if len(columns) and (columns.min() < 0 or columns.max() >= size):
+        raise ArtefactError(f"{where}: index {columns.max()} is out of range for {size} entries: damaged")
+    rows = np.ravel_multi_index(np.unravel_index(columns, shape, order="F"), shape) if size else columns
+    indices, order = torch.sort(torch.from_numpy(np.asarray(rows, dtype=np.int64)))
+    return SparseDelta(indices, values[order], shape)
+
+
+def write_legacy(sft: SparseFineTuning, path: Path) -> None:
+    """Write a file that the official code reads."""
+    diffs: dict[str, Any] = {}
+    for name, delta in sft.deltas.items():
+        columns = np.ravel_multi_index(np.unravel_index(delta.indices.numpy(), delta.shape), delta.shape, order="F")
+        order = np.argsort(columns)
+        steps = np.diff(np.asarray(columns)[order], prepend=0)
+        diffs[name] = {
+            "size": torch.Size(delta.shape),
+            "index_steps": steps.tolist(),
+            "values": delta.values[torch.from_numpy(order)].clone(),
+        }
+    with whole_file(path) as partial:
+        torch.save({"diffs": diffs, "abs": dict(sft.dense), "block_sparses": {}}, partial)

@@ -1,0 +1,249 @@
+"""Lottery-ticket sparse fine-tuning: dense phase, choice of K entries, exact rewind, sparse phase.
+
+Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, section 3.1.
+"""
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bistil.artefacts import json_digest, read_json, whole_file, write_json
+from bistil.errors import InputError
+from bistil.recipe import SparseSettings, TrainingSettings, to_dict
+from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+from bistil.sparse.base import fingerprint
+from bistil.sparse.masks import ParameterRoles, entries_to_keep, largest_movements, parameter_roles
+from bistil.sparse.parametrisation import only_free_entries
+from bistil.training import Sized, TrainingResult, train
+
+MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
+
+
+def train_sparse(
+    module: nn.Module,
+    train_data: Sized,
+    *,
+    model: PreTrainedModel,
+    dense_parameters: Collection[str],
+    settings: SparseSettings,
+    training: TrainingSettings,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    folder: Path,
+    seed: int,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    best_by: tuple[str, Literal["min", "max"]] | None = None,
+    lengths: Sequence[int] | None = None,
+    mask: Mapping[str, Tensor] | None = None,
+    base_name: str | None = None,
+    kind: Literal["task", "language"] = "task",
+    label: str = "sparse fine-tuning",
+) -> SparseFineTuning:
+    """Train an SFT of `model` under any module and loss; afterwards the model wears it (and can take it off).
+
+    The same call goes on after an interruption, at any moment and in either phase, bit-identically on CPU, provided
+    that `module` is again in its first state.
+
+    Args:
+        module: `forward(**batch)` returns a mapping with "loss"; holds `model`. Parameters outside `model` that
+            require gradients are trained densely in both phases, are rewound between them, and are not kept in the SFT.
+        train_data: as for `training.train`.
+        model: its parameters now are theta_0. Those that do not require gradients are frozen.
+        dense_parameters: names in `model` of what is trained and stored whole (heads).
+        settings: density or count, lengths of the phases, what is frozen.
+        training: everything else of both phases; its steps and epochs are overridden.
+        folder: work folder of this run alone.
+        evaluate, best_by, lengths: as for `training.train`; the mask and the SFT come from the best weights if chosen.
+        mask: per parameter name, sorted flat indices: skips the dense phase (random masks, biases only).
+        base_name: how the base is called in `sft_config.json`; default: the model's `name_or_path`.
+
+    Raises:
+        InputError: a density or length that cannot be carried out, an unknown parameter name.
+        DivergenceError: the loss or a parameter became NaN.
+    """
+    roles = parameter_roles(
+        model,
+        dense=dense_parameters,
+        freeze_embeddings=settings.freeze_embeddings,
+        freeze_layer_norms=settings.freeze_layer_norms,
+    )
+    was_training = module.training
+    named = dict(model.named_parameters())
+    sizes = {name: named[name].numel() for name in roles.maskable}
+    total = sum(sizes.values())
+    if mask is None:
+        count = entries_to_keep(
+            total, density=settings.density if settings.count is None else None, count=settings.count
+        )
+    else:
+        _check_mask(mask, sizes)
+        count = sum(len(indices) for indices in mask.values())
+    base = fingerprint(model)
+    identity = {
+        "settings": to_dict(settings),
+        "training": to_dict(training),
+        "roles": asdict(roles),
+        "base": base,
+        "seed": seed,
+        "examples": len(train_data),
+        "mask": None if mask is None else json_digest({name: _digest(indices) for name, indices in mask.items()}),
+    }
+    _open_folder(folder, json_digest(identity))
+
+    options: dict[str, Any] = {
+        "collate": collate,
+        "seed": seed,
+        "evaluate": evaluate,
+        "best_by": best_by,
+        "lengths": lengths,
+    }
+    with _only_trainable(model, [*roles.maskable, *roles.dense]):
+        dense_result = None
+        if mask is None:
+            mask, dense_result = _dense_phase(
+                module, train_data, model, roles, count, settings, training, folder, options, label
+            )
+        # Masked parameters cannot move from here on; heads can.
+        heads_0 = _snapshot([named[name] for name in roles.dense])
+        with only_free_entries(model, mask) as deltas:
+            sparse_result = train(
+                module,
+                train_data,
+                settings=_with_length(training, settings.sparse_steps, settings.sparse_epochs, "sparse"),
+                folder=folder / "sparse",
+                label=f"{label}, sparse phase",
+                **options,
+            )
+            values = {name: delta.detach().cpu().clone() for name, delta in deltas.items()}
+        heads = {name: named[name].detach().cpu().clone() for name in roles.dense}
+        _restore(heads_0)
+
+    sft = SparseFineTuning(
+        {name: SparseDelta(mask[name].cpu(), value, tuple(named[name].shape)) for name, value in values.items()},
+        heads,
+        Provenance(
+            base=base_name or model.name_or_path or None,
+            fingerprint=base,
+            kind=kind,
+            maskable_entries=total,
+            roles=asdict(roles),
+            phases={
+                "settings": to_dict(settings),
+                "training": to_dict(training),
+                "dense": None if dense_result is None else _length(dense_result),
+                "sparse": _length(sparse_result),
+            },
+            seed=seed,
+            metrics=dict(sparse_result.best or (sparse_result.history[-1] if sparse_result.history else {})),
+        ),
+    )
+    sft.apply(model)
+    module.train(was_training)
+    return sft
+
+
+def _dense_phase(
+    module: nn.Module,
+    train_data: Sized,
+    model: PreTrainedModel,
+    roles: ParameterRoles,
+    count: int,
+    settings: SparseSettings,
+    training: TrainingSettings,
+    folder: Path,
+    options: dict[str, Any],
+    label: str,
+) -> tuple[dict[str, Tensor], TrainingResult]:
+    """Train everything, choose the K entries that moved furthest, rewind. A finished mask is taken up at once."""
+    done = folder / MASK_DONE
+    if not done.exists():
+        theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
+        result = train(
+            module,
+            train_data,
+            settings=_with_length(training, settings.dense_steps, settings.dense_epochs, "dense"),
+            folder=folder / "dense",
+            label=f"{label}, dense phase",
+            **options,
+        )
+        named = dict(model.named_parameters())
+        before = {name: theta_0[named[name]] for name in roles.maskable}
+        mask = largest_movements(before, {name: named[name].detach() for name in roles.maskable}, count)
+        _restore(theta_0)
+        if PartialState().is_main_process:
+            with whole_file(folder / MASK) as partial:
+                save_file({name: indices.cpu() for name, indices in mask.items()}, partial)
+            # Written last: a mask without it is not taken up.
+            write_json(done, {"count": count, "result": asdict(result)})
+            (folder / "dense" / "final.safetensors").unlink(missing_ok=True)
+        PartialState().wait_for_everyone()
+    return load_file(folder / MASK), TrainingResult(**read_json(done)["result"])
+
+
+def _open_folder(folder: Path, identity: str) -> None:
+    """Work of other settings, data or another base is discarded."""
+    mark = folder / IDENTITY
+    if PartialState().is_main_process:
+        if mark.exists() and read_json(mark)["digest"] != identity:
+            shutil.rmtree(folder)
+        if not mark.exists():
+            write_json(mark, {"digest": identity})
+    PartialState().wait_for_everyone()
+
+
+@contextmanager
+def _only_trainable(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Inside the block these parameters of the model require gradients and its others do not."""
+    named = dict(model.named_parameters())
+    before = {name: parameter.requires_grad for name, parameter in named.items()}
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in names)
+    try:
+        yield
+    finally:
+        for name, parameter in named.items():
+            parameter.requires_grad_(before[name])
+
+
+def _snapshot(parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    return {parameter: parameter.detach().clone() for parameter in parameters}
+
+
+def _restore(values: Mapping[nn.Parameter, Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in values.items():
+            parameter.copy_(value)
+
+
+def _with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
+    if steps is None and epochs is None:
+        raise InputError(f"the {phase} phase has no length: give {phase}_steps or {phase}_epochs")
+    # Epochs have a default, so steps, which do not, win.
+    return replace(training, steps=steps, epochs=None if steps is not None else epochs)
+
+
+def _length(result: TrainingResult) -> dict[str, float]:
+    return {"steps": result.steps, "seconds": round(result.seconds, 3), "tokens": result.tokens}
+
+
+def _check_mask(mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+    from bistil.sparse.encoding import check_indices
+
+    for name, indices in mask.items():
+        if name not in sizes:
+            raise InputError(f"the mask names {name!r}, which is not a maskable parameter of the model")
+        check_indices(indices, sizes[name], f"mask, {name}")
+
+
+def _digest(indices: Tensor) -> str:
+    import hashlib
+
+    return hashlib.sha256(indices.cpu().contiguous().numpy().data).hexdigest()
