@@ -98,6 +98,8 @@ class Phase1Settings:
 
     block_length: int = option(128, "tokens per training block")
     held_out: float = option(0.05, "share of each language's blocks kept for the held-out loss")
+    held_out_blocks: int = option(64, "at most this many blocks per language are held out")
+    freeze_embeddings: bool = option(False, "the student's embeddings stay the teacher's and get no gradient")
     probabilities: dict[str, float] = option(factory=dict, help="per language, of a batch; default: equal")
     objective: ObjectiveSettings = option(factory=ObjectiveSettings, help="weights of the losses")
     training: TrainingSettings = option(
