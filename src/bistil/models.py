@@ -7,6 +7,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from bistil.errors import ArtefactError, InputError
 
 PACKAGED = "e5-small"
+_VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 def resolve_model(name: str) -> str:
@@ -83,6 +92,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ArtefactError(f"{name} has a slow tokenizer only; save it with a tokenizer.json (AutoTokenizer, fast)")
+    # Without any of its files transformers makes up an empty vocabulary instead of an error.
+    if Path(resolved).is_dir() and not any((Path(resolved) / file).is_file() for file in _VOCABULARY_FILES):
+        raise ArtefactError(f"{name} has no tokenizer: tokenizer.json is missing")
     return tokenizer
 
 
