@@ -77,6 +77,7 @@ class Summary:
     seed: int = option(help="seed of the run")
     source: str = option(help="source language, such as en")
     target: str = option(help="target language, such as it")
+    pipeline_tag: str | None = option(None, "transformers pipeline that runs the students, such as text-classification")
     created: str = option(help="UTC time of writing, ISO 8601")
     versions: dict[str, str] = option(help="versions of Python and the libraries")
     machine: dict[str, str] = option(factory=dict, help="processor, cores and the like, as text")
@@ -94,6 +95,14 @@ class Summary:
     def students(self) -> list[ModelRecord]:
         """The distilled students, in the order of the table."""
         return [m for m in self.models if m.role == "student"]
+
+    def gap(self, model: ModelRecord) -> float | None:
+        """Target score minus the teacher's: as recorded, else computed; none for the teacher itself."""
+        if model.gap_to_teacher is not None or model.role == "teacher" or self.teacher is None:
+            return model.gap_to_teacher
+        if model.target_score is None or self.teacher.target_score is None:
+            return None
+        return model.target_score - self.teacher.target_score
 
 
 def summary_from(values: Any, *, where: str = "summary") -> Summary:

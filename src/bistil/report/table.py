@@ -51,7 +51,7 @@ def print_table(summary: Summary, *, console: Console | None = None) -> None:
             "" if m.layers is None else str(m.layers),
             score_text(m.source_score),
             f"{score_text(m.target_score)} {interval_text(m.target_interval)}".strip(),
-            points(m.gap_to_teacher),
+            points(summary.gap(m)),
             milliseconds_text(m.milliseconds),
             times(m.speed_ratio),
             giga(m.flops),

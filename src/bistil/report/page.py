@@ -1,0 +1,146 @@
+"""`report.html`: one offline file out of a summary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bistil.artefacts import whole_file
+from bistil.report import numbers
+from bistil.report.schema import ModelRecord, Summary
+
+ROLES = {
+    "teacher": "undistilled teacher",
+    "trimmed": "teacher, trimmed vocabulary",
+    "copied": "copied layers, undistilled",
+    "student": "distilled student",
+    "baseline": "baseline",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The three figures of one student."""
+
+    name: str
+    smaller: str
+    faster: str
+    gap: str
+    gap_note: str
+
+
+def write_report(summary: Summary, path: Path) -> None:
+    """Write the report: headline, table, figures, cost of the stages, versions. One file that loads nothing.
+
+    The same summary gives the same bytes.
+    """
+    # matplotlib is slow to import, and only a page needs it.
+    from bistil.report.figures import phase1_figure, scores_figure, tradeoff_figure
+
+    environment = Environment(
+        loader=PackageLoader("bistil.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = {
+        name: None if drawn is None else Markup(drawn)
+        for name, drawn in (
+            ("tradeoff", tradeoff_figure(summary)),
+            ("scores", scores_figure(summary)),
+            ("phase1", phase1_figure(summary)),
+        )
+    }
+    page = environment.get_template("report.html.jinja").render(
+        summary=summary,
+        headline=headline(summary),
+        cards=[_card(student, summary) for student in summary.students],
+        figures=figures,
+        roles=ROLES,
+        n=numbers,
+        gap=summary.gap,
+        code=loading_code(summary),
+        slowest=max((stage.seconds or 0 for stage in summary.stages), default=0) or 1,
+        total=sum(stage.seconds or 0 for stage in summary.stages),
+        peak=max((stage.peak_memory_bytes or 0 for stage in summary.stages), default=0) or None,
+    )
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def best_student(summary: Summary) -> ModelRecord | None:
+    """The student with the best target score; of equals, the faster one."""
+    scored = [s for s in summary.students if s.target_score is not None]
+    return max(scored, key=lambda s: (s.target_score, s.speed_ratio or 0), default=None)
+
+
+def headline(summary: Summary) -> str:
+    """What the run achieved, in one sentence, about its best student."""
+    student, teacher = best_student(summary), summary.teacher
+    if student is None:
+        return f"{summary.name}: {len(summary.models)} models, no distilled student measured"
+    score = (
+        f"scores {numbers.score_text(student.target_score)}% zero-shot {student.metric} "
+        f"({summary.source} to {summary.target})"
+    )
+    if teacher is None:
+        return f"The student {student.name} {score}"
+    facts = []
+    size = _ratio(teacher.parameters, student.parameters)
+    if size is not None:
+        facts.append(f"{size:.1f} times smaller" if size >= 1 else f"{1 / size:.1f} times larger")
+    if student.speed_ratio is not None:
+        speed = student.speed_ratio
+        facts.append(f"{speed:.1f} times faster" if speed >= 1 else f"{1 / speed:.1f} times slower")
+    what = (
+        f"The student {student.name} is {' and '.join(facts)} than the teacher"
+        if facts
+        else f"The student {student.name}"
+    )
+    gap = summary.gap(student)
+    joint = " and " if facts else " "
+    return f"{what}{joint}{score}" + ("" if gap is None else f", {_gap_words(gap)}")
+
+
+def loading_code(summary: Summary) -> str | None:
+    """Three lines of Python that load the best student, from the folder of the report."""
+    student = best_student(summary)
+    if student is None or student.folder is None:
+        return None
+    if summary.pipeline_tag is None:
+        return (
+            "from transformers import AutoModel, AutoTokenizer\n"
+            f"model = AutoModel.from_pretrained({student.folder!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({student.folder!r})"
+        )
+    return (
+        "from transformers import pipeline\n"
+        f"student = pipeline({summary.pipeline_tag!r}, model={student.folder!r})\n"
+        'print(student("a sentence of yours"))'
+    )
+
+
+def _gap_words(gap: float) -> str:
+    amount = numbers.points(abs(gap)).lstrip("+")
+    if amount == "0.0":
+        return "level with the teacher"
+    return f"{amount} points {'below' if gap < 0 else 'above'} the teacher"
+
+
+def _card(student: ModelRecord, summary: Summary) -> Card:
+    size = _ratio(summary.teacher.parameters if summary.teacher else None, student.parameters)
+    return Card(
+        name=student.name,
+        smaller="" if size is None else f"{size:.1f}×",
+        faster="" if student.speed_ratio is None else f"{student.speed_ratio:.1f}×",
+        gap=numbers.points(summary.gap(student)).replace("-", "−"),
+        gap_note=""
+        if student.gap_interval is None
+        else " to ".join(map(numbers.points, student.gap_interval)).replace("-", "−"),
+    )
+
+
+def _ratio(whole: int | None, part: int | None) -> float | None:
+    return None if not whole or not part else whole / part
