@@ -108,6 +108,13 @@ class Distiller(nn.Module):
         """Per student, the prefix of its parameters' names: what counts as one model when the best one is kept."""
         return {name: f"students.{name}." for name in self.students}
 
+    def close(self) -> None:
+        """Give teacher and students their own attention back, and drop the teacher: the students are plain models."""
+        for plan in self._plans:
+            plan.capture.close()
+        self._target_capture.close()
+        self._outside.clear()
+
     def train(self, mode: bool = True) -> "Distiller":
         """Set the students' mode; the teacher stays in evaluation mode."""
         super().train(mode)

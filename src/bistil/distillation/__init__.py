@@ -1,0 +1,1 @@
+"""Distillation: phase 1 from plain text (`general`), phase 2 from labelled text (`task`)."""

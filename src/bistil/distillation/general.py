@@ -1,0 +1,417 @@
+"""Phase 1: general bilingual distillation (paper, section 3.2)."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+import bistil
+from bistil.artefacts import folder_digest, whole_folder, write_json
+from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
+from bistil.distillation.module import Distiller
+from bistil.errors import ArtefactError, InputError, RecipeError
+from bistil.families import family_of
+from bistil.models import load_tokenizer, model_folder
+from bistil.objectives import IGNORED, masked_lm_loss
+from bistil.recipe import Phase1Settings, StudentSettings, to_dict
+from bistil.sparse import SparseFineTuning
+from bistil.student import alignment, choose_layers, make_student, without_upper_layers
+from bistil.training import TrainingResult, train
+
+Figures = dict[str, float]
+
+
+def distill_general(
+    teacher: str | Path,
+    students: list[StudentSettings],
+    texts: Mapping[str, list[Path]],
+    output: Path,
+    *,
+    settings: Phase1Settings,
+    seed: int,
+    work: Path,
+    language_sfts: Mapping[str, str | Path] | None = None,
+    label: str = "phase 1",
+) -> dict[str, Any]:
+    """Distil bilingual students out of a multilingual teacher, from plain text alone.
+
+    All students learn from one teacher pass; each comes out as if it had been distilled alone. The same call goes on
+    after an interruption.
+
+    Args:
+        teacher: folder or name of the (trimmed) multilingual model, with or without a masked-LM head.
+        students: which students to make.
+        texts: files per language, two languages or more.
+        output: gets one model folder per student, and `phase1.json`.
+        settings: objective, data and training.
+        seed: of the held-out split, the order of training, random layers and masking.
+        work: token blocks and checkpoints; the caller may remove it afterwards.
+        language_sfts: per language, the sparse fine-tuning that the teacher wears on that language's batches.
+        label: of the progress line.
+
+    Returns:
+        What `phase1.json` holds: per student layers, alignment, held-out losses at start and end; tokens, rate.
+
+    Raises:
+        InputError: fewer than two languages, or text that cannot be used.
+        RecipeError: a student that this teacher cannot give, settings that contradict each other.
+        ArtefactError: a model or sparse fine-tuning that does not fit.
+        DivergenceError: the loss became NaN or infinite.
+    """
+    _check_names(students, texts, language_sfts or {})
+    folder = model_folder(str(teacher))
+    tokenizer = load_tokenizer(str(folder))
+    multilingual = _load(folder)
+    has_head = multilingual.get_output_embeddings() is not None
+    objective = settings.objective
+    if (objective.prediction or objective.hard_labels) and not has_head:
+        raise RecipeError(
+            "prediction and hard_labels need a teacher with a masked-LM head, which this one lacks: set them to 0"
+        )
+
+    # Student initialisation: every s-th layer of the teacher (section 3.2).
+    depth = family_of(multilingual).depth(multilingual.config)
+    layers = {student.name: choose_layers(depth, student) for student in students}
+    small = {s.name: make_student(multilingual, layers[s.name], start=s.start, seed=seed) for s in students}
+    held_out_mlm = {"teacher": multilingual, **small} if has_head else {}
+
+    # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).
+    wardrobe = Wardrobe(multilingual, language_sfts or {}, trimmed=folder)
+    if not has_head and family_of(multilingual).final_norm(multilingual) is None:
+        without_upper_layers(multilingual, max(max(one) for one in layers.values()))
+    module = Distiller(
+        multilingual,
+        small,
+        objectives=dict.fromkeys(small, objective),
+        layers=layers,
+        wear=wardrobe.wear,
+    )
+
+    # Every batch is in one language, drawn with equal probability (section 3.2).
+    blocks, training, held_out = _blocks(texts, tokenizer, settings, work=work, seed=seed)
+    steps = _steps(settings, training)
+    schedule = language_schedule(
+        blocks,
+        training,
+        steps=steps,
+        batch_size=settings.training.batch_size,
+        probabilities=settings.probabilities,
+        seed=seed,
+    )
+    collate = BlockCollator(tokenizer=tokenizer, mask_tokens=bool(objective.hard_labels), seed=seed)
+    _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
+
+    def evaluate(_: nn.Module) -> Figures:
+        return _held_out_losses(
+            module, blocks, held_out, collate, batch_size=settings.training.batch_size,
+            low_precision=settings.training.precision == "bf16",
+        )  # fmt: skip
+
+    has_held_out = all(len(part) for part in held_out.values())
+    start = evaluate(module) if has_held_out else {}
+    result = train(
+        module,
+        schedule,
+        collate=collate,
+        settings=settings.training,
+        folder=work / "training",
+        seed=seed,
+        evaluate=evaluate if has_held_out else None,
+        best_by={prefix: (f"{name}/loss", "min") for name, prefix in module.parts().items()} if has_held_out else None,
+        label=label,
+    )
+    end = evaluate(module) if has_held_out else {}
+    wardrobe.wear(None)
+    report = _report(students, layers, start, end, result, held_out=held_out, training=training)
+    if has_head and has_held_out:
+        report["held_out_masked_lm"] = {
+            name: _masked_lm_losses(model, tokenizer, blocks, held_out, batch_size=settings.training.batch_size)
+            for name, model in held_out_mlm.items()
+        }
+    if PartialState().is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        for student in students:
+            _save(small[student.name], tokenizer, output / student.name, student, settings, report, parent=folder)
+        log = work / "training" / "train_log.jsonl"
+        if log.exists():
+            shutil.copyfile(log, output / "train_log.jsonl")
+        write_json(output / "phase1.json", report)
+    PartialState().wait_for_everyone()
+    return report
+
+
+class Wardrobe:
+    """Puts the SFT of a batch's language on a model; changes only when the language does.
+
+    Args:
+        model: whose own weights are the base.
+        folders: SFT (folder or hub name) per language; a language without one goes without.
+        trimmed: the model's folder; an SFT of the untrimmed vocabulary is trimmed to the tokens that it kept.
+
+    Raises:
+        ArtefactError: an SFT that does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, folders: Mapping[str, str | Path], *, trimmed: Path) -> None:
+        self.model = model
+        self.sfts = {language: _sft(path, model, trimmed) for language, path in folders.items()}
+        self.worn: str | None = None
+        for sft in self.sfts.values():
+            with sft.applied(model, heads=False):
+                pass
+
+    def wear(self, language: str | None) -> None:
+        """Wear this language's SFT and no other; None: none."""
+        wanted = language if language in self.sfts else None
+        if wanted == self.worn:
+            return
+        if self.worn is not None:
+            self.sfts[self.worn].revert(self.model)
+        if wanted is not None:
+            self.sfts[wanted].apply(self.model, heads=False)
+        self.worn = wanted
+
+
+def _sft(path: str | Path, model: nn.Module, trimmed: Path) -> SparseFineTuning:
+    sft = SparseFineTuning.load(path)
+    words = [name for name in sft.deltas if name.endswith(family_of(model).word_embeddings)]
+    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if words and sft.deltas[words[0]].shape[0] != rows and (trimmed / "vocabulary_map.safetensors").exists():
+        from bistil.vocabulary import kept_ids
+
+        vocabulary = sft.deltas[words[0]].shape[0]
+        tables = [name for name, delta in sft.deltas.items() if delta.shape[0] == vocabulary]
+        tables += [name for name, value in sft.dense.items() if value.shape[:1] == (vocabulary,)]
+        return sft.trimmed(kept_ids(trimmed), tables)
+    return sft
+
+
+def _check_names(students: list[StudentSettings], texts: Mapping[str, Any], sfts: Mapping[str, Any]) -> None:
+    if len(texts) < 2:
+        raise InputError(
+            f"phase 1 needs text in two languages or more; given: {', '.join(texts) or 'none'} "
+            "(a model of one language forgets what its labels are learnt in)"
+        )
+    unknown = set(sfts) - set(texts)
+    if unknown:
+        raise InputError(f"a language SFT for {', '.join(sorted(unknown))}, but text for {', '.join(texts)} only")
+    names = [student.name for student in students]
+    for name in names:
+        if not name or set(name) & set("./\\") or names.count(name) > 1:
+            raise RecipeError(f"student name {name!r}: names must differ and have no dot or slash")
+    if not names:
+        raise RecipeError("no student is asked for")
+
+
+def _load(folder: Path) -> Any:
+    """The model, with its masked-LM head if the folder has one."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        family_of(config)
+        has_head = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+        auto = AutoModelForMaskedLM if has_head else AutoModel
+        return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    except (OSError, ValueError) as error:
+        # DeBERTa-v2 has no SDPA attention to choose.
+        if "scaled_dot_product_attention" in str(error):
+            return auto.from_pretrained(folder, dtype=torch.float32).eval()
+        raise ArtefactError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+
+
+def _blocks(
+    texts: Mapping[str, list[Path]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Phase1Settings,
+    *,
+    work: Path,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Per language: blocks, indices of the training blocks, indices of the held-out blocks."""
+    with PartialState().main_process_first():
+        blocks = {
+            language: token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
+            for language, files in texts.items()
+        }
+    training, held_out = {}, {}
+    for language, part in blocks.items():
+        training[language], held_out[language] = split_held_out(
+            len(part), settings.held_out, limit=settings.held_out_blocks, seed=seed
+        )
+    return blocks, training, held_out
+
+
+def _steps(settings: Phase1Settings, training: Mapping[str, np.ndarray]) -> int:
+    from bistil.training import planned_steps
+
+    return planned_steps(sum(map(len, training.values())), settings.training)
+
+
+def _freeze(module: Distiller, collate: BlockCollator, example: dict[str, Any], *, embeddings: bool) -> None:
+    """Take parameters out of training that get no gradient: poolers, unused heads, embeddings if asked.
+
+    They cost optimizer memory, and several processes wait for gradients that never come.
+    """
+    if embeddings:
+        for student in module.students.values():
+            named = dict(student.named_parameters())
+            for name in family_of(student).embedding_parameters(student):
+                named[name].requires_grad_(False)
+    short = {**example, "input_ids": example["input_ids"][:16]}
+    module(**collate([short]))["loss"].backward()
+    for parameter in module.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+@torch.no_grad()
+def _held_out_losses(
+    module: Distiller,
+    blocks: Mapping[str, Any],
+    held_out: Mapping[str, np.ndarray],
+    collate: BlockCollator,
+    *,
+    batch_size: int,
+    low_precision: bool,
+) -> Figures:
+    """Per student and language every unweighted term and the weighted loss; "NAME/loss" is the mean over languages.
+
+    Several processes share the batches; each gets all figures.
+    """
+    state = PartialState()
+    device = next(module.parameters()).device
+    was_training = module.training
+    module.eval()
+    figures: Figures = {}
+    for language, indices in held_out.items():
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(
+            batches(blocks[language], indices, collate, language=language, batch_size=batch_size)
+        ):
+            if number % state.num_processes != state.process_index and number > 0:
+                continue
+            # The first batch tells every process the names; it counts once.
+            share = float(number % state.num_processes == state.process_index) * len(batch["input_ids"])
+            with torch.autocast(device.type, torch.bfloat16) if low_precision else nullcontext():
+                terms = module(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()})
+            for name, value in terms.items():
+                if name != "loss":
+                    sums[name] = sums.get(name, torch.zeros((), device=device)) + value.float() * share
+        for name, value in sums.items():
+            student, term = name.split("/")
+            figures[f"{student}/{language}/{term}"] = float(reduce(value, "sum")) / len(indices)
+    for student in module.students:
+        figures[f"{student}/loss"] = float(np.mean([figures[f"{student}/{language}/loss"] for language in held_out]))
+    module.train(was_training)
+    return figures
+
+
+@torch.no_grad()
+def _masked_lm_losses(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Mapping[str, Any],
+    held_out: Mapping[str, np.ndarray],
+    *,
+    batch_size: int,
+) -> Figures:
+    """Cross-entropy per masked token (nats) on held-out blocks, per language; the masks are the same for all models."""
+    family = family_of(model)
+    collate = BlockCollator(tokenizer=tokenizer, mask_tokens=True)
+    device = next(model.parameters()).device
+    losses: Figures = {}
+    for language, indices in held_out.items():
+        total, count = 0.0, 0
+        for batch in batches(blocks[language], indices, collate, language=language, batch_size=batch_size):
+            ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+            mask = batch.get("attention_mask")
+            states = family.encoder(model)(input_ids=ids, attention_mask=None if mask is None else mask.to(device))[0]
+            chosen = labels != IGNORED
+            logits = family.masked_lm_logits(model, states[chosen])
+            total += float(masked_lm_loss(logits, labels[chosen])) * int(chosen.sum())
+            count += int(chosen.sum())
+        losses[language] = total / max(count, 1)
+    return losses
+
+
+def _report(
+    students: list[StudentSettings],
+    layers: Mapping[str, list[int]],
+    start: Figures,
+    end: Figures,
+    result: TrainingResult,
+    *,
+    held_out: Mapping[str, np.ndarray],
+    training: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    def of(figures: Figures, name: str) -> Figures:
+        return {key.removeprefix(f"{name}/"): value for key, value in figures.items() if key.startswith(f"{name}/")}
+
+    return {
+        "students": {
+            student.name: {
+                "start": student.start,
+                "alignment": alignment(layers[student.name]),
+                "held_out": {"start": of(start, student.name), "end": of(end, student.name)},
+                "best_step": result.best_parts.get(f"students.{student.name}.", {}).get("step"),
+            }
+            for student in students
+        },
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(result.tokens / result.seconds, 1) if result.seconds else None,
+        "blocks": {
+            language: {"training": len(training[language]), "held_out": len(held_out[language])}
+            for language in training
+        },
+        "history": result.history,
+    }
+
+
+def _save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    student: StudentSettings,
+    settings: Phase1Settings,
+    report: Mapping[str, Any],
+    *,
+    parent: Path,
+) -> None:
+    """A plain Hugging Face folder with the teacher's tokenizer, a card and the record."""
+    own = report["students"][student.name]
+    with whole_folder(target, replace=True) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(
+            folder / "bistil.json",
+            {
+                "kind": "bilingual student (phase 1)",
+                "versions": {"bistil": bistil.__version__, "transformers": transformers.__version__,
+                             "torch": torch.__version__},
+                "student": to_dict(student),
+                "settings": to_dict(settings),
+                "metrics": own,
+                "masked_lm": report.get("held_out_masked_lm", {}).get(student.name),
+                "parents": {"teacher": parent.name, "digest": folder_digest(parent)},
+            },
+        )  # fmt: skip
+        languages = ", ".join(report["blocks"])
+        (folder / "README.md").write_text(
+            f"# {student.name}: a bilingual student ({languages})\n\n"
+            f"Distilled from `{parent.name}` by general bilingual distillation (phase 1 of BiStil, Ansell et al. "
+            f"2023), from text alone, over {report['tokens']:,} tokens.\n"
+            f"Its layers come from teacher layers {own['alignment']['layers']} ({own['start']} start).\n"
+            "`bistil.json` holds settings, versions, held-out losses and the parent's digest.\n",
+            encoding="utf-8",
+        )
