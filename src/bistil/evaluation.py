@@ -1,0 +1,144 @@
+"""A task model on labelled files: scores, a bootstrap interval, predictions; and the majority baseline."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bistil
+from bistil.artefacts import file_digest, folder_digest
+from bistil.errors import ArtefactError, InputError
+from bistil.models import load_tokenizer
+from bistil.tasks import Metrics, Task, bootstrap, get_task
+from bistil.tasks.base import position_limit
+
+
+def evaluate(
+    model_folder: str | Path,
+    *,
+    task: str,
+    files: Sequence[str | Path],
+    batch_size: int = 32,
+    max_length: int = 128,
+    label_map: Mapping[str, str] | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+    predictions: str | Path | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Score a task model on labelled files.
+
+    Args:
+        model_folder: a Hugging Face folder of a task model with its tokenizer.
+        task: kind of the task, such as "token-classification".
+        files: labelled files, scored together.
+        batch_size: windows per forward pass; changes speed, not predictions.
+        max_length: tokens per window.
+        label_map: labels to rename on reading.
+        bootstrap_samples: resamples for the interval; 0: no interval.
+        seed: of the resamples.
+        predictions: write predictions here, in the format of the input.
+        device: torch device; default: a GPU if there is one.
+
+    Returns:
+        A record for JSON: "metric" and "score" (the task's own, percent), "scores" (all, percent), "interval" (see
+        `record`), "examples", "windows", "files" and "model" with SHA-256 digests, and the settings.
+
+    Raises:
+        InputError: a file is not what it must be, or `max_length` exceeds the model's positions.
+        ArtefactError: the folder holds no task model with a tokenizer.
+    """
+    kind = get_task(task)
+    examples = kind.read(files, label_map=label_map)
+    folder = Path(model_folder)
+    predicted, windows = predict_examples(
+        folder, kind, examples, max_length=max_length, batch_size=batch_size, device=device
+    )
+    if predictions is not None:
+        kind.write_predictions(Path(predictions), examples, predicted)
+    return {
+        **record(kind.score(examples, predicted), samples=bootstrap_samples, seed=seed),
+        "task": task,
+        "examples": len(examples),
+        "windows": windows,
+        "files": {str(path): file_digest(Path(path)) for path in files},
+        "model": {"folder": str(folder), "digest": folder_digest(folder)},
+        "settings": {"max_length": max_length, "batch_size": batch_size, "label_map": dict(label_map or {})},
+        "versions": {"bistil": bistil.__version__, "torch": torch.__version__},
+    }
+
+
+def predict_examples(
+    folder: Path,
+    task: Task,
+    examples: Sequence[Any],
+    *,
+    max_length: int = 128,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> tuple[list[Any], int]:
+    """Predictions of the task model in `folder`, one per example, and the number of windows it took.
+
+    Raises:
+        InputError: a label is not the model's, or `max_length` exceeds the model's positions.
+        ArtefactError: the folder holds no task model with a tokenizer.
+    """
+    if not (folder / "config.json").is_file():
+        raise ArtefactError(f"{folder} is not a model folder: config.json is missing; name the folder of a task model")
+    tokenizer = load_tokenizer(str(folder))
+    model = task.build_model(folder, None)
+    check_length(model.config, max_length)
+    labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+    features = task.encode(examples, tokenizer, max_length, labels=labels)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return task.predict(model, tokenizer, examples, features, batch_size=batch_size), len(features)
+
+
+def measure(
+    folder: Path, task: Task, examples: Sequence[Any], *, max_length: int = 128, batch_size: int = 32
+) -> Metrics:
+    """Scores of a task model on examples that are already read, as counters per example: see `paired_gap`."""
+    return task.score(
+        examples, predict_examples(folder, task, examples, max_length=max_length, batch_size=batch_size)[0]
+    )
+
+
+def evaluate_examples(
+    folder: Path, task: Task, examples: Sequence[Any], *, max_length: int = 128, samples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The `record` of `measure`."""
+    return record(measure(folder, task, examples, max_length=max_length), samples=samples, seed=seed)
+
+
+def majority_class(
+    task: Task, train: Sequence[Any], examples: Sequence[Any], *, samples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The `record` of the baseline that is fitted on `train` and never looks at the input."""
+    return record(task.score(examples, task.majority(train, examples)), samples=samples, seed=seed)
+
+
+def record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Scores of a test set as plain values, in percent.
+
+    Returns:
+        "metric" (name of the task's own figure), "score" (its value), "scores" (all by name) and, unless `samples`
+        is 0, "interval" ([low, high], 95%, of "score") with "interval_samples" and "interval_seed".
+    """
+    scores = metrics.scores
+    result: dict[str, Any] = {"metric": metrics.primary, "score": scores[metrics.primary], "scores": scores}
+    if samples > 0:
+        interval = list(bootstrap(metrics, samples, seed))
+        result |= {"interval": interval, "interval_samples": samples, "interval_seed": seed}
+    return result
+
+
+def check_length(config: Any, max_length: int) -> None:
+    """Refuse windows that are longer than the model's position embeddings.
+
+    Raises:
+        InputError: with the longest length that works.
+    """
+    limit = position_limit(config)
+    if limit is not None and max_length > limit:
+        raise InputError(f"max_length is {max_length}, but the model has {limit} positions: choose at most that")

@@ -1,0 +1,1 @@
+"""Dependency parsing: CoNLL-U, spanning trees and the biaffine parser."""

@@ -1,0 +1,134 @@
+"""Sentences of words as subwords: every word gets at least one token, long sentences become overlapping windows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import regex  # type: ignore[import-untyped]
+from transformers import PreTrainedTokenizerBase
+
+from bistil.errors import InputError
+from bistil.tasks.base import Feature, boundaries
+
+# A run of letters, marks and digits with inner apostrophes or hyphens, or any other single visible character.
+# No language's rules are built in; a script without spaces comes out as runs between punctuation.
+WORD = regex.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}\p{Cf}]|['’\-](?=[\p{L}\p{N}]))*|\S")
+
+
+def split_words(sentence: str) -> list[str]:
+    """Split plain text at spaces and around punctuation, the same way for all languages.
+
+    Example:
+        >>> split_words("N'Djamena ni mji (mkuu) wa Chad.")
+        ["N'Djamena", 'ni', 'mji', '(', 'mkuu', ')', 'wa', 'Chad', '.']
+    """
+    return WORD.findall(sentence)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens that the tokenizer puts around one sequence."""
+
+    before: list[int]
+    after: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Frame":
+        """Read them off an encoded word."""
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        framed = tokenizer("a")["input_ids"]
+        start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return cls(framed[:start], framed[start + len(bare) :])
+
+
+@dataclass(frozen=True)
+class Window:
+    """Words `start` to `stop` of a sentence are seen; `first` to `last` of them are this window's to predict."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def windows(lengths: Sequence[int], room: int, context: int) -> Iterator[Window]:
+    """Cut a sentence into windows that together predict every word exactly once.
+
+    Args:
+        lengths: (words,) subwords of each word, each between 1 and `room`.
+        room: subwords that fit into a window.
+        context: up to this many subwords on either side are seen and left to the neighbour window.
+    """
+    position = 0
+    while position < len(lengths):
+        start, spare = position, min(context, room - lengths[position])
+        while start > 0 and lengths[start - 1] <= spare:
+            start -= 1
+            spare -= lengths[start]
+        stop, used = position, sum(lengths[start:position])
+        while stop < len(lengths) and used + lengths[stop] <= room:
+            used += lengths[stop]
+            stop += 1
+        last, spare = stop, context
+        while stop < len(lengths) and last - 1 > position and lengths[last - 1] <= spare:
+            last -= 1
+            spare -= lengths[last]
+        yield Window(start, stop, position, last)
+        position = last
+
+
+def encode_words(
+    sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[tuple[Feature, Window]]:
+    """Encode sentences that are split into words.
+
+    A word without any subword, such as one of control characters only, becomes the unknown token; a word that does
+    not fit into a window keeps its first subwords. A quarter of a window is context on either side of a cut.
+
+    Yields:
+        A feature with "input_ids", "attention_mask", "example" (index of the sentence), "word_starts" (positions of
+        the first subwords of the window's words), "word_ends" (behind the last ones), "boundaries"; and its window.
+        A sentence without words yields nothing.
+
+    Raises:
+        InputError: `max_length` leaves no room for a word.
+    """
+    frame = Frame.of(tokenizer)
+    room = max_length - len(frame.before) - len(frame.after)
+    if room < 1:
+        raise InputError(f"max_length {max_length} leaves no room for words beside the special tokens")
+    for index, words in enumerate(sentences):
+        if not words:
+            continue
+        subwords = _subwords(words, tokenizer, room)
+        lengths = [len(ids) for ids, _ in subwords]
+        for window in windows(lengths, room, room // 4):
+            ids, offsets, starts, ends = list(frame.before), [], [], []
+            for number in range(window.start, window.stop):
+                starts.append(len(ids))
+                ids += subwords[number][0]
+                ends.append(len(ids))
+                offsets += [(number, end) for _, end in subwords[number][1]]
+            ids += frame.after
+            feature = {
+                "input_ids": ids,
+                "attention_mask": [1] * len(ids),
+                "example": index,
+                "word_starts": starts,
+                "word_ends": ends,
+                "boundaries": boundaries(offsets),
+            }
+            yield feature, window
+
+
+def _subwords(
+    words: Sequence[str], tokenizer: PreTrainedTokenizerBase, room: int
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Ids and character offsets of the subwords of every word, at most `room` each."""
+    encoded = tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, return_offsets_mapping=True)
+    found: list[tuple[list[int], list[tuple[int, int]]]] = [([], []) for _ in words]
+    for token, offset, word in zip(encoded["input_ids"], encoded["offset_mapping"], encoded.word_ids(), strict=True):
+        if word is not None and len(found[word][0]) < room:
+            found[word][0].append(token)
+            found[word][1].append(tuple(offset))
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
+    return [one if one[0] else ([unknown], [(0, 0)]) for one in found]
