@@ -10,7 +10,7 @@ import bistil
 from bistil.artefacts import file_digest, folder_digest
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer
-from bistil.tasks import Metrics, Task, bootstrap, get_task
+from bistil.tasks import Metrics, Task, bootstrap, get_task, paired_gap
 from bistil.tasks.base import position_limit
 
 
@@ -52,13 +52,13 @@ def evaluate(
     kind = get_task(task)
     examples = kind.read(files, label_map=label_map)
     folder = Path(model_folder)
-    predicted, windows = predict_examples(
+    metrics, predicted, windows = score_examples(
         folder, kind, examples, max_length=max_length, batch_size=batch_size, device=device
     )
     if predictions is not None:
         kind.write_predictions(Path(predictions), examples, predicted)
     return {
-        **record(kind.score(examples, predicted), samples=bootstrap_samples, seed=seed),
+        **record(metrics, samples=bootstrap_samples, seed=seed),
         "task": task,
         "examples": len(examples),
         "windows": windows,
@@ -69,21 +69,25 @@ def evaluate(
     }
 
 
-def predict_examples(
-    folder: Path,
+def score_examples(
+    folder: str | Path,
     task: Task,
     examples: Sequence[Any],
     *,
     max_length: int = 128,
     batch_size: int = 32,
     device: str | None = None,
-) -> tuple[list[Any], int]:
-    """Predictions of the task model in `folder`, one per example, and the number of windows it took.
+) -> tuple[Metrics, list[Any], int]:
+    """Run the task model in `folder` on examples that are already read.
+
+    Returns:
+        Counters per example (see `gap`), the predictions, one per example, and the number of windows it took.
 
     Raises:
         InputError: a label is not the model's, or `max_length` exceeds the model's positions.
         ArtefactError: the folder holds no task model with a tokenizer.
     """
+    folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ArtefactError(f"{folder} is not a model folder: config.json is missing; name the folder of a task model")
     tokenizer = load_tokenizer(str(folder))
@@ -92,30 +96,18 @@ def predict_examples(
     labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
     features = task.encode(examples, tokenizer, max_length, labels=labels)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return task.predict(model, tokenizer, examples, features, batch_size=batch_size), len(features)
+    predicted = task.predict(model, tokenizer, examples, features, batch_size=batch_size)
+    return task.score(examples, predicted), predicted, len(features)
 
 
-def measure(
-    folder: Path, task: Task, examples: Sequence[Any], *, max_length: int = 128, batch_size: int = 32
-) -> Metrics:
-    """Scores of a task model on examples that are already read, as counters per example: see `paired_gap`."""
-    return task.score(
-        examples, predict_examples(folder, task, examples, max_length=max_length, batch_size=batch_size)[0]
-    )
+def gap(metrics: Metrics, reference: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """How far a model is from a reference on the same examples, in points of percent.
 
-
-def evaluate_examples(
-    folder: Path, task: Task, examples: Sequence[Any], *, max_length: int = 128, samples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """The `record` of `measure`."""
-    return record(measure(folder, task, examples, max_length=max_length), samples=samples, seed=seed)
-
-
-def majority_class(
-    task: Task, train: Sequence[Any], examples: Sequence[Any], *, samples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """The `record` of the baseline that is fitted on `train` and never looks at the input."""
-    return record(task.score(examples, task.majority(train, examples)), samples=samples, seed=seed)
+    Returns:
+        "gap": score minus the reference's; "interval": [low, high], 95%, paired bootstrap.
+    """
+    difference, low, high = paired_gap(metrics, reference, samples, seed)
+    return {"gap": difference, "interval": [low, high]}
 
 
 def record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
