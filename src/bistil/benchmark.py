@@ -83,7 +83,7 @@ def load_for_inference(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder} is not a Hugging Face model folder: {error}") from error
+        raise ArtefactError(f"{folder} is not a Hugging Face model folder: {_first_line(error)}") from error
     name = (config.architectures or ["AutoModel"])[0]
     model_class = getattr(transformers, name, None)
     if model_class is None:
@@ -91,7 +91,7 @@ def load_for_inference(folder: Path) -> Any:
     try:
         return model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval().requires_grad_(False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"cannot load {folder} as {name}: {error}") from error
+        raise ArtefactError(f"cannot load {folder} as {name}: {_first_line(error)}") from error
 
 
 def count_parameters(model: Any) -> dict[str, int]:
@@ -261,7 +261,7 @@ def _load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder} has no tokenizer that transformers can load: {error}") from error
+        raise ArtefactError(f"{folder} has no tokenizer that transformers can load: {_first_line(error)}") from error
     limit = min(max_length, tokenizer.model_max_length)
 
     def encode(one: str | list[str]) -> dict[str, torch.Tensor]:
@@ -380,3 +380,7 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -35,13 +35,14 @@ def run(
 
     from bistil.artefacts import write_json
     from bistil.benchmark import benchmark, record
+    from bistil.corpora import read_sentences
     from bistil.report.table import print_benchmark
 
     folders: dict[str, Path] = {}
     for given in model:
         name, folder = _named(given, taken=folders)
         folders[name] = folder
-    texts = None if text is None else _lines(text)
+    texts = None if text is None else read_sentences([text])
     rows = benchmark(
         folders,
         texts=texts,
@@ -60,36 +61,13 @@ def run(
 
 
 def _named(given: str, *, taken: dict[str, Path]) -> tuple[str, Path]:
-    """Name and folder of `NAME=FOLDER`, or of a folder alone, which is then called by its last part."""
-    from huggingface_hub import snapshot_download
-
+    """Name and folder of `NAME=MODEL`, or of a model alone, which is then called by the last part of its path."""
     from bistil.errors import InputError
-    from bistil.models import resolve_model
+    from bistil.models import model_folder
 
     name, equals, place = given.partition("=")
     if not equals:
         name, place = Path(given).resolve().name if Path(given).exists() else given, given
     if name in taken:
         raise InputError(f"two models are called {name!r}: write one as NAME={place}")
-    resolved = resolve_model(place)
-    if Path(resolved).is_dir():
-        return name, Path(resolved)
-    try:
-        files = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        return name, Path(snapshot_download(resolved, allow_patterns=files))
-    except Exception as error:  # the hub's client raises many kinds, offline ones among them
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"no model {place!r}: not a folder, and the hub did not give it ({first})") from error
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file, plain or .gz."""
-    import gzip
-
-    from bistil.errors import InputError
-
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
-            return stream.read().splitlines()
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error
+    return name, Path(model_folder(place))

@@ -80,7 +80,7 @@ def headline(summary: Summary) -> str:
     """What the run achieved, in one sentence, about its best student."""
     student, teacher = best_student(summary), summary.teacher
     if student is None:
-        return f"{summary.name}: {len(summary.models)} models, no distilled student measured"
+        return f"{summary.name}: no distilled student was scored"
     score = (
         f"scores {numbers.score_text(student.target_score)}% zero-shot {student.metric} "
         f"({summary.source} to {summary.target})"

@@ -81,10 +81,15 @@ class Summary:
     created: str = option(help="UTC time of writing, ISO 8601")
     versions: dict[str, str] = option(help="versions of Python and the libraries")
     machine: dict[str, str] = option(factory=dict, help="processor, cores and the like, as text")
-    models: list[ModelRecord] = option(help="the table, in its order")
+    models: list[ModelRecord] = option(help="the table, in its order; empty for a run without a task")
     stages: list[StageRecord] = option(factory=list, help="wall time and memory")
     phase1: dict[str, CurveRecord] = option(factory=dict, help="per student, the held-out loss over steps")
     data: dict[str, DataRecord] = option(factory=dict, help="per name, what was read")
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        return self.models[0].metric if self.models else ""
 
     @property
     def teacher(self) -> ModelRecord | None:
@@ -145,8 +150,6 @@ def save_summary(path: Path, summary: Summary) -> None:
 
 def _problems(summary: Summary) -> Iterator[str]:
     names = [model.name for model in summary.models]
-    if not names:
-        yield "models is empty"
     for name in {n for n in names if names.count(n) > 1}:
         yield f"two models are called {name!r}"
     if sum(model.role == "teacher" for model in summary.models) > 1:

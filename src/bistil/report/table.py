@@ -28,7 +28,6 @@ WIDTH = 100
 
 def print_table(summary: Summary, *, console: Console | None = None) -> None:
     """Print the models of a run: size, scores with bootstrap intervals, speed."""
-    metric = summary.models[0].metric
     header = [
         "model",
         "Mpar",
@@ -58,7 +57,7 @@ def print_table(summary: Summary, *, console: Console | None = None) -> None:
         ]
         for m in summary.models
     ]
-    title = f"{summary.name}: {summary.source} to {summary.target}, {metric} in %, seed {summary.seed}"
+    title = f"{summary.name}: {summary.source} to {summary.target}, {summary.metric} in %, seed {summary.seed}"
     _print(title, header, rows, bold={m.name for m in summary.students}, console=console)
 
 

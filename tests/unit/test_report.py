@@ -1,0 +1,283 @@
+"""The record's schema and its errors, the tables, and the page: offline, escaped, deterministic, true."""
+
+import copy
+import io
+import json
+import re
+from dataclasses import fields
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bistil.errors import ArtefactError, InputError
+from bistil.report import load_summary, print_table, save_summary, summary_from, write_report
+from bistil.report.numbers import duration, giga, megabytes, millions, points, times
+from bistil.report.page import best_student, headline, loading_code
+from bistil.report.schema import CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.report.table import plain_table
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def model(name, role, *, parameters=None, target=None, speed=None, **more):
+    return {
+        "name": name,
+        "role": role,
+        "metric": "accuracy",
+        "parameters": parameters,
+        "bytes": None if parameters is None else 4 * parameters,
+        "target_score": target,
+        "target_interval": None if target is None else [target - 0.05, target + 0.04],
+        "source_score": None if target is None else target + 0.1,
+        "speed_ratio": speed,
+        "speed_ratio_range": None if speed is None else [0.9 * speed, 1.1 * speed],
+        "milliseconds": None if speed is None else 20 / speed,
+        **more,
+    }
+
+
+SUMMARY = {
+    "schema": 1,
+    "name": "demo",
+    "task": "topics",
+    "seed": 3,
+    "source": "en",
+    "target": "it",
+    "pipeline_tag": "text-classification",
+    "created": "2026-01-01T00:00:00Z",
+    "versions": {"torch": "2.13.0"},
+    "machine": {"cores": "2"},
+    "models": [
+        model("teacher", "teacher", parameters=100_000_000, target=0.70, speed=1.0, vocabulary=250_000, layers=12),
+        model("trimmed", "trimmed", parameters=40_000_000, target=0.70, speed=1.0),
+        model("lrf2", "student", parameters=20_000_000, target=0.685, speed=2.0, folder="students/lrf2"),
+        model("lrf3", "student", parameters=10_000_000, target=0.65, speed=3.0, folder="students/lrf3"),
+        model("copied", "copied", parameters=20_000_000, target=0.40, speed=2.0),
+        model("majority", "baseline", target=0.20),
+    ],
+    "stages": [
+        {"name": "trim", "seconds": 30.0, "peak_memory_bytes": 2_000_000_000, "skipped": True},
+        {"name": "phase 1", "seconds": 90.0, "peak_memory_bytes": 1_500_000_000},
+    ],
+    "phase1": {"lrf2": {"steps": [0, 50, 100], "losses": {"en": [0.5, 0.2, 0.1], "it": [0.6, 0.3, 0.2]}}},
+    "data": {"text en": {"language": "en", "examples": 4419, "sha256": "ab" * 32}},
+}
+
+
+def changed(**values):
+    return summary_from({**copy.deepcopy(SUMMARY), **values})
+
+
+def page(summary, tmp_path):
+    path = tmp_path / "report.html"
+    write_report(summary, path)
+    return path.read_text(encoding="utf-8")
+
+
+class Checker(HTMLParser):
+    """Collects ids, references and text, and checks that elements are closed in order."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.references, self.text, self.tags = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for key, value in attributes:
+            if key == "id":
+                self.ids.append(value)
+            if key in ("src", "href", "xlink:href"):
+                self.references.append(value)
+            self.references += re.findall(r"url\((.*?)\)", value or "")
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+def checked(html):
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_summary_survives_a_round_trip(tmp_path):
+    summary = summary_from(SUMMARY)
+    save_summary(tmp_path / "summary.json", summary)
+    assert load_summary(tmp_path / "summary.json") == summary
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"sead": 1}, "unknown key 'sead'; did you mean 'seed'"),
+        ({"seed": "one"}, "seed is 'one'; expected int"),
+        ({"models": [model("a", "pupil")]}, "role is 'pupil'"),
+        ({"models": [model("a", "student"), model("a", "student")]}, "two models are called 'a'"),
+        ({"models": [model("a", "teacher"), model("b", "teacher")]}, "more than one model has the role 'teacher'"),
+        ({"models": [model("a", "student", target=71.2)]}, "scores run from 0 to 1"),
+        ({"models": [model("a", "student", gap_interval=[0.1, -0.1])]}, r"gap_interval is \[0.1, -0.1\]"),
+        ({"models": [model("a", "student", parameters=0)]}, "parameters is 0; it must be above 0"),
+        ({"phase1": {"a": {"steps": [0, 1], "losses": {"en": [0.1]}}}}, "has 1 values for 2 steps"),
+        ({"phase1": {"a": {"steps": [0], "losses": {"en": [float("nan")]}}}}, "not finite"),
+    ],
+)
+def test_a_wrong_summary_is_one_line(change, message):
+    with pytest.raises(ArtefactError, match=message) as caught:
+        changed(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        load_summary(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ArtefactError, match=r"list\.json must hold a JSON object"):
+        load_summary(tmp_path / "list.json")
+
+
+def test_the_schema_is_documented():
+    text = (DOCS / "report.md").read_text(encoding="utf-8")
+    for record in (Summary, ModelRecord, StageRecord, CurveRecord, DataRecord):
+        for field in fields(record):
+            assert f"| `{field.name}` | {field.metadata['help']} |" in text, f"{record.__name__}.{field.name}"
+
+
+def test_headline_says_what_the_numbers_say():
+    summary = summary_from(SUMMARY)
+    assert best_student(summary).name == "lrf2"
+    assert headline(summary) == (
+        "The student lrf2 is 5.0 times smaller and 2.0 times faster than the teacher and scores 68.5% zero-shot "
+        "accuracy (en to it), 1.5 points below the teacher"
+    )
+    better = changed(
+        models=[
+            model("teacher", "teacher", parameters=10_000_000, target=0.6, speed=1.0),
+            model("s", "student", parameters=20_000_000, target=0.7, speed=0.5),
+        ]
+    )
+    assert "2.0 times larger and 2.0 times slower" in headline(better)
+    assert headline(better).endswith("10.0 points above the teacher")
+    level = changed(models=[model("teacher", "teacher", target=0.6), model("s", "student", target=0.6003)])
+    assert headline(level).endswith("level with the teacher")
+    alone = changed(models=[model("s", "student", target=0.6)])
+    assert headline(alone) == "The student s scores 60.0% zero-shot accuracy (en to it)"
+    assert headline(changed(models=[])) == "demo: no distilled student was scored"
+
+
+def test_page_is_whole_offline_and_true(tmp_path):
+    html = page(summary_from(SUMMARY), tmp_path)
+    seen = checked(html)
+    text = " ".join(" ".join(seen.text).split())
+    assert headline(summary_from(SUMMARY)) in text
+    for figure in ("250,000", "100.0", "68.5", "−1.5", "3.00×", "2 min 00 s", "2.0 GB", "ab" * 32, "4,419"):
+        assert figure in text, figure
+    assert "model='students/lrf2'" in text
+    # Nothing from outside, no scripts, and every inner reference has its target, once.
+    assert "script" not in seen.tags and "link" not in seen.tags and "img" not in seen.tags
+    assert all(reference.startswith("#") for reference in seen.references)
+    assert {reference[1:] for reference in seen.references} <= set(seen.ids)
+    assert len(seen.ids) == len(set(seen.ids))
+    assert "http" not in re.sub(r"http://www\.w3\.org/[\w/]+|http-equiv", "", html)
+    assert seen.tags.count("svg") == 3 and html.count('role="img"') == 3
+    # No stand-in colour is left: all of them follow the page's theme.
+    assert not re.search(r"#0([0-9])0\1", html)
+
+
+def test_page_is_the_same_bytes_every_time(tmp_path):
+    assert page(summary_from(SUMMARY), tmp_path) == page(summary_from(SUMMARY), tmp_path)
+
+
+def test_text_is_escaped(tmp_path):
+    evil = "<script>alert('$x$')</script>"
+    models = copy.deepcopy(SUMMARY["models"])
+    models[2]["name"] = models[2]["folder"] = evil
+    html = page(
+        changed(
+            name=evil,
+            task=evil,
+            models=models,
+            machine={evil: evil},
+            stages=[{"name": evil}],
+            phase1={evil: SUMMARY["phase1"]["lrf2"]},
+            data={evil: {}},
+        ),
+        tmp_path,
+    )
+    seen = checked(html)
+    assert "script" not in seen.tags
+    assert evil in " ".join(seen.text)
+
+
+def test_page_without_optional_parts(tmp_path):
+    bare = changed(models=[model("s", "student", target=0.5)], stages=[], phase1={}, data={}, machine={})
+    seen = checked(page(bare, tmp_path))
+    assert seen.tags.count("svg") == 1
+    checked(page(changed(models=[]), tmp_path))
+
+
+def test_loading_code_runs_as_python():
+    for summary in (summary_from(SUMMARY), changed(pipeline_tag=None)):
+        code = loading_code(summary)
+        assert len(code.splitlines()) == 3 and "students/lrf2" in code
+        compile(code, "report", "exec")
+
+
+def test_plain_table_fits_100_columns():
+    models = copy.deepcopy(SUMMARY["models"])
+    models[0]["name"] = "a teacher with a name that nobody would type twice, ever"
+    stream = io.StringIO()
+    print_table(changed(models=models), console=Console(file=stream, width=40))
+    lines = stream.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert "…" in lines[3]
+    row = next(line for line in lines if line.startswith("lrf2"))
+    assert row.split()[1:3] == ["20.0", "80"]
+    assert "68.5 [63.5 72.5]" in row and "-1.5" in row and "2.00x" in row
+
+
+def test_terminal_table_shows_every_model():
+    stream = io.StringIO()
+    print_table(summary_from(SUMMARY), console=Console(file=stream, width=120, force_terminal=True))
+    assert all(m["name"] in stream.getvalue() for m in SUMMARY["models"])
+
+
+def test_wide_characters_keep_columns_aligned():
+    table = plain_table(["m", "x"], [["日本語", "1"], ["abc", "22"]])
+    assert table.splitlines()[2:] == ["日本語     1", "abc       22"]
+
+
+def test_numbers():
+    assert [millions(117_650_000), millions(1234)] == ["117.7", "0.001"]
+    assert [megabytes(471_000_000), megabytes(1_500_000), megabytes(None)] == ["471", "1.5", ""]
+    assert [points(-0.0123), points(0.02), points(-0.0001), points(None)] == ["-1.2", "+2.0", "0.0", ""]
+    assert [times(2.034), times(12.34)] == ["2.03x", "12.3x"]
+    assert [giga(1_020_000_000), giga(1_000_000)] == ["1.02", "0.0010"]
+    assert [duration(3.21), duration(245), duration(3700), duration(59.99)] == [
+        "3.2 s",
+        "4 min 05 s",
+        "1 h 02 min",
+        "1 min 00 s",
+    ]
+
+
+def test_records_are_json(tmp_path):
+    save_summary(tmp_path / "s.json", summary_from(SUMMARY))
+    assert json.loads((tmp_path / "s.json").read_text())["models"][5]["parameters"] is None
