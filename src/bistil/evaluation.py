@@ -10,7 +10,7 @@ import bistil
 from bistil.artefacts import file_digest, folder_digest
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer
-from bistil.tasks import Metrics, Task, bootstrap, get_task, paired_gap
+from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.base import position_limit
 
 
@@ -81,7 +81,7 @@ def score_examples(
     """Run the task model in `folder` on examples that are already read.
 
     Returns:
-        Counters per example (see `gap`), the predictions, one per example, and the number of windows it took.
+        Counters per example, the predictions, one per example, and the number of windows it took.
 
     Raises:
         InputError: a label is not the model's, or `max_length` exceeds the model's positions.
@@ -100,14 +100,11 @@ def score_examples(
     return task.score(examples, predicted), predicted, len(features)
 
 
-def gap(metrics: Metrics, reference: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """How far a model is from a reference on the same examples, in points of percent.
-
-    Returns:
-        "gap": score minus the reference's; "interval": [low, high], 95%, paired bootstrap.
-    """
-    difference, low, high = paired_gap(metrics, reference, samples, seed)
-    return {"gap": difference, "interval": [low, high]}
+def measure(
+    folder: str | Path, task: Task, examples: Sequence[Any], *, max_length: int = 128, batch_size: int = 32
+) -> Metrics:
+    """The counters of `score_examples` alone; compare two models by `tasks.paired_gap`."""
+    return score_examples(folder, task, examples, max_length=max_length, batch_size=batch_size)[0]
 
 
 def record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
