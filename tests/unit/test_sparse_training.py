@@ -188,7 +188,7 @@ def test_resume_is_bit_identical(tmp_path, stop_at):
 def test_a_finished_run_is_taken_up_without_training(tmp_path, monkeypatch):
     module, _ = run(tmp_path)
 
-    def fail(self, **batch):
+    def fail(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(Tagger, "forward", fail)
@@ -209,8 +209,8 @@ def test_another_seed_starts_afresh(tmp_path):
 
 def test_tied_embeddings_share_one_delta(tmp_path):
     class Masked(Tagger):
-        def forward(self, input_ids, labels):
-            return {"loss": self.model(input_ids=input_ids, labels=input_ids).loss}
+        def forward(self, **batch):
+            return {"loss": self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss}
 
     def masked_lm():
         return Masked(tiny.masked_lm(layers=2))
@@ -255,7 +255,7 @@ def test_impossible_settings(tmp_path, settings, message):
 
 
 def test_unknown_head(tmp_path):
-    with pytest.raises(InputError, match="no parameter 'head.weight'"):
+    with pytest.raises(InputError, match=r"no parameter 'head\.weight'"):
         run(tmp_path, dense_parameters=["head.weight"])
 
 

@@ -5,6 +5,24 @@
 
 from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
 from bistil.sparse.base import fingerprint
+from bistil.sparse.composition import Comparison, compare, compose
+from bistil.sparse.hub import push_to_hub
+from bistil.sparse.legacy import read_legacy, write_legacy
+from bistil.sparse.peft import read_shira, write_shira
 from bistil.sparse.training import train_sparse
 
-__all__ = ["Provenance", "SparseDelta", "SparseFineTuning", "fingerprint", "train_sparse"]
+__all__ = [
+    "Comparison",
+    "Provenance",
+    "SparseDelta",
+    "SparseFineTuning",
+    "compare",
+    "compose",
+    "fingerprint",
+    "push_to_hub",
+    "read_legacy",
+    "read_shira",
+    "train_sparse",
+    "write_legacy",
+    "write_shira",
+]

@@ -61,6 +61,10 @@ class Provenance:
     """Settings and length of the dense and sparse phases."""
     seed: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    architecture: str | None = None
+    """Class of the model with its head, to build one to merge into."""
+    labels: list[str] = field(default_factory=list)
+    """Names of the head's classes, in order."""
     parents: list[str] = field(default_factory=list)
     """How an SFT was made out of others, such as "composed of a, b"."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -171,6 +175,16 @@ class SparseFineTuning:
                 f"{self.name}: {name} has shape {tuple(shape)}, the model's has {tuple(parameter.shape)}: "
                 "it belongs to another model, another label set or an untrimmed vocabulary"
             )
+
+    def merge(self, model: nn.Module) -> None:
+        """Put the SFT on for good: the model is plain, and what it wears cannot be taken off any more.
+
+        Raises:
+            ArtefactError: made for another architecture, or parameters of another shape.
+        """
+        if not ledger_of(model).wears(self):
+            self.apply(model)
+        ledger_of(model).settle()
 
     # Arithmetic
 

@@ -77,7 +77,7 @@ class Ledger:
         Raises:
             InputError: `key` is worn already.
         """
-        if any(one is key for one, _ in self.worn):
+        if self.wears(key):
             raise InputError("the model wears this sparse fine-tuning already: take it off first")
         # Saved values stay good as long as nobody else has written to the base since.
         if self._forget_if_written_by_others() or self.worn:
@@ -109,6 +109,15 @@ class Ledger:
                 patch.write()
                 self.worn.append((one, patch))
                 self._remember(patch)
+
+    def wears(self, key: object) -> bool:
+        """Whether `key` is on the model."""
+        return any(one is key for one, _ in self.worn)
+
+    def settle(self) -> None:
+        """Make what is worn part of the base."""
+        self.worn.clear()
+        self.known.clear()
 
     def take_off_all(self) -> None:
         """Undo everything: the model is its base again."""

@@ -6,6 +6,7 @@ sum_k coord_k * prod_{j<k} size_j, the indices stored as first differences. "abs
 """
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def read_legacy(path: Path) -> SparseFineTuning:
     if not path.is_file():
         raise InputError(f"{path} is missing")
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            # What torch warns of in an odd pickle follows as our error, or is of no interest.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]

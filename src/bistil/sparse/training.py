@@ -141,6 +141,8 @@ def train_sparse(
                 "dense": None if dense_result is None else _length(dense_result),
                 "sparse": _length(sparse_result),
             },
+            architecture=type(model).__name__,
+            labels=[str(label) for _, label in sorted(model.config.id2label.items())] if heads else [],
             seed=seed,
             metrics=dict(sparse_result.best or (sparse_result.history[-1] if sparse_result.history else {})),
         ),
