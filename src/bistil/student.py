@@ -1,12 +1,15 @@
 """The student: which teacher layers it starts from, and their copy (paper, section 3.2)."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from bistil.errors import RecipeError
+from bistil.artefacts import whole_folder
+from bistil.errors import ArtefactError, RecipeError
 from bistil.families import family_of, fold_gain
 from bistil.recipe import StudentSettings
 
@@ -76,14 +79,43 @@ def make_student(teacher: nn.Module, layers: list[int], *, start: str = "copy", 
     return student.eval()
 
 
+def depth_of(teacher: Path) -> int:
+    """Number of layers of the model in a folder.
+
+    Raises:
+        ArtefactError: its config.json cannot be read, or it is of an unsupported family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(teacher)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{teacher} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    return family_of(config).depth(config)
+
+
+def copy_student(teacher: Path, layers: list[int], *, output: Path) -> None:
+    """Write the student that phase 1 starts from: the teacher's layers, copied and not trained.
+
+    Args:
+        teacher: folder of the (trimmed) multilingual model.
+        layers: 1-based teacher layers, ascending.
+        output: gets the student with the teacher's tokenizer; a folder that exists gives way.
+    """
+    student: Any = make_student(AutoModel.from_pretrained(teacher), layers)
+    with whole_folder(output, replace=True) as folder:
+        student.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(teacher).save_pretrained(folder)
+
+
 def without_upper_layers(model: nn.Module, depth: int) -> nn.Module:
     """The same model cut after `depth` layers, in place: what lies above need not be computed or stored."""
     family = family_of(model)
-    kept = family.layers(model)[:depth]
     path, _, name = family.layers_path.rpartition(".")
-    setattr(family.encoder(model).get_submodule(path), name, kept)
-    model.config = family.truncated_config(model.config, list(range(1, depth + 1)))
-    family.encoder(model).config = model.config
+    setattr(family.encoder(model).get_submodule(path), name, family.layers(model)[:depth])
+    # In place: the attention modules look at this very object.
+    config: Any = model.config
+    setattr(config, family.depth_field, depth)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
     return model
 
 

@@ -346,7 +346,9 @@ class _Recorder(TrainerCallback):
         self.history.append({"step": step, **figures})
         if main:
             self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
-        self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        # Parts of parts (a language's term) are for the log.
+        shown = {name: value for name, value in figures.items() if name.count("/") < 2}
+        self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
         at_an_end = [self._keep_best(prefix, main=main) for prefix in self.best_by]
         if at_an_end and all(at_an_end):
             control.should_training_stop = True

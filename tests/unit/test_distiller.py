@@ -9,7 +9,7 @@ from bistil.distillation.module import Distiller
 from bistil.errors import RecipeError
 from bistil.objectives import attention_loss, cosine_loss, hidden_loss, masked_lm_loss, prediction_loss, relation_loss
 from bistil.recipe import ObjectiveSettings
-from bistil.student import make_student
+from bistil.student import make_student, without_upper_layers
 
 
 def batch(padding=True):
@@ -233,3 +233,11 @@ def test_masked_lm_students_keep_the_teachers_head():
     student = make_student(teacher, [2, 4, 6])
     assert isinstance(student, type(AutoModelForMaskedLM.from_config(teacher.config)))
     assert torch.equal(student.lm_head.dense.weight, teacher.lm_head.dense.weight)
+
+
+def test_a_cut_teacher_gives_the_same_targets():
+    whole, cut = tiny.model("bert"), without_upper_layers(tiny.model("bert"), 4)
+    losses = [
+        distiller(teacher, {"s": [2, 4]}, attention=1.0, hidden=1.0)(**batch())["loss"] for teacher in (whole, cut)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
