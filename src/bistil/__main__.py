@@ -1,0 +1,5 @@
+"""`python -m bistil`."""
+
+from bistil.cli import main
+
+main()

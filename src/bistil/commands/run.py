@@ -1,0 +1,35 @@
+"""`bistil run`: the whole method from a recipe."""
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def run(
+        recipe: Path = typer.Argument(help="A recipe in TOML; see recipes/ and docs/recipe.md."),
+        output: Path = typer.Option(..., "--output", "-o", help="Folder for the models, records and the report."),
+        seed: int | None = typer.Option(None, help="Another seed than the recipe's."),
+        check: bool = typer.Option(False, "--check", help="Only check the recipe and its files."),
+    ) -> None:
+        """Make small bilingual models as a recipe says, from the teacher to the report.
+
+        The same command goes on where an earlier one stopped, and skips what is done.
+
+        Example: bistil run recipes/ner-en-sw.toml --output runs/ner-en-sw
+        """
+        from dataclasses import replace
+
+        from bistil.recipe import load_recipe
+
+        resolved = load_recipe(recipe)
+        if seed is not None:
+            resolved = replace(resolved, seed=seed)
+        from bistil.pipeline import check_inputs, run_recipe
+
+        if check:
+            for line in check_inputs(resolved).lines():
+                typer.echo(line)
+            return
+        run_recipe(resolved, output)

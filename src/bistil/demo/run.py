@@ -1,0 +1,34 @@
+"""The demo is a recipe like any other, on data that it first writes into the user's cache."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from bistil.demo.data import prepare_demo_data
+from bistil.pipeline import run_recipe
+from bistil.pretrained import cache_folder
+from bistil.recipe import Recipe, load_recipe
+from bistil.report.schema import Summary
+
+RECIPE = Path(__file__).with_name("recipe.toml")
+
+
+def demo_recipe(*, seed: int) -> Recipe:
+    """The demo's recipe with its data in place; the seed draws the English sets as well as the training.
+
+    Raises:
+        MissingExtraError: the packages of the extra `demo` are not installed.
+    """
+    folder = cache_folder() / "demo" / f"seed-{seed}"
+    prepare_demo_data(folder, target="it", seed=seed)
+    # Beside the data, so that the copy is a recipe that runs, and a start for one's own.
+    (folder / "recipe.toml").write_text(RECIPE.read_text(encoding="utf-8"), encoding="utf-8")
+    return replace(load_recipe(folder / "recipe.toml"), seed=seed)
+
+
+def run_demo(output: Path, *, seed: int = 0) -> Summary:
+    """Carry out the demo in an output folder; goes on where an earlier call stopped.
+
+    Raises:
+        BistilError: as `run_recipe`.
+    """
+    return run_recipe(demo_recipe(seed=seed), output)

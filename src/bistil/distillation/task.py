@@ -1,0 +1,259 @@
+"""Phase 2: fine-tuning for a task, from a task teacher (TF) or from labels only (ST) (paper, section 3.3).
+
+The task teacher is made here too: it is the multilingual model, fine-tuned from labels only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bistil.artefacts import whole_folder
+from bistil.distillation.module import Distiller
+from bistil.errors import ArtefactError, InputError
+from bistil.families import family_of
+from bistil.models import load_tokenizer
+from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings
+from bistil.tasks import Task, get_task
+from bistil.tasks.base import Example, Feature
+from bistil.training import epoch_order, train
+
+
+@dataclass(kw_only=True)
+class TaskData:
+    """What a task is learnt from and tested on; plain text of the target language if phase 2 uses some."""
+
+    task: Task
+    labels: list[str]
+    train: list[Example]
+    dev: list[Example]
+    test: dict[str, list[Example]]
+    target_sentences: list[str] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """The figure that chooses a checkpoint."""
+        return self.task.metric(self.labels)
+
+
+def read_task_data(settings: TaskSettings, *, target_sentences: list[str] | None = None) -> TaskData:
+    """Read a task's files; every problem of theirs shows here, before any training.
+
+    Raises:
+        InputError: an unreadable, empty or malformed file, or a label in dev or test that training lacks.
+    """
+    task = get_task(settings.kind)
+    train_examples = task.read(settings.train, label_map=settings.label_map)
+    labels = task.labels(train_examples)
+
+    def held_out(files: list[str]) -> list[Example]:
+        examples = task.read(files, label_map=settings.label_map) if files else []
+        task.check_labels(examples, labels)
+        return examples
+
+    return TaskData(
+        task=task,
+        labels=labels,
+        train=train_examples,
+        dev=held_out(settings.dev),
+        test={language: held_out(files) for language, files in settings.test.items()},
+        target_sentences=target_sentences or [],
+    )
+
+
+class MixedData:
+    """Labelled source features and unlabelled target features, drawn in whole batches of one kind.
+
+    Args:
+        labelled: features of labelled source examples.
+        unlabelled: features of target text.
+        ratio: batches of target text per labelled batch; 0 without target text.
+    """
+
+    def __init__(self, labelled: list[Feature], unlabelled: list[Feature], *, ratio: float) -> None:
+        self.features = [*labelled, *unlabelled]
+        self.labelled, self.ratio = len(labelled), ratio if unlabelled else 0.0
+
+    @property
+    def epoch_size(self) -> int:
+        """Examples seen while every labelled one is seen once."""
+        return round(self.labelled * (1 + self.ratio))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Feature:
+        return self.features[index]
+
+    def training_order(self, *, items: int, batch_size: int, seed: int) -> np.ndarray:
+        """(items,) indices: batches of the two kinds spread evenly, similar lengths together."""
+        steps = -(-items // batch_size)
+        lengths = [len(feature["input_ids"]) for feature in self.features]
+        # A batch is of target text where the running count of those passes a whole number.
+        passed = np.floor(np.arange(steps + 1) * (self.ratio / (1 + self.ratio)) + 1e-9)
+        of_target = np.diff(passed) > 0
+        order = np.empty((steps, batch_size), dtype=np.int64)
+        for kind, (first, end) in enumerate(((0, self.labelled), (self.labelled, len(self.features)))):
+            chosen = of_target == bool(kind)
+            if chosen.any():
+                drawn = epoch_order(
+                    end - first,
+                    items=int(chosen.sum()) * batch_size,
+                    batch_size=batch_size,
+                    seed=seed + kind,
+                    lengths=lengths[first:end],
+                )
+                order[chosen] = drawn.reshape(-1, batch_size) + first
+        return order.ravel()[:items]
+
+
+class SelfTaught(nn.Module):
+    """A task model that learns from labels only; the loss is its own."""
+
+    def __init__(self, student: PreTrainedModel) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Run the model on a labelled batch; returns its loss, a scalar."""
+        return {"loss": self.student(**batch).loss}
+
+
+def head_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that a task brings: outside the encoder, and the encoder's pooler.
+
+    They are trained densely and stored whole (LT-SFT, section 3.1): a newly initialised head has no base to move from.
+    """
+    prefix = family_of(model).prefix(model)
+    names = {name for name, _ in model.named_parameters()}
+    return {name for name in names if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")}
+
+
+def fit_task(
+    start: str | Path,
+    data: TaskData,
+    *,
+    output: Path,
+    sft_output: Path | None = None,
+    teacher: Path | None = None,
+    settings: FinetuneSettings,
+    max_length: int,
+    work: Path,
+    seed: int,
+    label: str,
+) -> dict[str, Any]:
+    """Fine-tune a model for a task, sparsely or densely, from a task teacher or from labels only.
+
+    Args:
+        start: the model, with or without a task head; its tokenizer encodes the examples.
+        output: gets the fine-tuned model, an ordinary folder.
+        sft_output: gets the sparse fine-tuning by itself, if it is sparse.
+        teacher: folder of the task teacher, with the same labels; none: self-taught.
+        settings: `Phase2Settings` when there is a teacher.
+        max_length: tokens per example or window.
+        work: checkpoints.
+        seed: of the head, the order and dropout.
+        label: for the progress line.
+
+    Returns:
+        Figures for the record: steps, tokens, seconds, dev scores.
+
+    Raises:
+        ArtefactError: the teacher has other labels.
+        DivergenceError: the loss is no longer a number.
+    """
+    task, tokenizer = data.task, load_tokenizer(str(start))
+    student = task.build_model(start, data.labels, seed=seed)
+    labelled = task.encode(data.train, tokenizer, max_length, labels=data.labels)
+    unlabelled: list[Feature] = []
+    ratio = 0.0
+    module: nn.Module = SelfTaught(student)
+    if teacher is not None:
+        assert isinstance(settings, Phase2Settings)
+        if settings.target_text:
+            if not data.target_sentences:
+                raise InputError("phase2.target_text needs text of the target language, and there is none")
+            pairs = any(getattr(example, "pair", None) is not None for example in data.train)
+            unlabelled = task.unlabelled(data.target_sentences, tokenizer, max_length, pairs=pairs, seed=seed)
+            ratio = settings.target_text
+        module = Distiller(
+            _task_teacher(teacher, data, seed=seed),
+            {"student": student},
+            objectives={"student": settings.objective},
+            prediction_pairs=task.prediction_pairs,
+        )
+    train_data = MixedData(labelled, unlabelled, ratio=ratio)
+    collate = task.collate(tokenizer)
+    evaluate = _dev_scores(data, student, tokenizer, max_length=max_length)
+    best_by: Any = (data.metric, "max") if evaluate else None
+
+    figures: dict[str, Any] = {"examples": len(labelled), "target_text": len(unlabelled)}
+    if settings.sparse is not None:
+        from bistil.sparse import train_sparse
+
+        sft = train_sparse(
+            module,
+            train_data,
+            model=student,
+            dense_parameters=head_parameters(student),
+            settings=settings.sparse,
+            training=settings.training,
+            collate=collate,
+            folder=work,
+            seed=seed,
+            evaluate=evaluate,
+            best_by=best_by,
+            label=label,
+        )
+        if sft_output is not None:
+            sft.save(sft_output)
+        figures |= {"dev": sft.provenance.metrics, "density": sft.density, "phases": sft.provenance.phases}
+    else:
+        result = train(
+            module,
+            train_data,
+            collate=collate,
+            settings=settings.training,
+            folder=work,
+            seed=seed,
+            evaluate=evaluate,
+            best_by=best_by,
+            label=label,
+        )
+        figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best}
+    if isinstance(module, Distiller):
+        module.close()
+    with whole_folder(output, replace=True) as folder:
+        student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return figures
+
+
+def _task_teacher(folder: Path, data: TaskData, *, seed: int) -> PreTrainedModel:
+    """The task teacher, after making sure that its classes are the data's."""
+    teacher = data.task.build_model(folder, data.labels, seed=seed)
+    from transformers import AutoConfig
+
+    known = AutoConfig.from_pretrained(folder).id2label
+    if data.task.kind != "question-answering" and [known.get(i) for i in range(len(data.labels))] != data.labels:
+        raise ArtefactError(f"the task teacher {folder} has other labels than the training data: fine-tune it on them")
+    return teacher
+
+
+def _dev_scores(
+    data: TaskData, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """A function that scores the student on the source language's dev set; none without one."""
+    if not data.dev:
+        return None
+    features = data.task.encode(data.dev, tokenizer, max_length, labels=data.labels)
+
+    def evaluate(_module: nn.Module) -> dict[str, float]:
+        predictions = data.task.predict(student, tokenizer, data.dev, features)
+        return data.task.score(data.dev, predictions).scores
+
+    return evaluate

@@ -1,0 +1,263 @@
+"""The whole method on a tiny teacher: results, files, resumption, and what is said of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import tiny
+from bistil.pipeline import run_recipe
+from bistil.recipe import load_recipe
+
+RECIPE = """
+name = "tiny"
+teacher = "teacher"
+source = "en"
+target = "sw"
+
+[text]
+en = "en.txt"
+sw = "sw.txt"
+
+[[students]]
+name = "lrf2"
+reduction = 2
+
+[[students]]
+name = "lrf3"
+reduction = 3
+
+[phase1]
+block_length = 16
+
+[phase1.training]
+steps = 12
+batch_size = 4
+learning_rate = 1e-3
+evaluate_steps = 6
+checkpoint_steps = 4
+
+[task]
+kind = "sequence-classification"
+train = "train.jsonl"
+dev = "dev.jsonl"
+test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
+max_length = 32
+
+[finetune.sparse]
+dense_epochs = 3
+sparse_epochs = 3
+
+[finetune.training]
+batch_size = 4
+learning_rate = 5e-3
+checkpoint_steps = 4
+
+[phase2]
+target_text = 0.5
+
+[phase2.sparse]
+dense_epochs = 2
+sparse_epochs = 2
+
+[phase2.training]
+batch_size = 4
+learning_rate = 5e-3
+checkpoint_steps = 4
+"""
+
+
+def labelled(lines):
+    """A task that tiny models can learn: is there an animal or a thing that moves?"""
+    return "".join(json.dumps({"text": text, "label": f"even{i % 2}"}) + "\n" for i, text in enumerate(lines))
+
+
+@pytest.fixture(scope="module")
+def recipe_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    teacher = tiny.model("bert", layers=6)
+    teacher.save_pretrained(folder / "teacher")
+    tiny.tokenizer("bert").save_pretrained(folder / "teacher")
+    english, swahili = tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines()
+    (folder / "en.txt").write_text("\n".join(english * 6) + "\n")
+    (folder / "sw.txt").write_text("\n".join(swahili * 6) + "\n")
+    (folder / "train.jsonl").write_text(labelled(english[:8]))
+    (folder / "dev.jsonl").write_text(labelled(english[6:8]))
+    (folder / "test.en.jsonl").write_text(labelled(english[8:]))
+    (folder / "test.sw.jsonl").write_text(labelled(swahili))
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "run"
+    return output, run_recipe(load_recipe(recipe_folder / "recipe.toml"), output)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def test_the_students_are_ordinary_models(finished):
+    output, _ = finished
+    for name, layers in (("lrf2", 3), ("lrf3", 2)):
+        folder = output / "students" / name
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert model.config.num_hidden_layers == layers
+        assert set(model.config.id2label.values()) == {"even0", "even1"}
+        answer = pipeline("text-classification", model=str(folder), device="cpu")("Paka aliketi kwenye mkeka.")
+        assert answer[0]["label"] in ("even0", "even1")
+        assert {p.name for p in folder.iterdir()} >= {
+            "config.json", "model.safetensors", "tokenizer.json", "README.md", "bistil.json",
+        }  # fmt: skip
+        bilingual = AutoModel.from_pretrained(output / "phase1" / name)
+        assert bilingual.config.num_hidden_layers == layers
+
+
+def test_a_student_is_its_start_plus_its_sparse_fine_tuning(finished):
+    from bistil.sparse import SparseFineTuning
+
+    output, _ = finished
+    start, end = weights(output / "phase1/lrf2"), weights(output / "students/lrf2")
+    sft = SparseFineTuning.load(output / "sfts/lrf2")
+    changed = sum(
+        int((end[name] != value).sum())
+        for key, value in start.items()
+        if (name := f"bert.{key}" if f"bert.{key}" in end else key) and "pooler" not in name
+    )
+    assert 0 < changed <= sft.count
+    assert sft.density == pytest.approx(0.08, rel=0.01)
+
+
+def test_the_summary_tells_what_was_made(finished):
+    output, _ = finished
+    summary = json.loads((output / "summary.json").read_text())
+    rows = {row["name"]: row for row in summary["models"]}
+    assert list(rows) == [
+        "teacher", "teacher, trimmed", "lrf2", "lrf2, copied", "lrf3", "lrf3, copied", "majority class",
+    ]  # fmt: skip
+    teacher, student = rows["teacher"], rows["lrf2"]
+    loaded = AutoModelForSequenceClassification.from_pretrained(output / "students/lrf2")
+    assert student["parameters"] == sum(p.numel() for p in loaded.parameters())
+    assert student["parameters"] < rows["teacher, trimmed"]["parameters"] <= teacher["parameters"]
+    assert student["flops"] < 0.6 * teacher["flops"]
+    assert student["vocabulary"] == len(AutoTokenizer.from_pretrained(output / "students/lrf2"))
+    assert rows["majority class"]["target_score"] == 0.5
+    assert student["target_interval"][0] <= student["target_score"] <= student["target_interval"][1]
+    assert student["gap_to_teacher"] == pytest.approx(student["target_score"] - teacher["target_score"])
+    assert [s["name"] for s in summary["stages"]][:3] == ["trim", "phase1", "task-teacher"]
+    assert all(s["peak_memory_bytes"] > 0 and s["seconds"] >= 0 for s in summary["stages"])
+    page = (output / "report.html").read_text()
+    assert "lrf2" in page
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_phase_1_lowers_the_held_out_loss(finished):
+    output, _ = finished
+    curve = json.loads((output / "summary.json").read_text())["phase1"]["lrf2"]
+    for language in ("en", "sw"):
+        assert curve["losses"][language][-1] < curve["losses"][language][0]
+
+
+def test_the_undistilled_teacher_equals_the_trimmed_one_on_kept_tokens(finished):
+    output, _ = finished
+    logits = []
+    for folder in ("teacher", "task-teacher"):
+        tokenizer = AutoTokenizer.from_pretrained(output / folder)
+        model = AutoModelForSequenceClassification.from_pretrained(output / folder).eval()
+        with torch.no_grad():
+            logits.append(model(**tokenizer(tiny.ENGLISH.splitlines(), padding=True, return_tensors="pt")).logits)
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_folder, finished, tmp_path):
+    import shutil
+
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
+    recipe = load_recipe(recipe_folder / "recipe.toml")
+    summary = run_recipe(recipe, output)
+    assert all(stage.skipped for stage in summary.stages)
+    assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
+
+    from dataclasses import replace
+
+    changed = replace(recipe, phase2=replace(recipe.phase2, target_text=0.0))
+    skipped = {stage.name: stage.skipped for stage in run_recipe(changed, output).stages}
+    assert skipped["trim"] and skipped["phase1"] and skipped["task-teacher"]
+    assert not skipped["phase2-lrf2"] and not skipped["evaluate"]
+
+
+def bistil(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "bistil", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--output", str(output)]
+    # Kill it three times: in phase 1, in the task teacher's training, and in a student's.
+    for wanted in ("work/phase1", "work/task-teacher", "work/phase2-lrf2"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list((output / wanted).rglob("checkpoint-*/complete")):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert (output / wanted).exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on" in done.stderr
+    for name in ("students/lrf2", "students/lrf3", "task-teacher", "phase1/lrf2"):
+        whole, resumed = weights(finished[0] / name), weights(output / name)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+    assert not list(output.rglob("*.partial"))
+    assert not list((output / "work").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("sw.txt", "missing.txt"), "missing.txt"),
+        (('sw = "sw.txt"', 'sw = "empty.txt"'), "empty.txt is empty"),
+        (('target = "sw"', 'target = "en"'), "two languages"),
+        (("reduction = 3", "reduction = 4"), "reduction 4 does not divide the teacher's 6 layers"),
+        (("[phase1.training]", "[phase1.trainig]"), "did you mean 'training'?"),
+        (("test.sw.jsonl", "odd.jsonl"), "odd.jsonl, line 1"),
+        (('teacher = "teacher"', 'teacher = "./nowhere"'), "nowhere"),
+        (('sw = "sw.txt"', 'sw = "latin1.txt"'), "latin1.txt, line 2"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, change, message):
+    (recipe_folder / "empty.txt").write_text("\n\n")
+    (recipe_folder / "odd.jsonl").write_text('{"text": "x", "label": "never seen"}\n')
+    (recipe_folder / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
+    path = recipe_folder / f"bad-{abs(hash(message))}.toml"
+    path.write_text(RECIPE.replace(*change))
+    done = bistil("run", path, "--output", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("bistil: error: ")
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_s_folder_is_left_alone(recipe_folder, finished):
+    output, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
+    (recipe_folder / "other.toml").write_text(RECIPE.replace('name = "tiny"', 'name = "another"'))
+    done = bistil("run", recipe_folder / "other.toml", "--output", output)
+    assert done.returncode == 2
+    assert "holds another run" in done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
