@@ -124,6 +124,8 @@ def count_file(
     name = json_digest([digest, vocabulary.digest, COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES])[:32]
     kept = cache / f"{name}{COUNTS_SUFFIX}" if cache is not None else None
     if kept is not None and kept.is_file():
+        if progress is not None:
+            progress(path.stat().st_size)
         return TokenCounts.load(kept)
     tokenizer = tokenizer or counting_tokenizer(vocabulary)
     sizes = np.zeros(3, dtype=np.int64)

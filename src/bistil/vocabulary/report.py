@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
-from transformers import AutoConfig
+from transformers import PreTrainedModel
 
 from bistil.recipe import TrimSettings
 from bistil.vocabulary.counting import TokenCounts
 from bistil.vocabulary.selection import Selection, select
 from bistil.vocabulary.tokenizer_state import Vocabulary
 from bistil.vocabulary.verification import TextCheck
-from bistil.vocabulary.weights import check_rows, embedding_rows, model_class, vocabulary_parameters
+from bistil.vocabulary.weights import check_rows, embedding_rows, vocabulary_parameters
 
 DRY_RUN_THRESHOLDS = (1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3)
 TOP_DROPPED = 20
@@ -177,24 +177,20 @@ def corpus_report(vocabulary: Vocabulary, counts: TokenCounts, kept: np.ndarray,
     )
 
 
-def model_shape(name: str, tokens: int) -> ModelShape:
-    """The shape of a checkpoint's model, without reading its weights.
+def model_shape(name: str, model: PreTrainedModel, tokens: int) -> ModelShape:
+    """The shape of a model, which may be on the meta device.
 
     Raises:
-        InputError: its class is unknown.
         ArtefactError: it has fewer embedding rows than its tokenizer has tokens.
     """
-    config = AutoConfig.from_pretrained(name)
-    kind = model_class(config)
-    with torch.device("meta"):
-        model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     rows = embedding_rows(model)
     check_rows(name, rows, tokens)
     trimmed = {id(parameter): parameter for parameter in vocabulary_parameters(model).values()}
     per_token = sum(parameter.numel() // rows for parameter in trimmed.values())
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    dtype = config.dtype or torch.float32
-    return ModelShape(rows, per_token, everything - per_token * rows, float(dtype.itemsize))
+    everything = list(model.parameters())
+    count = sum(parameter.numel() for parameter in everything)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in everything)
+    return ModelShape(rows, per_token, count - per_token * rows, size / count)
 
 
 @dataclass(frozen=True)
@@ -251,8 +247,8 @@ def dry_run_table(rows: Sequence[DryRunRow], full: Size) -> Table:
     return table
 
 
-def draw_dry_run(rows: Sequence[DryRunRow], path: Any) -> None:
-    """Draw size and coverage against the threshold; the file's name ends in .svg, .png or .pdf."""
+def draw_dry_run(rows: Sequence[DryRunRow], path: Path, *, form: str) -> None:
+    """Draw size and coverage against the threshold, in the format svg, png or pdf."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -265,4 +261,4 @@ def draw_dry_run(rows: Sequence[DryRunRow], path: Any) -> None:
         shares.plot(thresholds, [100 * row.coverage[name] for row in rows], marker=".", linestyle="--", label=name)
     shares.set_ylabel("tokens covered (%)")
     shares.legend(loc="lower left", title="coverage")
-    figure.savefig(path)
+    figure.savefig(path, format=form)

@@ -4,8 +4,10 @@ count the corpora -> choose the tokens -> trim tokenizer, weights and configurat
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as changed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,21 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.cards import write_model_card
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer, resolve_model
 from bistil.recipe import TrimSettings, to_dict
 from bistil.vocabulary import weights
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
-from bistil.vocabulary.report import Size, TrimReport, corpus_report
+from bistil.vocabulary.report import (
+    DRY_RUN_THRESHOLDS,
+    DryRunRow,
+    Size,
+    TrimReport,
+    corpus_report,
+    dry_run,
+    model_shape,
+)
 from bistil.vocabulary.selection import read_keep_list, select
 from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, trim_state
 from bistil.vocabulary.verification import (
@@ -123,6 +134,40 @@ def trim_vocabulary(
         )
         _write_records(report, kept, len(vocabulary), folder)
     return report
+
+
+def plan(
+    model: str | Path,
+    texts: Mapping[str, Sequence[Path]],
+    *,
+    thresholds: Sequence[float] = DRY_RUN_THRESHOLDS,
+    keep_characters: bool = True,
+    keep: Path | None = None,
+    counts: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[DryRunRow], Size]:
+    """What several thresholds would give, without reading the model's weights; and the size of the full model.
+
+    Raises:
+        InputError: as `trim_vocabulary`.
+        ArtefactError: as `trim_vocabulary`.
+    """
+    name = resolve_model(str(model))
+    tokenizer = load_tokenizer(name)
+    vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
+    plain = counting_tokenizer(vocabulary)
+    counted = count_corpora(vocabulary, texts, tokenizer=plain, cache=counts, progress=progress)
+    blank, size = weights.blank_model(name), len(vocabulary)
+    shape = model_shape(name, blank, size)
+    required = {
+        "special": vocabulary.required["special"] | set(tokenizer.all_special_ids),
+        "config": weights.fixed_ids(blank, size),
+        "keep_list": read_keep_list(keep, vocabulary, plain) if keep is not None else set(),
+    }
+    rows = dry_run(
+        vocabulary, counted, shape, thresholds=thresholds, keep_characters=keep_characters, required=required
+    )
+    return rows, changed(shape.size(shape.rows), tokens=size)
 
 
 def kept_ids(folder: Path) -> torch.Tensor:
@@ -274,17 +319,27 @@ def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Pa
         "metrics": {"tokens": report.after.tokens, "parameters": report.after.parameters},
     }
     write_json(folder / "bistil.json", record)
-    lines = [
-        "---\nlibrary_name: transformers\ntags:\n- bistil\n- vocabulary-trimming\n---\n",
-        f"# {Path(report.model).name}, vocabulary trimmed to {', '.join(report.corpora)}\n",
-        f"{report.before.tokens:,} tokens became {report.after.tokens:,}, {report.before.parameters / 1e6:.1f}M "
-        f"parameters {report.after.parameters / 1e6:.1f}M. Text of kept tokens keeps its tokens and hidden states.\n",
-        "| corpus | tokens covered | tokens per word, before | after |\n| --- | --- | --- | --- |",
-    ]
+    figures: dict[str, str | int | float] = {
+        "tokens, before": report.before.tokens,
+        "tokens": report.after.tokens,
+        "parameters, before": report.before.parameters,
+        "parameters": report.after.parameters,
+    }
     for corpus, one in report.corpora.items():
-        figures = ["-" if x is None else f"{x:.3f}" for x in (one.fertility, one.trimmed_fertility)]
-        lines.append(f"| {corpus} | {one.coverage:.3%} | {figures[0]} | {figures[1]} |")
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        figures[f"{corpus}: tokens covered"] = f"{one.coverage:.3%}"
+        if one.fertility is not None and one.trimmed_fertility is not None:
+            figures[f"{corpus}: tokens per word, before and after"] = (
+                f"{one.fertility:.3f}, {one.trimmed_fertility:.3f}"
+            )
+    write_model_card(
+        folder,
+        title=f"{Path(report.model).name}, vocabulary trimmed to {', '.join(report.corpora)}",
+        summary="The same model with fewer tokens. Text of kept tokens gets the same tokens and hidden states.",
+        languages=[corpus for corpus in report.corpora if re.fullmatch("[a-z]{2,3}", corpus)],
+        base_model=report.model,
+        tags=["vocabulary-trimming"],
+        metrics=figures,
+    )
 
 
 def _size(model: PreTrainedModel, tokens: int) -> Size:

@@ -33,6 +33,23 @@ def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
     return model.eval(), set(loading["missing_keys"])
 
 
+def blank_model(name: str) -> PreTrainedModel:
+    """A checkpoint's model without weights, on the meta device, to measure.
+
+    Raises:
+        InputError: as `load_model`.
+        ArtefactError: config.json cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read the configuration of {name}: {' '.join(str(error).split())}") from error
+    kind = model_class(config)
+    with torch.device("meta"):
+        model = kind.from_config(config) if kind is AutoModel else kind(config)
+    return model.to(config.dtype or torch.float32)
+
+
 def model_class(config: PreTrainedConfig) -> Any:
     """The transformers class that a configuration names; AutoModel where it names none.
 

@@ -1,0 +1,219 @@
+"""`bistil trim`: cut a model's vocabulary to what some languages use."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bistil.errors import InputError
+
+if TYPE_CHECKING:
+    from bistil.recipe import TrimSettings
+    from bistil.sparse import SparseFineTuning
+
+_LABELLED = re.compile(r"([\w-]{1,20})=(.+)", re.DOTALL)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def trim(
+        model: Annotated[str, typer.Option(help="Model folder, hub name, or e5-small.")],
+        text: Annotated[
+            list[str],
+            typer.Option(
+                help="Text file, one sentence a line (plain, .gz, .zst, or .counts of an earlier run), alone or as "
+                "LANGUAGE=FILE; give it again for each language."
+            ),
+        ],
+        output: Annotated[Path | None, typer.Option(help="New folder for the trimmed model.")] = None,
+        threshold: Annotated[
+            float | None,
+            typer.Option(help="Keep a token whose unigram probability reaches this in any corpus.  [default: 1e-6]"),
+        ] = None,
+        size: Annotated[int | None, typer.Option(help="Keep this many tokens instead.", min=1)] = None,
+        keep: Annotated[Path | None, typer.Option(help="File of tokens or words to keep besides, one a line.")] = None,
+        characters: Annotated[
+            bool, typer.Option(help="Keep the single-character token of every character seen.")
+        ] = True,
+        verify: Annotated[
+            bool, typer.Option(help="Prove on held-out lines that tokens, hidden states and logits are the same.")
+        ] = True,
+        counts: Annotated[
+            Path | None, typer.Option(help="Folder of token counts: a text counted before is not counted again.")
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Only show the size that several thresholds would give.")
+        ] = False,
+        plot: Annotated[Path | None, typer.Option(help="Also draw the dry run: .svg, .png or .pdf.")] = None,
+        sft: Annotated[
+            list[Path] | None,
+            typer.Option(help="Sparse fine-tuning of the model, trimmed along to OUTPUT/sft/NAME; may be repeated."),
+        ] = None,
+        force: Annotated[bool, typer.Option("--force", help="Replace the output folder.")] = False,
+    ) -> None:
+        """Cut a model's vocabulary to what some languages use, and prove that nothing else changed.
+
+        Example: bistil trim --model xlm-roberta-base --text eng=english.txt --text swa=swahili.txt.gz
+        --output xlmr-eng-swa
+
+        Add --dry-run, without --output, to see sizes first.
+        """
+        from bistil.recipe import TrimSettings
+
+        if threshold is not None and size is not None:
+            raise InputError("--threshold and --size exclude each other: give one of them")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"--threshold is a probability between 0 and 1, not {threshold:g}")
+        if plot is not None and (not dry_run or plot.suffix not in (".svg", ".png", ".pdf")):
+            raise InputError("--plot draws a --dry-run to a file that ends in .svg, .png or .pdf")
+        settings = TrimSettings(
+            threshold=None if size is not None else 1e-6 if threshold is None else threshold,
+            vocabulary_size=size,
+            keep_characters=characters,
+        )
+        texts = parse_texts(text)
+        if dry_run:
+            _dry_run(model, texts, settings, keep=keep, counts=counts, plot=plot)
+        elif output is None:
+            raise InputError("--output is missing: name a new folder, or add --dry-run to see sizes only")
+        else:
+            _trim(model, texts, output, settings, keep=keep, verify=verify, counts=counts, sft=sft or [], replace=force)
+
+
+def parse_texts(arguments: list[str]) -> dict[str, list[Path]]:
+    """`["eng=a.txt", "b.txt"]` as `{"eng": [a.txt], "b": [b.txt]}`: without a language a file is its own corpus.
+
+    Raises:
+        InputError: a file does not exist.
+    """
+    texts: dict[str, list[Path]] = {}
+    for argument in arguments:
+        labelled = None if Path(argument).is_file() else _LABELLED.fullmatch(argument)
+        path = Path(labelled[2]) if labelled else Path(argument)
+        if not path.is_file():
+            raise InputError(f"--text {argument}: no such file")
+        texts.setdefault(labelled[1] if labelled else path.name.split(".")[0], []).append(path)
+    return texts
+
+
+def _trim(
+    model: str,
+    texts: dict[str, list[Path]],
+    output: Path,
+    settings: "TrimSettings",
+    *,
+    keep: Path | None,
+    verify: bool,
+    counts: Path | None,
+    sft: list[Path],
+    replace: bool,
+) -> None:
+    from rich.console import Console
+
+    from bistil.vocabulary import trim_vocabulary
+    from bistil.vocabulary.progress import reading
+
+    # An SFT that belongs to another model is refused before anything is written.
+    tunings = _load_tunings(model, sft)
+    with reading([path for files in texts.values() for path in files]) as progress:
+        report = trim_vocabulary(
+            model,
+            texts,
+            output,
+            settings=settings,
+            keep=keep,
+            verify=verify,
+            counts=counts,
+            replace=replace,
+            progress=progress,
+        )
+    _trim_tunings(tunings, report.parameters, report.before.tokens + report.spare_rows, output)
+    console = Console()
+    for table in report.tables():
+        console.print(table)
+    if report.missing_characters:
+        sample = " ".join(report.missing_characters[:20])
+        console.print(f"{len(report.missing_characters)} characters have no token of their own: {sample}")
+    if report.unreachable:
+        console.print(f"{len(report.unreachable)} kept tokens are built by no merges: {report.unreachable[:10]}")
+    if report.verified is None:
+        console.print("not verified")
+    elif report.verified["largest_difference"] == 0.0:
+        console.print(
+            f"verified: {report.verified['unchanged_lines']:,} lines of kept tokens get the same tokens; "
+            f"{report.verified['tensors']} tensors of hidden states and logits are equal in every bit"
+        )
+    else:
+        console.print(
+            f"verified: same tokens; outputs differ by rounding, by {report.verified['largest_difference']:.1e} at most"
+        )
+    console.print(f"written to {output}")
+
+
+def _load_tunings(model: str, folders: list[Path]) -> "dict[str, SparseFineTuning]":
+    if not folders:
+        return {}
+    from bistil.models import resolve_model
+    from bistil.sparse import SparseFineTuning
+    from bistil.vocabulary.weights import load_model
+
+    base, _ = load_model(resolve_model(model))
+    tunings = {folder.resolve().name: SparseFineTuning.load(folder, base=base) for folder in folders}
+    if len(tunings) < len(folders):
+        raise InputError("two of the --sft folders have the same name: rename one")
+    return tunings
+
+
+def _trim_tunings(tunings: "dict[str, SparseFineTuning]", parameters: list[str], rows: int, output: Path) -> None:
+    """Trim SFTs along and write them to `output/sft/NAME`.
+
+    Args:
+        parameters: names of the model's parameters with one row per token. An SFT may name them with or without the
+            prefix of the encoder.
+        rows: of the full model's embeddings.
+    """
+    if not tunings:
+        return
+    from bistil.vocabulary import kept_ids
+    from bistil.vocabulary.weights import load_model
+
+    base, _ = load_model(str(output))
+    for name, tuning in tunings.items():
+        shapes = {key: delta.shape for key, delta in tuning.deltas.items()}
+        shapes |= {key: tuple(value.shape) for key, value in tuning.dense.items()}
+        by_token = [
+            key
+            for key, shape in shapes.items()
+            if shape[:1] == (rows,) and any(key.endswith(own) or own.endswith(key) for own in parameters)
+        ]
+        tuning.trimmed(kept_ids(output), by_token, base=base).save(output / "sft" / name, replace=True)
+
+
+def _dry_run(
+    model: str,
+    texts: dict[str, list[Path]],
+    settings: "TrimSettings",
+    *,
+    keep: Path | None,
+    counts: Path | None,
+    plot: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from bistil.artefacts import whole_file
+    from bistil.vocabulary.progress import reading
+    from bistil.vocabulary.report import draw_dry_run, dry_run_table
+    from bistil.vocabulary.trimming import plan
+
+    with reading([path for files in texts.values() for path in files]) as progress:
+        rows, full = plan(
+            model, texts, keep_characters=settings.keep_characters, keep=keep, counts=counts, progress=progress
+        )
+    Console().print(dry_run_table(rows, full))
+    if plot is not None:
+        with whole_file(plot) as partial:
+            draw_dry_run(rows, partial, form=plot.suffix[1:])
+        Console().print(f"drawn in {plot}")
