@@ -1,5 +1,6 @@
 """The artefact of sparse fine-tuning: sparse deltas of a base model, dense heads, and where they come from."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from bistil.artefacts import read_json, whole_folder, write_json
 from bistil.errors import ArtefactError, BistilError, InputError
-from bistil.sparse.base import fingerprint, resolve_names
+from bistil.sparse.base import fingerprint, resolve_names, tensor_digest
 from bistil.sparse.encoding import check_indices, decode_gaps, encode_indices
 from bistil.sparse.ledger import Patch, ledger_of
 
@@ -114,6 +115,15 @@ class SparseFineTuning:
         total = self.provenance.maskable_entries or sum(delta.size for delta in self.deltas.values())
         return self.count / total if total else 0.0
 
+    def digest(self) -> str:
+        """SHA-256 over names, indices, deltas and heads."""
+        whole = hashlib.sha256()
+        for name in sorted(self.deltas):
+            whole.update(tensor_digest(name, self.deltas[name].indices) + tensor_digest(name, self.deltas[name].values))
+        for name in sorted(self.dense):
+            whole.update(tensor_digest(name, self.dense[name]))
+        return whole.hexdigest()
+
     # Wearing
 
     def apply(self, model: nn.Module, *, heads: bool = True) -> None:
@@ -129,8 +139,8 @@ class SparseFineTuning:
             InputError: worn already.
         """
         ledger = ledger_of(model)
-        patch = ledger.patch_of(self) or self._patch(model, heads=heads)
-        if patch.heads != heads:
+        patch = ledger.known.get(self)
+        if patch is None or patch.heads != heads or not patch.fits(model):
             patch = self._patch(model, heads=heads)
         ledger.put_on(self, patch)
 
@@ -154,22 +164,25 @@ class SparseFineTuning:
     def _patch(self, model: nn.Module, *, heads: bool) -> Patch:
         names = resolve_names(model, [*self.deltas, *self.dense], what=self.name)
         known = dict(model.named_parameters(remove_duplicate=False))
-        patch = Patch(sparse=[], dense=[], heads=heads)
+        patch = Patch(names={}, sparse=[], dense=[], heads=heads)
         for name, delta in self.deltas.items():
             if name in names:
                 parameter = known[names[name]]
-                self._check_shape(name, delta.shape, parameter)
+                self.check_shape(name, delta.shape, parameter)
                 if len(delta.indices):
+                    patch.names[names[name]] = parameter
                     device = parameter.device
                     patch.sparse.append((parameter, delta.indices.to(device), delta.values.to(device)))
         for name, value in self.dense.items() if heads else ():
             if name in names:
                 parameter = known[names[name]]
-                self._check_shape(name, tuple(value.shape), parameter)
+                self.check_shape(name, tuple(value.shape), parameter)
+                patch.names[names[name]] = parameter
                 patch.dense.append((parameter, value))
         return patch
 
-    def _check_shape(self, name: str, shape: tuple[int, ...], parameter: nn.Parameter) -> None:
+    def check_shape(self, name: str, shape: tuple[int, ...], parameter: nn.Parameter) -> None:
+        """Raises ArtefactError unless a parameter of the SFT has the shape of the model's."""
         if tuple(parameter.shape) != tuple(shape):
             raise ArtefactError(
                 f"{self.name}: {name} has shape {tuple(shape)}, the model's has {tuple(parameter.shape)}: "

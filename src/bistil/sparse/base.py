@@ -73,14 +73,15 @@ def fingerprint(model: nn.Module) -> str:
         }
         names = sorted(encoder)
         with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
-            digests = pool.map(lambda name: _tensor_digest(name, encoder[name]), names)
+            digests = pool.map(lambda name: tensor_digest(name, encoder[name]), names)
             whole = hashlib.sha256()
             for digest in digests:
                 whole.update(digest)
     return whole.hexdigest()
 
 
-def _tensor_digest(name: str, value: Tensor) -> bytes:
+def tensor_digest(name: str, value: Tensor) -> bytes:
+    """SHA-256 over a name, a shape, a number format and all bytes."""
     digest = hashlib.sha256(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
     digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.digest()

@@ -19,6 +19,8 @@ from bistil.errors import InputError
 class Patch:
     """Changes to one model: added to single entries, or in place of whole parameters."""
 
+    names: dict[str, nn.Parameter]
+    """The model's name of every changed parameter."""
     sparse: list[tuple[nn.Parameter, Tensor, Tensor]]
     """(parameter, (K,) int64 flat indices, (K,) deltas) per parameter."""
     dense: list[tuple[nn.Parameter, Tensor]]
@@ -27,15 +29,15 @@ class Patch:
     saved_sparse: list[Tensor] | None = None
     saved_dense: list[Tensor] = field(default_factory=list)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for parameter, _, _ in self.sparse:
-            yield parameter
-        for parameter, _ in self.dense:
-            yield parameter
-
     def fresh(self) -> "Patch":
         """The same changes without saved values, to write on top of another state."""
-        return Patch(self.sparse, self.dense, self.heads)
+        sparse = [(p, indices.to(p.device), deltas.to(p.device)) for p, indices, deltas in self.sparse]
+        return Patch(self.names, sparse, self.dense, self.heads)
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the names still mean the same parameters. Layers that were cut off since may be missing."""
+        now = dict(model.named_parameters(remove_duplicate=False))
+        return all(now.get(name, parameter) is parameter for name, parameter in self.names.items())
 
     def write(self) -> None:
         """Save what stands there and write the sums; saved values that are known to hold are not read again."""
@@ -51,25 +53,18 @@ class Patch:
         """Write the saved values back."""
         assert self.saved_sparse is not None
         for (parameter, indices, _), saved in zip(self.sparse, self.saved_sparse, strict=True):
-            parameter.put_(indices, saved)
+            parameter.put_(indices.to(parameter.device), saved.to(parameter.device))
         for (parameter, _), saved in zip(self.dense, self.saved_dense, strict=True):
             parameter.copy_(saved)
 
 
 class Ledger:
-    """What one model wears, in the order in which it was put on."""
+    """What one model wears, in the order in which it was put on, and the patches made for it so far."""
 
     def __init__(self) -> None:
         self.worn: list[tuple[object, Patch]] = []
         self.known: weakref.WeakKeyDictionary[object, Patch] = weakref.WeakKeyDictionary()
         self._places: dict[int, tuple[int, int]] = {}
-
-    def patch_of(self, key: object) -> Patch | None:
-        """The patch made earlier for this key, if the parameters are still where they were."""
-        patch = self.known.get(key)
-        if patch is None or any(p.device != i.device for p, i, _ in patch.sparse):
-            return None
-        return patch
 
     def put_on(self, key: object, patch: Patch) -> None:
         """Write a patch on top of those that are worn.
@@ -125,14 +120,15 @@ class Ledger:
             self.take_off(self.worn[-1][0])
 
     def _remember(self, patch: Patch) -> None:
-        self._places.update((id(p), (p._version, p.data_ptr())) for p in patch.parameters())
+        self._places.update((id(p), (p._version, p.data_ptr())) for p in patch.names.values())
 
     def _forget_if_written_by_others(self) -> bool:
         """Forget all saved values if a parameter's version is not the one that our own last write left."""
-        parameters = {id(p): p for patch in self.known.values() for p in patch.parameters()}
+        parameters = {id(p): p for patch in self.known.values() for p in patch.names.values()}
         changed = any(self._places.get(i) != (p._version, p.data_ptr()) for i, p in parameters.items())
         if changed:
-            self.known.clear()
+            for key, patch in list(self.known.items()):
+                self.known[key] = patch.fresh()
         return changed
 
 

@@ -1,4 +1,7 @@
-"""theta = theta_0 + scatter(delta): the deltas are the leaves, so frozen entries cannot move (LT-SFT, section 3.1)."""
+"""theta = theta_0 + scatter(delta): the deltas are the leaves, so frozen entries cannot move (LT-SFT, section 3.1).
+
+On top of it, in multi-source training, theta + phi_language of the batch's language.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,6 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from bistil.sparse.artefact import SparseFineTuning
+from bistil.sparse.base import resolve_names
 
 
 class ScatterDelta(nn.Module):
@@ -27,50 +33,110 @@ class ScatterDelta(nn.Module):
 
     def forward(self, theta: Tensor) -> Tensor:
         """(shape of the parameter) -> same shape; the gradient reaches delta by one gather."""
-        # index_add with unique indices: no sum has more than two terms, so the result does not depend on their order.
-        return theta.flatten().index_add(0, self.indices, self.delta.to(theta.dtype)).view(theta.shape)
+        return _scattered(theta, self.indices, self.delta)
+
+
+class Languages:
+    """Which language's SFT is worn inside `parametrised`."""
+
+    current: str | None = None
+
+
+class LanguageDelta(nn.Module):
+    """theta -> theta + phi_language, for the language that is current.
+
+    Nothing is written to theta, so it can be trained meanwhile; its gradient passes unchanged.
+
+    Args:
+        languages: says which one is current; None, or one without deltas here, leaves theta as it is.
+        deltas: per language, (K,) int64 flat indices and (K,) float32 values.
+    """
+
+    def __init__(self, languages: Languages, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.languages, self.known = languages, list(deltas)
+        for number, (indices, values) in enumerate(deltas.values()):
+            self.register_buffer(f"indices{number}", indices, persistent=False)
+            self.register_buffer(f"values{number}", values, persistent=False)
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """(shape of the parameter) -> same shape."""
+        if self.languages.current not in self.known:
+            return theta
+        number = self.known.index(self.languages.current)
+        return _scattered(theta, self.get_buffer(f"indices{number}"), self.get_buffer(f"values{number}"))
+
+
+def _scattered(theta: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+    # With unique indices no sum has more than two terms, so the result does not depend on the order of threads.
+    return theta.flatten().index_add(0, indices, values.to(theta.dtype)).view(theta.shape)
 
 
 @contextmanager
-def only_free_entries(model: nn.Module, mask: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
-    """Inside the block the masked parameters are theta_0 + scatter(delta), and the deltas are what is trainable.
+def parametrised(
+    model: nn.Module,
+    mask: Mapping[str, Tensor] | None = None,
+    sources: Mapping[str, SparseFineTuning] | None = None,
+) -> Iterator[tuple[dict[str, nn.Parameter], Languages]]:
+    """Inside the block masked parameters are theta_0 + scatter(delta), plus the SFT of the current language.
 
-    Tied parameters share one delta. At the end the parameters are plain again, with the bytes of theta_0.
+    Tied parameters share one delta. At the end the parameters are plain again: the same objects, with the bytes they
+    hold (theta_0 where they were masked).
 
     Args:
-        model: its parameters at this moment are theta_0.
-        mask: per parameter name, (K,) int64 strictly increasing flat indices; names with none are left alone.
+        mask: per parameter name, (K,) int64 strictly increasing flat indices; a parameter without indices is frozen.
+            None: no parameter is masked.
+        sources: SFT per language; their deltas on parameters that the model lacks (heads) are left out.
 
     Yields:
-        Per parameter name with at least one index: the delta, (K,), a leaf.
+        Per parameter name with at least one index, the delta (K,), a leaf; and the switch between languages.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             places.setdefault(id(parameter), []).append((module, attribute))
-    deltas: dict[str, nn.Parameter] = {}
-    dressed: list[tuple[nn.Module, str]] = []
+    wanted = {name: named[name].requires_grad for name in mask or {}}
     orders: dict[nn.Module, list[str]] = {}
-    wanted = {id(parameter): parameter.requires_grad for parameter in named.values()}
+    dressed: dict[tuple[nn.Module, str], None] = {}
+    deltas: dict[str, nn.Parameter] = {}
+    languages = Languages()
+
+    def add(parameter: nn.Parameter, step: nn.Module) -> None:
+        for module, attribute in places[id(parameter)]:
+            orders.setdefault(module, list(module._parameters))
+            parametrize.register_parametrization(module, attribute, step, unsafe=True)
+            dressed[module, attribute] = None
+
     try:
-        for name, indices in mask.items():
-            parameter = named[name]
-            parameter.requires_grad_(False)
-            if not len(indices):
-                continue
-            scatter = ScatterDelta(indices.to(parameter.device))
-            for module, attribute in places[id(parameter)]:
-                orders.setdefault(module, list(module._parameters))
-                parametrize.register_parametrization(module, attribute, scatter, unsafe=True)
-                dressed.append((module, attribute))
-            deltas[name] = scatter.delta
-        yield deltas
+        for name, indices in (mask or {}).items():
+            named[name].requires_grad_(False)
+            if len(indices):
+                scatter = ScatterDelta(indices.to(named[name].device))
+                deltas[name] = scatter.delta
+                add(named[name], scatter)
+        for name, known in _by_parameter(model, sources or {}).items():
+            add(named[name], LanguageDelta(languages, known).to(named[name].device))
+        yield deltas, languages
     finally:
-        for module, attribute in reversed(dressed):
+        for module, attribute in dressed:
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
         for module, order in orders.items():
             # Removal puts a parameter last in its module; optimizers and state dicts go by the order.
             module._parameters = {attribute: module._parameters[attribute] for attribute in order}
-        for name in mask:
-            named[name].requires_grad_(wanted[id(named[name])])
+        for name, requires_grad in wanted.items():
+            named[name].requires_grad_(requires_grad)
+
+
+def _by_parameter(
+    model: nn.Module, sources: Mapping[str, SparseFineTuning]
+) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Per parameter name of the model and per language, the sparse entries."""
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for language, sft in sources.items():
+        for name, own in resolve_names(model, sft.deltas, what=sft.name).items():
+            delta = sft.deltas[name]
+            sft.check_shape(name, delta.shape, model.get_parameter(own))
+            if len(delta.indices):
+                found.setdefault(own, {})[language] = (delta.indices, delta.values)
+    return found

@@ -6,7 +6,8 @@ Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from bistil.errors import InputError
 from bistil.recipe import SparseSettings, TrainingSettings, to_dict
 from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
 from bistil.sparse.base import fingerprint
-from bistil.sparse.masks import ParameterRoles, entries_to_keep, largest_movements, parameter_roles
-from bistil.sparse.parametrisation import only_free_entries
-from bistil.training import Sized, TrainingResult, train
+from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
+from bistil.sparse.parametrisation import parametrised
+from bistil.sparse.sources import BatchLanguage
+from bistil.training import BestBy, Sized, TrainingResult, train
 
 MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
 
@@ -40,9 +42,10 @@ def train_sparse(
     folder: Path,
     seed: int,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    best_by: tuple[str, Literal["min", "max"]] | None = None,
+    best_by: BestBy | Mapping[str, BestBy] | None = None,
     lengths: Sequence[int] | None = None,
     mask: Mapping[str, Tensor] | None = None,
+    sources: Mapping[str, SparseFineTuning] | None = None,
     base_name: str | None = None,
     kind: Literal["task", "language"] = "task",
     label: str = "sparse fine-tuning",
@@ -63,6 +66,9 @@ def train_sparse(
         folder: work folder of this run alone.
         evaluate, best_by, lengths: as for `training.train`; the mask and the SFT come from the best weights if chosen.
         mask: per parameter name, sorted flat indices: skips the dense phase (random masks, biases only).
+        sources: per language, an SFT of the same base that the model wears in that language's batches (multi-source
+            training, LT-SFT section 5): a batch's "language" says which, as `sources.SourceBatches` makes them.
+            Evaluation wears the first one. They are not part of the result.
         base_name: how the base is called in `sft_config.json`; default: the model's `name_or_path`.
 
     Raises:
@@ -94,40 +100,44 @@ def train_sparse(
         "base": base,
         "seed": seed,
         "examples": len(train_data),
+        "sources": {language: sft.digest() for language, sft in (sources or {}).items()},
         "mask": None if mask is None else json_digest({name: _digest(indices) for name, indices in mask.items()}),
     }
     _open_folder(folder, json_digest(identity))
 
-    options: dict[str, Any] = {
-        "collate": collate,
-        "seed": seed,
-        "evaluate": evaluate,
-        "best_by": best_by,
-        "lengths": lengths,
-    }
+    def run(phase: str, mask: Mapping[str, Tensor] | None, steps: int | None, epochs: float | None) -> _Phase:
+        """One phase in its own folder; the trained deltas are those of `mask`."""
+        with parametrised(model, mask, sources) as (deltas, languages):
+            dressed = BatchLanguage(module, languages, first=next(iter(sources))) if sources else module
+            result = train(
+                dressed,
+                train_data,
+                collate=collate,
+                settings=_with_length(training, steps, epochs, phase),
+                folder=folder / phase,
+                seed=seed,
+                evaluate=dressed.evaluation(evaluate) if isinstance(dressed, BatchLanguage) else evaluate,
+                best_by=best_by,
+                lengths=lengths,
+                label=f"{label}, {phase} phase",
+            )
+            return _Phase(result, {name: delta.detach().cpu().clone() for name, delta in deltas.items()})
+
     with _only_trainable(model, [*roles.maskable, *roles.dense]):
         dense_result = None
         if mask is None:
-            mask, dense_result = _dense_phase(
-                module, train_data, model, roles, count, settings, training, folder, options, label
-            )
+            dense = partial(run, "dense", None, settings.dense_steps, settings.dense_epochs)
+            mask, dense_result = _dense_phase(module, model, roles.maskable, dense, count, folder)
         # Masked parameters cannot move from here on; heads can.
         heads_0 = _snapshot([named[name] for name in roles.dense])
-        with only_free_entries(model, mask) as deltas:
-            sparse_result = train(
-                module,
-                train_data,
-                settings=_with_length(training, settings.sparse_steps, settings.sparse_epochs, "sparse"),
-                folder=folder / "sparse",
-                label=f"{label}, sparse phase",
-                **options,
-            )
-            values = {name: delta.detach().cpu().clone() for name, delta in deltas.items()}
+        none = torch.empty(0, dtype=torch.int64)
+        whole_mask = {name: mask.get(name, none) for name in roles.maskable}
+        sparse = run("sparse", whole_mask, settings.sparse_steps, settings.sparse_epochs)
         heads = {name: named[name].detach().cpu().clone() for name in roles.dense}
         _restore(heads_0)
 
     sft = SparseFineTuning(
-        {name: SparseDelta(mask[name].cpu(), value, tuple(named[name].shape)) for name, value in values.items()},
+        {name: SparseDelta(mask[name].cpu(), value, tuple(named[name].shape)) for name, value in sparse.deltas.items()},
         heads,
         Provenance(
             base=base_name or model.name_or_path or None,
@@ -139,12 +149,12 @@ def train_sparse(
                 "settings": to_dict(settings),
                 "training": to_dict(training),
                 "dense": None if dense_result is None else _length(dense_result),
-                "sparse": _length(sparse_result),
+                "sparse": _length(sparse.result),
             },
             architecture=type(model).__name__,
             labels=[str(label) for _, label in sorted(model.config.id2label.items())] if heads else [],
             seed=seed,
-            metrics=dict(sparse_result.best or (sparse_result.history[-1] if sparse_result.history else {})),
+            metrics=dict(sparse.result.best or (sparse.result.history[-1] if sparse.result.history else {})),
         ),
     )
     sft.apply(model)
@@ -152,37 +162,32 @@ def train_sparse(
     return sft
 
 
+@dataclass(frozen=True)
+class _Phase:
+    result: TrainingResult
+    deltas: dict[str, Tensor]
+
+
 def _dense_phase(
     module: nn.Module,
-    train_data: Sized,
-    model: PreTrainedModel,
-    roles: ParameterRoles,
+    model: nn.Module,
+    maskable: list[str],
+    run: Callable[[], _Phase],
     count: int,
-    settings: SparseSettings,
-    training: TrainingSettings,
     folder: Path,
-    options: dict[str, Any],
-    label: str,
 ) -> tuple[dict[str, Tensor], TrainingResult]:
     """Train everything, choose the K entries that moved furthest, rewind. A finished mask is taken up at once."""
     done = folder / MASK_DONE
     if not done.exists():
-        theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
-        result = train(
-            module,
-            train_data,
-            settings=_with_length(training, settings.dense_steps, settings.dense_epochs, "dense"),
-            folder=folder / "dense",
-            label=f"{label}, dense phase",
-            **options,
-        )
         named = dict(model.named_parameters())
-        before = {name: theta_0[named[name]] for name in roles.maskable}
-        mask = largest_movements(before, {name: named[name].detach() for name in roles.maskable}, count)
+        theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
+        result = run().result
+        before = {name: theta_0[named[name]] for name in maskable}
+        mask = largest_movements(before, {name: named[name].detach() for name in maskable}, count)
         _restore(theta_0)
         if PartialState().is_main_process:
-            with whole_file(folder / MASK) as partial:
-                save_file({name: indices.cpu() for name, indices in mask.items()}, partial)
+            with whole_file(folder / MASK) as path:
+                save_file({name: indices.cpu() for name, indices in mask.items()}, path)
             # Written last: a mask without it is not taken up.
             write_json(done, {"count": count, "result": asdict(result)})
             (folder / "dense" / "final.safetensors").unlink(missing_ok=True)
