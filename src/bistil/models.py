@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
+from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from bistil.errors import ArtefactError, InputError
 
 PACKAGED = "e5-small"
+
+# A run loads and writes dozens of models: transformers' bar for each would drown what the run itself says. Downloads,
+# which can take minutes, keep theirs.
+disable_progress_bar()
+enable_progress_bars()
 _VOCABULARY_FILES = (
     "tokenizer.json",
     "vocab.txt",
