@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import typer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 from bistil import benchmark as bench
+from bistil.artefacts import read_json
 from bistil.benchmark import benchmark, count_flops, count_parameters, folder_bytes, load_for_inference
+from bistil.commands.benchmark import register
 from bistil.errors import ArtefactError, InputError
 
 TEXTS = tiny.ENGLISH.splitlines()
@@ -129,3 +133,22 @@ def test_bad_input_is_one_line(tmp_path):
     )
     with pytest.raises(ArtefactError, match="BertForTelepathy"):
         benchmark({"m": folder}, texts=TEXTS)
+
+
+def test_the_command_prints_a_table_and_leaves_a_record(tmp_path):
+    large, small = save(tmp_path / "large", layers=4), save(tmp_path / "small", layers=2)
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.SWAHILI, encoding="utf-8")
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    arguments = ["benchmark", "--model", f"big={large}", "--model", str(small), "--rounds", "1"]
+    done = CliRunner().invoke(app, [*arguments, "--text", str(text), "--output", str(tmp_path / "record.json")])
+    assert done.exit_code == 0, done.output
+    record = read_json(tmp_path / "record.json")
+    assert [(m["name"], m["layers"], m["examples"]) for m in record["models"]] == [("big", 4, 10), ("small", 2, 10)]
+    assert record["texts"] == str(text) and record["machine"]["torch"] == torch.__version__
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("big ") for line in lines) and any(line.startswith("small ") for line in lines)
+    twice = CliRunner().invoke(app, ["benchmark", "--model", str(small), "--model", str(small)])
+    assert isinstance(twice.exception, InputError) and "two models are called 'small'" in str(twice.exception)

@@ -33,11 +33,14 @@ def run(
     """
     import sys
 
+    from transformers.utils import logging as transformers_logging
+
     from bistil.artefacts import write_json
     from bistil.benchmark import benchmark, record
     from bistil.corpora import read_sentences
     from bistil.report.table import print_benchmark
 
+    transformers_logging.disable_progress_bar()
     folders: dict[str, Path] = {}
     for given in model:
         name, folder = _named(given, taken=folders)

@@ -76,7 +76,7 @@ def print_benchmark(models: "Sequence[BenchmarkRow]", *, console: Console | None
         row += [f"{m.examples_per_second:.1f}"] if m.examples_per_second is not None else []
         row += [megabytes(m.peak_memory_bytes)] if memory else []
         rows.append(row)
-    title = f"{first.examples} examples, {first.rounds} rounds, batch 1, {first.threads} CPU threads"
+    title = f"{first.examples} examples, {first.rounds} rounds, batch 1, CPU threads: {first.threads}"
     title += f"; ex/s at batch {first.batch_size}" if batch else ""
     _print(title, header, rows, bold=set(), console=console)
 
