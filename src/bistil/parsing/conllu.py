@@ -4,7 +4,7 @@ Format: https://universaldependencies.org/format.html
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def heads(sentence: Sentence) -> list[int]:
     return found
 
 
-def write_sentence(sentence: Sentence, *, columns: dict[int, Sequence[str]]) -> str:
+def write_sentence(sentence: Sentence, *, columns: Mapping[int, Sequence[str]]) -> str:
     """The sentence as CoNLL-U text, with whole columns of the syntactic words replaced.
 
     Comments, multiword tokens and empty nodes stay. With new heads, DEPS of the words becomes `_`, as it held the

@@ -13,7 +13,7 @@ from bistil.tasks.base import (
     paired_gap,
 )
 
-KINDS = ("sequence-classification", "token-classification")
+KINDS = ("sequence-classification", "token-classification", "dependency-parsing", "question-answering")
 
 __all__ = [
     "KINDS",
@@ -30,8 +30,12 @@ __all__ = [
 ]
 
 
-def get_task(kind: str) -> Task:
+def get_task(kind: str, *, parser_projection: int | None = None) -> Task:
     """The task of that kind.
+
+    Args:
+        kind: one of `KINDS`.
+        parser_projection: dependency parsing only: dimensions before the biaffine; None: the paper's full head.
 
     Raises:
         RecipeError: there is no such kind.
@@ -44,4 +48,12 @@ def get_task(kind: str) -> Task:
         from bistil.tasks.token_classification import TokenClassification
 
         return TokenClassification()
+    if kind == "dependency-parsing":
+        from bistil.tasks.dependency_parsing import DependencyParsing
+
+        return DependencyParsing(projection=parser_projection)
+    if kind == "question-answering":
+        from bistil.tasks.question_answering import QuestionAnswering
+
+        return QuestionAnswering()
     raise RecipeError(f"there is no task {kind!r}; kinds: {', '.join(KINDS)}")

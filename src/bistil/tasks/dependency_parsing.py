@@ -1,0 +1,313 @@
+"""Dependency parsing of CoNLL-U sentences with the biaffine parser."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bistil.artefacts import whole_file
+from bistil.errors import InputError
+from bistil.models import load_tokenizer
+from bistil.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
+from bistil.parsing.model import AutoModelForDependencyParsing, arc_scores, relation_scores
+from bistil.parsing.trees import spanning_tree
+from bistil.reading import renamed, require_examples, require_known_label
+from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.tasks.words import encode_words, split_words
+
+# https://universaldependencies.org/u/dep/: the part of a relation before the colon.
+RELATIONS = (
+    *("acl", "advcl", "advmod", "amod", "appos", "aux", "case", "cc", "ccomp", "clf", "compound", "conj", "cop"),
+    *("csubj", "dep", "det", "discourse", "dislocated", "expl", "fixed", "flat", "goeswith", "iobj", "list", "mark"),
+    *("nmod", "nsubj", "nummod", "obj", "obl", "orphan", "parataxis", "punct", "reparandum", "root", "vocative"),
+    "xcomp",
+)
+Tree = list[tuple[int, str]]
+"""Per word its head (from 1; 0 is the root) and relation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedSentence(Example):
+    """A sentence of words with its tree. `source` is None for a sentence that is in no file."""
+
+    words: list[str]
+    heads: list[int]
+    relations: list[str]
+    source: Sentence | None = field(repr=False)
+
+    def at(self, word: int) -> str:
+        """The place of a word (from 0) for messages."""
+        return self.where if self.source is None else self.source.where(word)
+
+
+class DependencyParsing(Task):
+    """A head and a universal relation per word: `AutoModelForDependencyParsing`.
+
+    Args:
+        projection: map words to this many dimensions before the biaffine; None: the full head of the paper.
+    """
+
+    kind = "dependency-parsing"
+    word_padding: Mapping[str, int] = {
+        "word_starts": -1,
+        "word_ends": -1,
+        "labels": IGNORED,
+        "relation_labels": IGNORED,
+    }
+
+    def __init__(self, *, projection: int | None = None) -> None:
+        self.projection = projection
+
+    def metric(self, labels: Sequence[str]) -> str:
+        del labels
+        return "las"
+
+    def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[ParsedSentence]:
+        """Trees of `.conllu` files. Relations lose what follows the colon, as in the official evaluation's LAS."""
+        examples = []
+        for path in paths:
+            for sentence in read_conllu(path):
+                found = [renamed(relation.split(":")[0], label_map) for relation in sentence.column(DEPREL)]
+                examples.append(
+                    ParsedSentence(
+                        file=str(path),
+                        line=sentence.line,
+                        words=sentence.column(FORM),
+                        heads=heads(sentence),
+                        relations=found,
+                        source=sentence,
+                    )
+                )
+        require_examples(examples, paths)
+        return examples
+
+    def text_of(self, example: ParsedSentence) -> str:
+        return " ".join(example.words)
+
+    def labels(self, examples: Sequence[ParsedSentence]) -> list[str]:
+        """The 37 universal relations, and what else the examples use."""
+        return [*RELATIONS, *sorted({r for e in examples for r in e.relations} - set(RELATIONS))]
+
+    def check_labels(self, examples: Sequence[ParsedSentence], labels: Sequence[str]) -> None:
+        known = set(labels)
+        for example in examples:
+            for word, relation in enumerate(example.relations):
+                if relation not in known:
+                    require_known_label(relation, labels, example.at(word))
+
+    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+        sizes = {} if self.projection is None else {"parser_projection": self.projection}
+        return build_head(AutoModelForDependencyParsing, folder, labels, seed=seed, **sizes)
+
+    def encode(
+        self,
+        examples: Sequence[ParsedSentence],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labels: Sequence[str],
+    ) -> list[Feature]:
+        """Heads and relations of the window's own words; -100 for context words and for heads outside the window.
+
+        "own" holds (first, last) of the window's own words in the sentence, "start" its first word.
+        """
+        self.check_labels(examples, labels)
+        index = {label: i for i, label in enumerate(labels)}
+        features = []
+        for feature, window in encode_words([example.words for example in examples], tokenizer, max_length):
+            example = examples[feature["example"]]
+            size = window.stop - window.start
+            feature["labels"], feature["relation_labels"] = [IGNORED] * size, [IGNORED] * size
+            for word in range(window.first, window.last):
+                head = example.heads[word] - window.start if example.heads[word] else 0
+                if example.heads[word] == 0 or 1 <= head <= size:
+                    feature["labels"][word - window.start] = head
+                    feature["relation_labels"][word - window.start] = index[example.relations[word]]
+            feature |= {"own": (window.first, window.last), "start": window.start}
+            features.append(feature)
+        return features
+
+    def unlabelled(
+        self,
+        sentences: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        pairs: bool = False,
+        seed: int = 0,
+    ) -> list[Feature]:
+        """Sentences split into words by `split_words`; L_pred then follows the teacher's own best heads."""
+        del pairs, seed
+        return [feature for feature, _ in encode_words([split_words(s) for s in sentences], tokenizer, max_length)]
+
+    def prediction_pairs(self, student: Any, teacher: Any, batch: Mapping[str, torch.Tensor]) -> list[PredictionPair]:
+        """Arcs (batch * W, W + 1), and relations (batch * W, relations) at the gold heads.
+
+        Without labels, at the teacher's best heads. Heads that are padding are marked as no choice.
+        """
+        real = batch["word_starts"] >= 0
+        valid = torch.isfinite(teacher.logits)
+        counted = batch["labels"] != IGNORED if "labels" in batch else real
+        best = teacher.logits.argmax(-1)
+        chosen = torch.where(counted, batch["labels"], best) if "labels" in batch else best
+        student_relations, teacher_relations = (
+            relation_scores(side.dependents, side.heads, chosen, side.relation_weight) for side in (student, teacher)
+        )
+        arcs = [side.logits.masked_fill(~valid, 0.0).flatten(0, 1) for side in (student, teacher)]
+        return [
+            PredictionPair(arcs[0], arcs[1], counted.flatten(), valid.flatten(0, 1)),
+            PredictionPair(student_relations.flatten(0, 1), teacher_relations.flatten(0, 1), counted.flatten()),
+        ]
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[ParsedSentence],
+        features: Sequence[Feature],
+        *,
+        batch_size: int = 32,
+    ) -> list[Tree]:
+        """Best single-rooted trees. A sentence of several windows is still parsed as one: its words' vectors are
+        gathered from the windows, each from where it has context on both sides, and all arcs are scored."""
+        predictions: list[Tree] = [[] for _ in examples]
+        windows = Counter(feature["example"] for feature in features)
+        parts: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
+        names = model.config.id2label
+        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
+            trees = torch.zeros(output.logits.shape[:2], dtype=torch.int64)
+            whole = []
+            for row, i in enumerate(indices):
+                feature = features[i]
+                if windows[feature["example"]] > 1:
+                    first, last = (word - feature["start"] for word in feature["own"])
+                    # The root goes with the first window's words.
+                    left = 0 if feature["own"][0] == 0 else first + 1
+                    parts[feature["example"]][feature["own"][0]] = (
+                        output.dependents[row, first:last],
+                        output.heads[row, left : last + 1],
+                    )
+                else:
+                    words = len(feature["word_starts"])
+                    arcs = output.logits[row, :words, : words + 1].float().cpu().numpy()
+                    trees[row, :words] = torch.from_numpy(spanning_tree(arcs))
+                    whole.append((row, feature["example"], words))
+            with torch.inference_mode():
+                chosen = trees.to(output.logits.device)
+                scores = relation_scores(output.dependents, output.heads, chosen, output.relation_weight)
+            relations = _best_relations(scores, chosen, names).tolist()
+            for row, example, words in whole:
+                predictions[example] = [
+                    (head, names[relation])
+                    for head, relation in zip(trees[row, :words].tolist(), relations[row][:words], strict=True)
+                ]
+        weights: Any = model
+        for example, found in parts.items():
+            predictions[example] = _parse_parts([found[first] for first in sorted(found)], weights, names)
+        return predictions
+
+    def score(self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> Metrics:
+        """UAS and LAS as the official evaluation on gold words, also without punctuation (gold relation punct)."""
+        counts = np.zeros((len(examples), 6))
+        for row, (example, tree) in enumerate(zip(examples, predictions, strict=True)):
+            if len(tree) != len(example.words):
+                raise InputError(f"{example.where}: {len(tree)} predicted heads for {len(example.words)} words")
+            for head, relation, (found, label) in zip(example.heads, example.relations, tree, strict=True):
+                hit = np.array([1, head == found, head == found and relation == label.split(":")[0]])
+                counts[row, :3] += hit
+                if relation != "punct":
+                    counts[row, 3:] += hit
+
+        def formula(sums: np.ndarray) -> dict[str, np.ndarray]:
+            return {
+                "las": ratio(sums[..., 2], sums[..., 0]),
+                "uas": ratio(sums[..., 1], sums[..., 0]),
+                "las_without_punctuation": ratio(sums[..., 5], sums[..., 3]),
+                "uas_without_punctuation": ratio(sums[..., 4], sums[..., 3]),
+            }
+
+        return Metrics("las", counts, formula)
+
+    def majority(self, train: Sequence[ParsedSentence], test: Sequence[ParsedSentence]) -> list[Tree]:
+        """Every word hangs on its left neighbour with the most frequent training relation."""
+        relation = Counter(r for e in train for r in e.relations if r != "root").most_common(1)[0][0]
+        return [[(i, relation if i else "root") for i in range(len(example.words))] for example in test]
+
+    def write_predictions(self, path: Path, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> None:
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+            for example, tree in zip(examples, predictions, strict=True):
+                assert example.source is not None
+                columns = {HEAD: [str(head) for head, _ in tree], DEPREL: [relation for _, relation in tree]}
+                stream.write(write_sentence(example.source, columns=columns))
+
+
+class Parser:
+    """Parses sentences that are split into words; what `pipeline(...)` is for the other tasks.
+
+    Args:
+        folder: of a parser.
+        max_length: tokens per window; longer sentences are parsed over several windows.
+
+    Raises:
+        ArtefactError: the folder holds no parser with a tokenizer.
+
+    Example:
+        >>> Parser("runs/demo/parser")([["Paka", "amelala"]])  # doctest: +SKIP
+        [[(2, 'nsubj'), (0, 'root')]]
+    """
+
+    def __init__(self, folder: str | Path, *, max_length: int = 128) -> None:
+        self.task, self.max_length = DependencyParsing(), max_length
+        self.tokenizer = load_tokenizer(str(folder))
+        self.model = self.task.build_model(folder, None).eval()
+
+    def __call__(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32) -> list[Tree]:
+        """Parse.
+
+        Args:
+            sentences: words of each sentence; for plain text, see `bistil.tasks.words.split_words`.
+
+        Returns:
+            Per sentence and word, the head's number (from 1; 0: the root) and the relation.
+        """
+        examples = [_unparsed(words) for words in sentences]
+        features = self.task.encode(examples, self.tokenizer, self.max_length, labels=["dep"])
+        return self.task.predict(self.model, self.tokenizer, examples, features, batch_size=batch_size)
+
+
+def _unparsed(words: Sequence[str]) -> ParsedSentence:
+    """A sentence that has no tree yet."""
+    size = len(words)
+    return ParsedSentence(file="", line=0, words=list(words), heads=[0] * size, relations=["dep"] * size, source=None)
+
+
+def _parse_parts(parts: list[tuple[torch.Tensor, torch.Tensor]], model: Any, names: Mapping[int, str]) -> Tree:
+    """Parse one sentence from its windows' own words: dependents (words, p) and heads (words, p), the root first."""
+    with torch.inference_mode():
+        dependents = torch.cat([part[0] for part in parts])
+        candidates = torch.cat([part[1] for part in parts])
+        arcs = arc_scores(dependents, candidates, model.arcs.weight).float().cpu().numpy()
+        tree = spanning_tree(arcs)
+        found: Tree = []
+        # A long sentence's relation scores are made in pieces: they hold (words, relations, p) numbers.
+        for start in range(0, len(tree), 256):
+            chosen = torch.from_numpy(tree[start : start + 256]).to(dependents.device).unsqueeze(0)
+            piece = dependents[start : start + 256].unsqueeze(0)
+            scores = relation_scores(piece, candidates.unsqueeze(0), chosen, model.relations.weight)
+            labels = _best_relations(scores, chosen, names)[0].tolist()
+            found += [(int(h), names[r]) for h, r in zip(tree[start : start + 256], labels, strict=True)]
+    return found
+
+
+def _best_relations(scores: torch.Tensor, heads: torch.Tensor, names: Mapping[int, str]) -> torch.Tensor:
+    """(batch, W) best relations; `root` goes to the root's child and to nobody else, as UD demands."""
+    roots = torch.tensor([names[i] == "root" for i in range(len(names))], device=scores.device)
+    if not roots.any():
+        return scores.argmax(-1)
+    allowed = roots == (heads == 0).unsqueeze(-1)
+    return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
