@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from bistil.aligned_attention import AttentionInputs, aligned_attention
 from bistil.families import family_of
+from bistil.fast_linear import fast_linear
 
 _NAME = "bistil_capture"
 Vectors = tuple[Tensor, Tensor, Tensor]
@@ -112,13 +113,14 @@ class Capture:
         last: list[Tensor] = []
         handle = None
         try:
-            if head:
-                handle = self.encoder.register_forward_hook(lambda _m, _a, output: last.append(output[0]))
-                captured.output = self.model(**batch)
-                captured.logits = _logits(captured.output)
-                captured.last = last[0]
-            else:
-                captured.last = self.encoder(**batch)[0]
+            with fast_linear():
+                if head:
+                    handle = self.encoder.register_forward_hook(lambda _m, _a, output: last.append(output[0]))
+                    captured.output = self.model(**batch)
+                    captured.logits = _logits(captured.output)
+                    captured.last = last[0]
+                else:
+                    captured.last = self.encoder(**batch)[0]
         finally:
             self._now, self._targets, self._real = None, {}, None
             if handle is not None:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bistil.aligned_attention import AttentionInputs
 from bistil.errors import RecipeError
 from bistil.families import family_of
+from bistil.fast_linear import fast_linear
 from bistil.objectives import (
     IGNORED,
     attention_loss,
@@ -232,9 +233,10 @@ class Distiller(nn.Module):
             student, teacher = got.last.flatten(0, 1)[real], target.last.flatten(0, 1)[real]
 
             def soft(student: Tensor, teacher: Tensor) -> Tensor:
-                with torch.no_grad():
-                    wanted = theirs.masked_lm_logits(self.teacher, teacher)
-                logits = ours.masked_lm_logits(plan.student, student)
+                with fast_linear():
+                    with torch.no_grad():
+                        wanted = theirs.masked_lm_logits(self.teacher, teacher)
+                    logits = ours.masked_lm_logits(plan.student, student)
                 return prediction_loss(logits, wanted, weights.temperature) * len(student)
 
             parts = [
@@ -245,7 +247,8 @@ class Distiller(nn.Module):
         if weights.hard_labels:
             labels = batch["labels"].flatten()
             chosen = labels != IGNORED
-            logits = ours.masked_lm_logits(plan.student, got.last.flatten(0, 1)[chosen])
+            with fast_linear():
+                logits = ours.masked_lm_logits(plan.student, got.last.flatten(0, 1)[chosen])
             terms["hard_labels"] = masked_lm_loss(logits, labels[chosen])
 
     def _plan(self, name: str, student: nn.Module, objective: ObjectiveSettings, layers: list[int] | None) -> _Plan:

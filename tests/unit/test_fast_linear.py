@@ -1,0 +1,61 @@
+"""oneDNN's linear maps against the default ones."""
+
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from bistil import fast_linear as module
+from bistil.fast_linear import fast_linear
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this PyTorch")
+
+
+@pytest.fixture(autouse=True)
+def wanted(monkeypatch):
+    monkeypatch.setattr(module, "is_wanted", lambda: True)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (4, 10, 24), (2, 24), (8, 5, 1, 24)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_values_and_gradients(shape, with_bias):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator), torch.randn(16, 24, generator=generator)]
+    inputs += [torch.randn(16, generator=generator)] if with_bias else []
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    upstream = torch.randn(*shape[:-1], 16, generator=generator)
+    expected = F.linear(*inputs)
+    with fast_linear():
+        got = F.linear(*inputs)
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad((y * upstream).sum(), inputs) for y in (got, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_strided_inputs_and_partial_gradients():
+    weight = torch.randn(16, 24)
+    for input in (torch.randn(24, 40).t(), torch.randn(40, 48)[:, ::2], torch.randn(3, 24, 20).transpose(1, 2)):
+        with fast_linear():
+            torch.testing.assert_close(F.linear(input, weight), F.linear(input.contiguous(), weight))
+            leaf = weight.clone().requires_grad_()
+            F.linear(input, leaf).sum().backward()
+        expected = input.reshape(-1, 24).sum(0).expand(16, -1)
+        torch.testing.assert_close(leaf.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_used_for_float32_only_and_ends_with_the_block(monkeypatch):
+    calls = []
+    product = module._product
+    monkeypatch.setattr(module, "_product", lambda *args: calls.append(args) or product(*args))
+    model, ids = tiny.model("bert"), torch.arange(5, 55).view(2, 25)
+    expected = model(ids).last_hidden_state
+    assert not calls
+    with fast_linear():
+        torch.testing.assert_close(model(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
+        assert len(calls) >= 36
+        calls.clear()
+        F.linear(torch.randn(40, 8, dtype=torch.float64), torch.randn(8, 8, dtype=torch.float64))
+        with torch.autocast("cpu", torch.bfloat16):
+            F.linear(torch.randn(40, 8), torch.randn(8, 8))
+    F.linear(torch.randn(40, 8), torch.randn(8, 8))
+    assert not calls
