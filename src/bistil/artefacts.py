@@ -77,6 +77,8 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         yield partial
         for child in partial.rglob("*"):
             if child.is_file():
+                # safetensors makes files for their owner only.
+                child.chmod(0o666 & ~_umask())
                 with child.open("rb") as stream:
                     os.fsync(stream.fileno())
         if path.exists():

@@ -1,11 +1,16 @@
 """Names to models: hub names, folders, and the teacher that comes with a package."""
 
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import enable_progress_bars
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+import bistil
+from bistil.artefacts import whole_folder, write_json
 from bistil.errors import ArtefactError, InputError
 
 PACKAGED = "e5-small"
@@ -77,6 +82,44 @@ def model_folder(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ArtefactError(f"{name} on the hub holds no model: config.json is missing")
     return folder
+
+
+def write_model(
+    output: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    record: Mapping[str, Any],
+    title: str,
+    summary: str,
+    languages: Sequence[str],
+    made: Sequence[str] = (),
+    metrics: Mapping[str, str] | None = None,
+    pipeline_tag: str | None = None,
+) -> None:
+    """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
+
+    Args:
+        output: a folder that exists gives way.
+        record: what `bistil.json` holds beside the versions: settings, digests, seed, metrics, parents.
+        title, summary, languages, made, metrics, pipeline_tag: of the card, see `cards.write_model_card`.
+    """
+    from bistil.cards import write_model_card
+
+    with whole_folder(output, replace=True) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        write_json(folder / "bistil.json", {"versions": {"bistil": bistil.__version__, **libraries}, **record})
+        write_model_card(
+            folder,
+            title=title,
+            summary=summary,
+            languages=languages,
+            made=made,
+            metrics=metrics,
+            pipeline_tag=pipeline_tag,
+        )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:

@@ -28,7 +28,7 @@ from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, S
 from bistil.report.table import print_table
 from bistil.stages import RunFolder, StageResult
 from bistil.student import choose_layers, copy_student, depth_of
-from bistil.tasks import Metrics, paired_gap
+from bistil.tasks import Metrics, get_task, paired_gap
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 
@@ -215,7 +215,7 @@ class _Stages:
 
         recipe = self.recipe
         assert recipe.task is not None
-        output, whole = self.output / "task-teacher", self.output / "teacher"
+        output, whole, sft = (self.output / name for name in ("task-teacher", "teacher", "sfts/task-teacher"))
         max_length = recipe.task.max_length
 
         def action(work: Path) -> dict[str, Any]:
@@ -223,19 +223,22 @@ class _Stages:
                 self.output / "trimmed",
                 self.data,
                 output=output,
-                sft_output=self.output / "sfts" / "task-teacher",
+                sft_output=sft,
                 settings=recipe.finetune,
                 max_length=max_length,
                 work=work,
                 seed=recipe.seed,
                 label="task teacher",
+                languages=[recipe.source, recipe.target],
             )
             kept = kept_ids(self.output / "trimmed")
             restore_vocabulary(output, base=self.inputs.teacher, kept=kept, output=whole)
             return figures
 
         needs = {"start": trimmed.digest, **self._task_inputs(recipe.finetune)}
-        return self.run.stage("task-teacher", needs, [output, whole], action)
+        return self.run.stage(
+            "task-teacher", needs, [output, whole, *([sft] if recipe.finetune.sparse else [])], action
+        )
 
     def task_students(self, teacher: StageResult, bilingual: StageResult) -> list[Candidate]:
         """Phase 2 for every student, and for what it is compared with."""
@@ -263,6 +266,7 @@ class _Stages:
         name = f"{student}-{variant}" if variant else student
         start = self.output / ("copied" if variant == "copied" else "phase1") / student
         output = self.output / ("baselines" if variant else "students") / name
+        sft = self.output / "sfts" / name
         settings: FinetuneSettings = recipe.phase2
         if teacher is None:
             settings = FinetuneSettings(sparse=settings.sparse, training=settings.training)
@@ -272,13 +276,14 @@ class _Stages:
                 start,
                 self.data,
                 output=output,
-                sft_output=self.output / "sfts" / name,
+                sft_output=sft,
                 teacher=self.output / "task-teacher" if teacher else None,
                 settings=settings,
                 max_length=max_length,
                 work=work,
                 seed=recipe.seed,
                 label=f"phase 2, {name}",
+                languages=[recipe.source, recipe.target],
             )
 
         needs = {
@@ -286,7 +291,7 @@ class _Stages:
             "teacher": teacher.digest if teacher else None,
             **self._task_inputs(settings),
         }
-        stage = self.run.stage(f"phase2-{name}", needs, [output], action)
+        stage = self.run.stage(f"phase2-{name}", needs, [output, *([sft] if settings.sparse else [])], action)
         role = {"": "student", "copied": "copied"}.get(variant, "baseline")
         return Candidate(f"{student}, {variant}" if variant else student, role, output, stage.digest, student)
 
@@ -349,6 +354,7 @@ class _Stages:
             schema=SCHEMA,
             name=recipe.name,
             task=recipe.task.kind if recipe.task else "",
+            pipeline_tag=get_task(recipe.task.kind).pipeline_tag if recipe.task else None,
             seed=recipe.seed,
             source=recipe.source,
             target=recipe.target,

@@ -83,7 +83,7 @@ def labelled(lines):
 @pytest.fixture(scope="module")
 def recipe_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    teacher = tiny.model("bert", layers=6)
+    teacher = tiny.model("bert", layers=6, initializer_range=0.2)
     teacher.save_pretrained(folder / "teacher")
     tiny.tokenizer("bert").save_pretrained(folder / "teacher")
     english, swahili = tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines()

@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-import bistil
-from bistil.artefacts import folder_digest, whole_folder, write_json
+from bistil.artefacts import folder_digest, write_json
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
 from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.families import family_of
-from bistil.models import load_tokenizer, model_folder
+from bistil.models import load_tokenizer, model_folder, write_model
 from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import Phase1Settings, StudentSettings, to_dict
 from bistil.sparse import SparseFineTuning
@@ -390,28 +388,24 @@ def _save(
 ) -> None:
     """A plain Hugging Face folder with the teacher's tokenizer, a card and the record."""
     own = report["students"][student.name]
-    with whole_folder(target, replace=True) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_json(
-            folder / "bistil.json",
-            {
-                "kind": "bilingual student (phase 1)",
-                "versions": {"bistil": bistil.__version__, "transformers": transformers.__version__,
-                             "torch": torch.__version__},
-                "student": to_dict(student),
-                "settings": to_dict(settings),
-                "metrics": own,
-                "masked_lm": report.get("held_out_masked_lm", {}).get(student.name),
-                "parents": {"teacher": parent.name, "digest": folder_digest(parent)},
-            },
-        )  # fmt: skip
-        languages = ", ".join(report["blocks"])
-        (folder / "README.md").write_text(
-            f"# {student.name}: a bilingual student ({languages})\n\n"
-            f"Distilled from `{parent.name}` by general bilingual distillation (phase 1 of BiStil, Ansell et al. "
-            f"2023), from text alone, over {report['tokens']:,} tokens.\n"
-            f"Its layers come from teacher layers {own['alignment']['layers']} ({own['start']} start).\n"
-            "`bistil.json` holds settings, versions, held-out losses and the parent's digest.\n",
-            encoding="utf-8",
-        )
+    languages = list(report["blocks"])
+    write_model(
+        target,
+        model,
+        tokenizer,
+        record={
+            "kind": "bilingual student (phase 1)",
+            "student": to_dict(student),
+            "settings": to_dict(settings),
+            "metrics": own,
+            "masked_lm": report.get("held_out_masked_lm", {}).get(student.name),
+            "parents": {"teacher": {"name": parent.name, "digest": folder_digest(parent)}},
+        },
+        title=f"{student.name}: a bilingual student ({', '.join(languages)})",
+        summary="A small encoder of two languages, to be fine-tuned on labels in one and used in the other.",
+        languages=languages,
+        made=[
+            f"general bilingual distillation (phase 1) from `{parent.name}`, over {report['tokens']:,} tokens of text",
+            f"teacher layers {own['alignment']['layers']}, {own['start']} start",
+        ],
+    )

@@ -3,7 +3,7 @@
 The task teacher is made here too: it is the multilingual model, fine-tuned from labels only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import whole_folder
+from bistil.artefacts import folder_digest
 from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
-from bistil.models import load_tokenizer
-from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings
+from bistil.models import load_tokenizer, write_model
+from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.tasks import Task, get_task
 from bistil.tasks.base import Example, Feature
 from bistil.training import epoch_order, train
@@ -145,6 +145,7 @@ def fit_task(
     work: Path,
     seed: int,
     label: str,
+    languages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fine-tune a model for a task, sparsely or densely, from a task teacher or from labels only.
 
@@ -158,6 +159,7 @@ def fit_task(
         work: checkpoints.
         seed: of the head, the order and dropout.
         label: for the progress line.
+        languages: for the model's card.
 
     Returns:
         Figures for the record: steps, tokens, seconds, dev scores.
@@ -210,7 +212,7 @@ def fit_task(
             label=label,
         )
         if sft_output is not None:
-            sft.save(sft_output)
+            sft.save(sft_output, replace=True)
         figures |= {"dev": sft.provenance.metrics, "density": sft.density, "phases": sft.provenance.phases}
     else:
         result = train(
@@ -227,9 +229,34 @@ def fit_task(
         figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best}
     if isinstance(module, Distiller):
         module.close()
-    with whole_folder(output, replace=True) as folder:
-        student.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    write_model(
+        output,
+        student,
+        tokenizer,
+        record={
+            "kind": "task model",
+            "task": task.kind,
+            "settings": to_dict(settings),
+            "seed": seed,
+            "metrics": figures,
+            "parents": {
+                "start": {"name": Path(start).name, "digest": folder_digest(Path(start))},
+                "teacher": {"name": teacher.name, "digest": folder_digest(teacher)} if teacher else None,
+            },
+        },
+        title=output.name,
+        summary=f"A model for {task.kind}, "
+        + ("distilled from a task teacher" if teacher else "fine-tuned on labelled examples")
+        + f" on {len(labelled):,} labelled examples.",
+        languages=languages,
+        made=[
+            f"start: `{Path(start).name}`" + (f"; task teacher: `{teacher.name}`" if teacher else ""),
+            "sparse fine-tuning (LT-SFT)" if settings.sparse else "dense fine-tuning",
+            *([f"unlabelled target text: {len(unlabelled):,} examples"] if unlabelled else []),
+        ],
+        metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
+        pipeline_tag=task.pipeline_tag,
+    )
     return figures
 
 

@@ -132,6 +132,9 @@ class Task(ABC):
     kind: str
     """Name in a recipe."""
 
+    pipeline_tag: str | None = None
+    """The pipeline of transformers that runs such models; None where there is none."""
+
     padding: Mapping[str, int] = {}
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
 

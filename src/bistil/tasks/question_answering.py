@@ -59,6 +59,7 @@ class QuestionAnswering(Task):
     """Start and end of the answer in the passage: `AutoModelForQuestionAnswering`."""
 
     kind = "question-answering"
+    pipeline_tag = "question-answering"
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}
 
     def metric(self, labels: Sequence[str]) -> str:

@@ -54,6 +54,7 @@ class SequenceClassification(Task):
     """One label per text or pair of texts, from the first token: `AutoModelForSequenceClassification`."""
 
     kind = "sequence-classification"
+    pipeline_tag = "text-classification"
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     def metric(self, labels: Sequence[str]) -> str:

@@ -50,6 +50,7 @@ class TokenClassification(Task):
     """One tag per word, read at its first subword: `AutoModelForTokenClassification`."""
 
     kind = "token-classification"
+    pipeline_tag = "token-classification"
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     def metric(self, labels: Sequence[str]) -> str:
