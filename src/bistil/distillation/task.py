@@ -16,6 +16,7 @@ from bistil.artefacts import folder_digest
 from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
+from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, write_model
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.tasks import Task, get_task
@@ -120,7 +121,8 @@ class SelfTaught(nn.Module):
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run the model on a labelled batch; returns its loss, a scalar."""
-        return {"loss": self.student(**batch).loss}
+        with fast_linear():
+            return {"loss": self.student(**batch).loss}
 
 
 def head_parameters(model: PreTrainedModel) -> set[str]:
