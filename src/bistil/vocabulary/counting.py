@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
 from bistil.vocabulary.text_files import line_batches
-from bistil.vocabulary.tokenizer_state import Vocabulary
+from bistil.vocabulary.tokenizer_state import Vocabulary, to_json
 
 # Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.
 # A shorter text is counted whole.
@@ -90,7 +90,7 @@ class TokenCounts:
 
 def counting_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer of a state without padding and truncation."""
-    return Tokenizer.from_str(json.dumps({**vocabulary.state, "padding": None, "truncation": None}))
+    return Tokenizer.from_str(to_json({**vocabulary.state, "padding": None, "truncation": None}))
 
 
 def count_file(

@@ -92,8 +92,8 @@ class TrimReport:
         spare_rows: embedding rows of the full model without a token; they are dropped.
         kept: reason -> tokens kept for it and for no reason before it.
         corpora: corpus -> report.
-        missing_characters: characters of the corpora that no kept token stands for on its own; they can become
-            unknown.
+        missing_characters: characters of the corpora that lack a kept token of their own (in WordPiece, one at the
+            start of a word and one inside); only they can make more unknown tokens than the full vocabulary does.
         unreachable: kept BPE tokens that merging never builds, in the full vocabulary either.
         tokenizer_class: the class that loads the trimmed tokenizer.
         parameters: names of the trimmed parameters.
@@ -242,7 +242,7 @@ def dry_run_table(rows: Sequence[DryRunRow], full: Size) -> Table:
             f"{row.size.parameters / 1e6:.1f}M",
             f"{row.size.bytes / 1e6:.1f}",
             *(f"{share_:.3%}" for share_ in row.coverage.values()),
-            "█" * max(1, round(30 * share)) + f" {share:.0%}",
+            "█" * max(1, round(10 * share)) + f" {share:.0%}",
         )
     return table
 

@@ -22,7 +22,8 @@ class Selection:
         kept: (new size,) ascending int64 old ids.
         reasons: reason -> number of tokens kept for it and for no reason before it.
         unreachable: kept BPE tokens that no sequence of merges builds, in the full vocabulary either.
-        missing_characters: characters of the corpora that no kept token stands for on its own.
+        missing_characters: characters of the corpora that lack a kept token of their own (in WordPiece, one at the
+            start of a word and one inside); only they can make more unknown tokens than the full vocabulary does.
     """
 
     kept: np.ndarray
@@ -56,9 +57,8 @@ def select(
     seen = np.flatnonzero(probability)
     always: dict[str, set[int]] = {**vocabulary.required, **{k: set(v) for k, v in (required or {}).items()}}
     characters = vocabulary.characters(seen.tolist())
-    singles = vocabulary.single_characters()
     if settings.keep_characters:
-        always["characters"] = {i for i, character in singles if character in characters}
+        always["characters"] = {i for i, character in vocabulary.single_characters() if character in characters}
     must = set().union(*always.values())
     if settings.vocabulary_size is not None:
         chosen = _most_probable(vocabulary, probability, must, settings.vocabulary_size)
@@ -78,8 +78,7 @@ def select(
     for reason, ids in {**always, "probability": chosen, "merges": closed}.items():
         reasons[reason] = len(ids - counted)
         counted |= ids
-    covered = {character for i, character in singles if i in closed}
-    missing = [] if vocabulary.required["bytes"] else sorted(characters - covered)
+    missing = [] if vocabulary.required["bytes"] else sorted(characters - vocabulary.covered(closed))
     return Selection(kept, reasons, sorted(unreachable), missing)
 
 

@@ -4,9 +4,12 @@ A state is the content of `tokenizer.json`. Ids are renumbered without gaps in t
 the front stay where they are.
 """
 
+import json
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,7 +65,18 @@ class Vocabulary:
             (i, bare) for i, token in enumerate(self.tokens) if i not in added and len(bare := self._bare(token)) == 1
         ]
 
-    def characters(self, ids: Sequence[int]) -> set[str]:
+    def covered(self, kept: Iterable[int]) -> set[str]:
+        """Characters that never become unknown under a vocabulary: it has a token for each wherever it stands."""
+        inside: set[str] = set()
+        start: set[str] = set()
+        kept = set(kept)
+        prefix = self.state["model"].get("continuing_subword_prefix") or ""
+        for i, character in self.single_characters():
+            if i in kept:
+                (inside if prefix and self.tokens[i].startswith(prefix) else start).add(character)
+        return inside & start if prefix else start
+
+    def characters(self, ids: Iterable[int]) -> set[str]:
         """The characters that ordinary tokens among `ids` are made of."""
         added = self.required["special"] | self.required["bytes"]
         return set().union(*(self._bare(self.tokens[i]) for i in ids if i not in added))
@@ -97,7 +111,13 @@ def read_vocabulary(state: dict[str, Any]) -> Vocabulary:
         state=state,
         family=family,
         tokens=tokens,
-        required={"special": _special_ids(state), "bytes": _byte_ids(state, ids), "score": set()},
+        # Spaces reach a sentencepiece-style model as ▁; spelt in bytes they would not be decoded to spaces.
+        required={
+            "special": _special_ids(state),
+            "bytes": _byte_ids(state, ids),
+            "space": {ids["▁"]} if "▁" in ids else set(),
+            "score": set(),
+        },
         merges=MergeTable(model) if family == "BPE" else None,
         ids=ids,
     )
@@ -138,6 +158,41 @@ def trim_state(vocabulary: Vocabulary, kept: np.ndarray) -> dict[str, Any]:
     if state.get("post_processor"):
         state["post_processor"] = _renumber_post_processor(state["post_processor"], new.__getitem__)
     return state
+
+
+def to_json(state: dict[str, Any], *, exact: bool = True) -> str:
+    """A state as the text of a `tokenizer.json`.
+
+    Args:
+        exact: write Unigram scores so that the tokenizers library reads them back bit for bit. Its number parser is
+            not correctly rounded (serde_json without `float_roundtrip`): of the shortest decimal forms it takes about
+            one in eight for a neighbouring number, which can turn a tie between segmentations. Some transformers
+            classes read the scores with Python's parser, which needs the shortest form (false).
+    """
+    model = state["model"]
+    if not exact or model.get("type") != "Unigram":
+        return json.dumps(state, ensure_ascii=False)
+    mark = "@scores"
+    text = json.dumps({**state, "model": {**model, "vocab": mark}}, ensure_ascii=False)
+    pieces = ",".join(f"[{json.dumps(piece, ensure_ascii=False)},{_literal(score)}]" for piece, score in model["vocab"])
+    # The model is the last part of a state; a token of the same text comes earlier.
+    head, _, tail = text.rpartition(f'"{mark}"')
+    return f"{head}[{pieces}]{tail}"
+
+
+@cache
+def _literal(score: float) -> str:
+    """A decimal form that serde_json's parser, float(digits) / 10^k, reads as exactly `score`."""
+    size = abs(score)
+    for k in range(22, 0, -1):
+        middle = size * 10.0**k
+        if not 0 < middle < 2**63:
+            continue
+        for step in (0, -1, 1, -2, 2):
+            digits = middle + step * math.ulp(middle)
+            if digits.is_integer() and digits / 10.0**k == size:
+                return f"{'-' if score < 0 else ''}{int(digits)}e-{k}"
+    return repr(score)
 
 
 def _special_ids(state: dict[str, Any]) -> set[int]:

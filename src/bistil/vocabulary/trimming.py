@@ -36,7 +36,7 @@ from bistil.vocabulary.report import (
     model_shape,
 )
 from bistil.vocabulary.selection import read_keep_list, select
-from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, trim_state
+from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, to_json, trim_state
 from bistil.vocabulary.verification import (
     TextCheck,
     check_special_tokens,
@@ -103,7 +103,7 @@ def trim_vocabulary(
     selection = select(vocabulary, counted, settings, required=required)
     kept, before = selection.kept, _size(loaded, len(vocabulary))
     state = trim_state(vocabulary, kept)
-    trimmed = Tokenizer.from_str(json.dumps({**state, "padding": None, "truncation": None}))
+    trimmed = Tokenizer.from_str(to_json({**state, "padding": None, "truncation": None}))
     checks = _check_corpora(vocabulary, plain, trimmed, kept, texts)
 
     batches = model_batches(checks, kept, required["special"]) if verify else []
@@ -276,15 +276,15 @@ def _write_model(
 def _write_tokenizer(
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any], kept: np.ndarray, folder: Path
 ) -> PreTrainedTokenizerFast:
-    """Write the trimmed tokenizer and load it again: under its own class if that gives what was written, else under
-    the plain fast class (some classes of transformers 5 build a tokenizer of their own from the vocabulary)."""
+    """Write the trimmed tokenizer and load it again: under its own class if that gives what was written, with scores
+    for whichever parser the class uses, else under the plain fast class (some classes of transformers 5 build a
+    tokenizer of their own from the vocabulary)."""
     new = {int(old): i for i, old in enumerate(kept)}
     known = {path.name for path in folder.iterdir()}
     tokenizer.save_pretrained(folder)
     for path in list(folder.iterdir()):
         if path.name not in known and path.name not in TOKENIZER_FILES:
             path.unlink()
-    (folder / "tokenizer.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path)
     for key, value in config.items():
@@ -294,11 +294,14 @@ def _write_tokenizer(
         config["added_tokens_decoder"] = {
             str(new[int(i)]): token for i, token in config["added_tokens_decoder"].items()
         }
-    for kind in (config.get("tokenizer_class"), "PreTrainedTokenizerFast"):
+    wanted = read_vocabulary(state).digest
+    own = config.get("tokenizer_class")
+    for kind, exact in ((own, True), (own, False), ("PreTrainedTokenizerFast", True)):
+        (folder / "tokenizer.json").write_text(to_json(state, exact=exact), encoding="utf-8")
         config["tokenizer_class"] = kind
         write_json(config_path, config)
         loaded = AutoTokenizer.from_pretrained(folder)
-        if read_vocabulary(json.loads(loaded.backend_tokenizer.to_str())).digest == read_vocabulary(state).digest:
+        if read_vocabulary(json.loads(loaded.backend_tokenizer.to_str())).digest == wanted:
             return loaded
     raise ArtefactError("the trimmed tokenizer does not load as it was written; please report this tokenizer")
 
