@@ -50,7 +50,7 @@ def resolve_names(model: nn.Module, names: Iterable[str], *, what: str) -> dict[
             raise ArtefactError(
                 f"{what} has a parameter {name!r} that {type(model).__name__} lacks: it belongs to another architecture"
             )
-    if names and not any(in_encoder.startswith(own) for in_encoder in found.values()):
+    if names and not found:
         raise ArtefactError(
             f"{what} touches no parameter of {type(model).__name__} (such as {names[0]!r}): another architecture"
         )

@@ -31,24 +31,35 @@ def compose(parts: Sequence[SparseFineTuning], *, force: bool = False) -> Sparse
     deltas: dict[str, SparseDelta] = {}
     dense: dict[str, Tensor] = {}
     for part in parts:
-        for name, delta in part.deltas.items():
+        for name, delta in _named_alike(part, parts).items():
             deltas[name] = _sum(deltas[name], delta, name) if name in deltas else delta
         for name, value in part.dense.items():
             if name in dense and not (dense[name].shape == value.shape and torch.equal(dense[name], value)):
                 raise InputError(f"two of the parts bring the head {name}: leave one of them out")
             dense[name] = value
     first = parts[0].provenance
+    # A task's head is what the sum is used through; a language's masked-LM head is not.
+    task = next((part.provenance for part in reversed(parts) if part.provenance.kind != "language"), first)
     entries = {part.provenance.maskable_entries for part in parts}
     provenance = Provenance(
         base=first.base,
         fingerprint=next(iter(known), None) if len(known) <= 1 else None,
         kind="+".join(dict.fromkeys(part.provenance.kind for part in parts)),
         maskable_entries=max((n for n in entries if n), default=None),
-        architecture=next((p.provenance.architecture for p in reversed(parts) if p.provenance.architecture), None),
-        labels=next((p.provenance.labels for p in reversed(parts) if p.provenance.labels), []),
+        architecture=task.architecture,
+        labels=task.labels,
         parents=[part.name for part in parts],
     )
     return SparseFineTuning(deltas, dense, provenance, " + ".join(part.name for part in parts))
+
+
+def _named_alike(part: SparseFineTuning, parts: Sequence[SparseFineTuning]) -> dict[str, SparseDelta]:
+    """The part's deltas; made in a bare encoder ("x"), under the names that the others have from a head ("bert.x")."""
+    for other in parts:
+        for prefix in dict.fromkeys(name.partition(".")[0] for name in other.deltas):
+            if any(f"{prefix}.{name}" in other.deltas for name in part.deltas):
+                return {f"{prefix}.{name}": delta for name, delta in part.deltas.items()}
+    return part.deltas
 
 
 def _sum(one: SparseDelta, other: SparseDelta, name: str) -> SparseDelta:

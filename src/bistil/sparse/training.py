@@ -152,7 +152,9 @@ def train_sparse(
                 "sparse": _length(sparse.result),
             },
             architecture=type(model).__name__,
-            labels=[str(label) for _, label in sorted(model.config.id2label.items())] if heads else [],
+            labels=[str(label) for _, label in sorted(model.config.id2label.items())]
+            if kind == "task" and heads
+            else [],
             seed=seed,
             metrics=dict(sparse.result.best or (sparse.result.history[-1] if sparse.result.history else {})),
         ),

@@ -1,0 +1,223 @@
+"""Language SFTs by masked language modelling: what a language adds to a multilingual encoder.
+
+Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, section 4.2; the BiStil teacher
+wears them in phase 1 (paper, section 3.2).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+
+from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
+from bistil.errors import ArtefactError, InputError
+from bistil.families import family_of
+from bistil.models import load_tokenizer, model_folder
+from bistil.objectives import IGNORED, masked_lm_loss
+from bistil.recipe import SparseSettings, TrainingSettings, option
+from bistil.sparse import SparseFineTuning, train_sparse
+from bistil.tasks.base import quiet_transformers
+
+# Held-out blocks beyond these cost time and tell little more.
+MOST_HELD_OUT = 200
+
+
+@dataclass(kw_only=True, frozen=True)
+class AdaptSettings:
+    """How a language SFT is learnt (paper, section 4.3)."""
+
+    density: float = option(0.04, "share of the maskable entries that the language may change")
+    steps: int | None = option(None, "length of each phase; default: the paper's rule, see `paper_steps`")
+    block_length: int = option(256, "tokens per training block")
+    held_out: float = option(0.05, "share of the blocks kept for the held-out loss, which chooses the weights")
+    freeze_embeddings: bool = option(False, "input embeddings are neither masked nor trained")
+    freeze_layer_norms: bool = option(False, "layer norms are neither masked nor trained")
+    training: TrainingSettings = option(
+        factory=lambda: TrainingSettings(steps=1, batch_size=8, learning_rate=5e-5, evaluate_steps=1000),
+        help="everything else of both phases; steps and epochs are overridden",
+    )
+
+
+def paper_steps(blocks: int, batch_size: int) -> int:
+    """Steps of each phase: 200 epochs, but at least 30,000 and at most 100,000 (paper, section 4.3)."""
+    return max(30_000, min(100_000, 200 * blocks // batch_size))
+
+
+class MaskedLanguageModelling(nn.Module):
+    """Masked-LM loss of a model whose output layer is computed at masked positions only.
+
+    Args:
+        model: of a ...ForMaskedLM class of a supported family.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.family = model, family_of(model)
+
+    def forward(self, input_ids: Tensor, labels: Tensor, language: str = "", **inputs: Tensor) -> dict[str, Tensor]:
+        """Mean loss over the masked tokens of the batch.
+
+        Args:
+            input_ids: (batch, tokens).
+            labels: (batch, tokens), -100 where nothing is to be predicted.
+            language: of the batch; only carried along.
+        """
+        del language
+        states = self.family.encoder(self.model)(input_ids=input_ids, **inputs).last_hidden_state
+        masked = labels != IGNORED
+        return {"loss": masked_lm_loss(self.family.masked_lm_logits(self.model, states[masked]), labels[masked])}
+
+
+def masked_lm_model(name: str, *, seed: int) -> tuple[PreTrainedModel, list[str]]:
+    """A model with a masked-LM head whose output embeddings are decoupled from the input embeddings and frozen.
+
+    Args:
+        name: any name that `models.resolve_model` takes. An encoder without the head gets a new one, drawn from
+            `seed`, over its own embeddings.
+        seed: of a new head.
+
+    Returns:
+        The model, and the names of its densely trained parameters: the output bias, and all of a new head.
+
+    Raises:
+        ArtefactError: the model cannot be loaded, or belongs to no supported family.
+    """
+    folder = model_folder(name)
+    try:
+        family_of(AutoConfig.from_pretrained(folder))
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{name} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    prefix = family_of(model).prefix(model)
+    missing = set(report["missing_keys"])
+    lost = sorted(key for key in missing if key.startswith(prefix))
+    if lost:
+        raise ArtefactError(f"{name} lacks the parameter {lost[0]}: its weights are not those of its config.json")
+    output = model.get_output_embeddings()
+    # The untying: a frozen copy of the embeddings predicts, so that what the language changes in the input embeddings
+    # does not have to serve both ends.
+    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    biases = {id(output.bias)} if getattr(output, "bias", None) is not None else set()
+    by_id: dict[int, list[str]] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        by_id.setdefault(id(parameter), []).append(key)
+    frozen = id(output.weight)
+    dense = [
+        keys[0]
+        for identity, keys in by_id.items()
+        if identity != frozen and not keys[0].startswith(prefix) and (identity in biases or set(keys) <= missing)
+    ]
+    return model.eval(), dense
+
+
+def adapt(
+    model: str,
+    files: Sequence[Path],
+    output: Path,
+    *,
+    language: str,
+    settings: AdaptSettings,
+    work: Path,
+    seed: int = 0,
+    mask: Mapping[str, Tensor] | None = None,
+) -> SparseFineTuning:
+    """Learn a language SFT of a model from plain text and write it as a folder.
+
+    The same call goes on after an interruption. The SFT's metrics hold the held-out masked-LM loss in nats per masked
+    token, before (the model as it is) and after; where the head is new, "before" is that of its random start.
+
+    Args:
+        model: folder or name of the encoder, with or without a masked-LM head.
+        files: plain text of the language, plain, .gz or .zst.
+        output: gets the SFT; must not exist.
+        language: its code, for the record.
+        work: token blocks and checkpoints; the caller may remove it afterwards.
+        seed: of the held-out split, the order, masking and a new head.
+        mask: instead of a dense phase, as in `train_sparse`; an empty one trains the head alone (a baseline).
+
+    Raises:
+        InputError: unreadable or too little text.
+        ArtefactError: a model that cannot be used.
+        DivergenceError: the loss became NaN or infinite.
+    """
+    if output.exists():
+        raise InputError(f"{output} already exists: name another output folder or remove it")
+    tokenizer = load_tokenizer(model)
+    if tokenizer.mask_token_id is None:
+        raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
+    masked_lm, dense = masked_lm_model(model, seed=seed)
+    blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
+    training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)
+    batch_size = settings.training.batch_size
+    steps = settings.steps or paper_steps(len(training), batch_size)
+    schedule = language_schedule(
+        {language: blocks}, {language: training}, steps=steps, batch_size=batch_size, seed=seed
+    )
+    collate = BlockCollator(tokenizer=tokenizer, mask_tokens=True, seed=seed)
+    module = MaskedLanguageModelling(masked_lm)
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        # Masked anew with a seed of its own: the same masks at every evaluation.
+        return {"loss": held_out_loss(module, blocks, held_out, replace(collate, seed=seed + 1), batch_size=batch_size)}
+
+    before = evaluate(module) if len(held_out) else {}
+    sft = train_sparse(
+        module,
+        schedule,
+        model=masked_lm,
+        dense_parameters=dense,
+        settings=SparseSettings(
+            density=settings.density,
+            dense_steps=steps,
+            sparse_steps=steps,
+            freeze_embeddings=settings.freeze_embeddings,
+            freeze_layer_norms=settings.freeze_layer_norms,
+        ),
+        training=settings.training,
+        collate=collate,
+        folder=work / "training",
+        seed=seed,
+        evaluate=evaluate if len(held_out) else None,
+        best_by=("loss", "min") if len(held_out) else None,
+        mask=mask,
+        base_name=model,
+        kind="language",
+        label=f"adapting to {language}",
+    )
+    after = evaluate(module) if len(held_out) else {}
+    sft.provenance.metrics = {
+        "language": language,
+        "steps of each phase": steps,
+        "training blocks": len(training),
+        "tokens per block": settings.block_length,
+        "held-out blocks": len(held_out),
+        **{f"held-out masked-LM {name} before": value for name, value in before.items()},
+        **{f"held-out masked-LM {name} after": value for name, value in after.items()},
+    }
+    sft.save(output)
+    return sft
+
+
+@torch.no_grad()
+def held_out_loss(
+    module: nn.Module, blocks: Any, indices: np.ndarray, collate: BlockCollator, *, batch_size: int
+) -> float:
+    """Masked-LM loss in nats per masked token over chosen blocks, masked the same way at every call."""
+    was_training = module.training
+    module.eval()
+    device = next(module.parameters()).device
+    total, count = 0.0, 0
+    for batch in batches(blocks, indices, collate, language="", batch_size=batch_size):
+        rows = int((batch["labels"] != IGNORED).sum())
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        total, count = total + rows * float(module(**moved)["loss"]), count + rows
+    module.train(was_training)
+    return total / max(count, 1)

@@ -1,0 +1,222 @@
+"""`bistil sft`: look at, put on, add up, compare, convert and share sparse fine-tunings."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from bistil.sparse import SparseFineTuning
+
+
+class Form(StrEnum):
+    """File formats that SFTs are converted to."""
+
+    bistil = "bistil"
+    legacy = "legacy"
+    shira = "shira"
+
+
+OUTPUT = typer.Option(..., "--output", "-o", help="Folder to write; must not exist.")
+FORCE = typer.Option(False, "--force", help="Go on although an SFT was made for another base.")
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        help="Sparse fine-tunings: inspect, merge, compose, compare, convert, push. SFTs are folders or hub names.",
+        no_args_is_help=True,
+    )
+    group.command()(inspect)
+    group.command()(merge)
+    group.command()(compose)
+    group.command()(compare)
+    group.command()(convert)
+    group.command()(push)
+    app.add_typer(group, name="sft")
+
+
+def inspect(sft: str = typer.Argument(..., help="An SFT.")) -> None:
+    """Show what an SFT changes and where it comes from.
+
+    Example: bistil sft inspect sfts/sw
+    """
+    from rich.table import Table
+
+    from bistil.sparse import SparseFineTuning
+
+    loaded = SparseFineTuning.load(sft)
+    origin = loaded.provenance
+    console = _console()
+    facts = {
+        "kind": origin.kind,
+        "base": origin.base,
+        "base fingerprint": origin.fingerprint,
+        "entries": f"{loaded.count:,} ({loaded.density:.2%})",
+        "heads": ", ".join(f"{name} {tuple(value.shape)}" for name, value in loaded.dense.items()) or None,
+        "seed": origin.seed,
+        "made of": ", ".join(origin.parents) or None,
+        **origin.metrics,
+    }
+    for name, value in facts.items():
+        if value is not None:
+            console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+    table = Table("parameter", "entries", "share", "norm of deltas")
+    for name, delta in loaded.deltas.items():
+        share = len(delta.indices) / max(delta.size, 1)
+        table.add_row(name, f"{len(delta.indices):,}", f"{share:.2%}", f"{float(delta.values.norm()):.3g}")
+    console.print(table)
+
+
+def merge(
+    base: str = typer.Argument(..., help="The base model: a folder, a hub name, or e5-small."),
+    sfts: list[str] = typer.Argument(..., help="SFTs to put on, in this order."),
+    output: Path = OUTPUT,
+    scale: float = typer.Option(1.0, help="Factor of all deltas; heads are taken as they are."),
+    force: bool = FORCE,
+) -> None:
+    """Put SFTs on a model for good and write an ordinary model folder.
+
+    Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
+    """
+    from bistil.artefacts import whole_folder, write_json
+    from bistil.models import load_tokenizer
+    from bistil.sparse import SparseFineTuning
+
+    tokenizer = load_tokenizer(base)
+    loaded = [SparseFineTuning.load(name) for name in sfts]
+    model = _model_for(base, loaded)
+    for sft in loaded if not force else ():
+        sft.check_base(model)
+    for sft in loaded:
+        (sft if scale == 1.0 else sft.scaled(scale)).merge(model)
+    with whole_folder(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "bistil.json", {"base": base, "sparse_fine_tunings": sfts, "scale": scale})
+    typer.echo(f"{output}: {type(model).__name__}, {sum(sft.count for sft in loaded):,} entries changed")
+
+
+def compose(
+    sfts: list[str] = typer.Argument(..., help="Two or more SFTs of one base."),
+    output: Path = OUTPUT,
+    force: bool = FORCE,
+) -> None:
+    """Add SFTs up to one.
+
+    Example: bistil sft compose sfts/sw sfts/ner --output sfts/ner-sw
+    """
+    from bistil.sparse import SparseFineTuning
+    from bistil.sparse import compose as add
+
+    total = add([SparseFineTuning.load(name) for name in sfts], force=force)
+    total.save(output)
+    typer.echo(f"{output}: {total.count:,} entries")
+
+
+def compare(a: str = typer.Argument(..., help="An SFT."), b: str = typer.Argument(..., help="Another one.")) -> None:
+    """Show how much two SFTs have in common: shared entries, overlap (Jaccard), cosine of the deltas.
+
+    Example: bistil sft compare sfts/sw sfts/rw
+    """
+    from rich.table import Table
+
+    from bistil.sparse import SparseFineTuning
+    from bistil.sparse import compare as against
+
+    whole, rows = against(SparseFineTuning.load(a), SparseFineTuning.load(b))
+    table = Table("parameter", f"entries in {a}", f"entries in {b}", "shared", "overlap", "cosine")
+    for row in [whole, *rows]:
+        counts = (f"{row.count_a:,}", f"{row.count_b:,}", f"{row.shared:,}")
+        table.add_row(row.name, *counts, f"{row.overlap:.3f}", f"{row.cosine:.3f}")
+    _console().print(table)
+
+
+def convert(
+    sft: str = typer.Argument(..., help="An SFT, a folder with a pytorch_diff.bin, or a SHiRA adapter (with --base)."),
+    output: Path = OUTPUT,
+    to: Form = typer.Option(Form.bistil, help="bistil, legacy (pytorch_diff.bin) or shira (PEFT)."),
+    base: str | None = typer.Option(None, help="The base model; needed for SHiRA, there and back."),
+) -> None:
+    """Write an SFT in another format.
+
+    Example, a published file: bistil sft convert cambridgeltl/mbert-lang-sft-sw-small --output sfts/sw
+
+    Example, for PEFT: bistil sft convert sfts/ner --to shira --base e5-small --output adapters/ner
+    """
+    from bistil.artefacts import whole_folder
+    from bistil.errors import InputError
+    from bistil.sparse import SparseFineTuning, read_shira, write_legacy, write_shira
+
+    is_adapter = (Path(sft) / "adapter_config.json").exists()
+    if (is_adapter or to is Form.shira) and base is None:
+        raise InputError("SHiRA adapters do not hold their layers' shapes: name the model with --base")
+    if is_adapter:
+        assert base is not None
+        loaded = read_shira(Path(sft), _model_for(base, []))
+    else:
+        loaded = SparseFineTuning.load(sft)
+    if to is Form.bistil:
+        loaded.save(output)
+    elif to is Form.shira:
+        assert base is not None
+        write_shira(loaded, _model_for(base, [loaded]), output)
+    else:
+        with whole_folder(output) as folder:
+            write_legacy(loaded, folder / "pytorch_diff.bin")
+    typer.echo(f"{output}: {loaded.count:,} entries")
+
+
+def push(
+    sft: str = typer.Argument(..., help="Folder of an SFT."),
+    repository: str = typer.Argument(..., help="Hub name, OWNER/NAME; made if it does not exist."),
+    private: bool = typer.Option(False, "--private", help="Make a new repository private."),
+) -> None:
+    """Share an SFT on the Hugging Face hub, with a card.
+
+    Example: bistil sft push sfts/sw my-name/e5-small-lang-sft-sw
+    """
+    from bistil.sparse import push_to_hub
+
+    typer.echo(push_to_hub(sft, repository, private=private))
+
+
+def _console() -> "Console":
+    """A console that does not cut parameter names where the output goes to a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
+    """The base under the head that the SFTs bring, or, without one, of the class that its folder names."""
+    import torch
+    import transformers
+
+    from bistil.errors import ArtefactError
+    from bistil.models import model_folder
+    from bistil.tasks.base import quiet_transformers
+
+    folder = model_folder(base)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with_head = [sft.provenance for sft in sfts if sft.dense and sft.provenance.kind != "language"]
+    architecture = with_head[-1].architecture if with_head else next(iter(config.architectures or []), None)
+    if with_head and with_head[-1].labels:
+        labels = with_head[-1].labels
+        config.num_labels = len(labels)
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    builder = getattr(transformers, architecture or "AutoModel", None)
+    if builder is None:
+        raise ArtefactError(
+            f"the SFT's head is a {architecture}, which transformers does not have: merge it with bistil's Python "
+            "interface (SparseFineTuning.merge) on the task's own model"
+        )
+    try:
+        with quiet_transformers():
+            return builder.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{base} cannot be loaded as {architecture}: {str(error).splitlines()[0]}") from error
