@@ -1,0 +1,105 @@
+"""The house: imports run downwards, pages written from the code are current, recipes parse, names are exported."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bistil.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "bistil"
+# From the top down: a room may import its own row and the rows below it.
+ROWS = (
+    ("cli", "__main__"),
+    ("commands",),
+    ("demo",),
+    ("pipeline",),
+    ("report", "stages"),
+    ("evaluation", "benchmark", "adaptation"),
+    ("distillation",),
+    ("sparse",),
+    ("tasks", "parsing", "training", "progress", "vocabulary"),
+    ("student", "representations", "aligned_attention", "fast_linear", "objectives", "corpora", "reading"),
+    ("families", "models", "cards", "pretrained"),
+    ("recipe", "artefacts", "errors"),
+)
+
+
+def room_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """Rooms that a module imports when it is imported itself; imports inside functions may go anywhere."""
+    tree = ast.parse(path.read_text())
+    functions = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
+        if inner is not node
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in functions and (node.module or "").startswith("bistil."):
+            yield node.module.split(".")[1]
+
+
+def test_every_room_has_its_row():
+    rooms = {room_of(p) for p in SOURCE.rglob("*.py")} - {"__init__"}
+    assert rooms == {room for row in ROWS for room in row}
+
+
+def test_imports_run_downwards():
+    level = {room: i for i, row in enumerate(ROWS) for room in row}
+    wrong = [
+        f"{path.relative_to(SOURCE)} imports {other}"
+        for path in SOURCE.rglob("*.py")
+        if (room := room_of(path)) != "__init__"
+        for other in imported_rooms(path)
+        if level[other] < level[room]
+    ]
+    assert not wrong
+
+
+def test_the_recipe_page_is_written_from_this_code(tmp_path):
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    script = (ROOT / "docs" / "make_recipe_reference.py").read_text()
+    (tmp_path / "make.py").write_text(script)
+    subprocess.run([sys.executable, tmp_path / "make.py"], check=True)
+    assert (tmp_path / "recipe.md").read_text() == page, "run make docs"
+
+
+@pytest.mark.parametrize(
+    "path", [*(ROOT / "recipes").glob("*.toml"), SOURCE / "demo" / "recipe.toml"], ids=lambda p: p.name
+)
+def test_shipped_recipes_parse(path):
+    assert load_recipe(path).students
+
+
+def test_the_readme_s_recipe_parses(tmp_path):
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "recipe.toml").write_text("\n".join(line.removeprefix("   ") for line in block.splitlines()))
+        assert load_recipe(tmp_path / "recipe.toml").students
+
+
+def test_links_in_the_docs_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_help_is_quick_and_names_every_command():
+    script = (
+        "import sys; from bistil.cli import app, COMMANDS; from typer.testing import CliRunner;"
+        "r = CliRunner(); outs = [r.invoke(app, ['--help'])] + [r.invoke(app, [c, '--help']) for c in COMMANDS];"
+        "assert all(o.exit_code == 0 for o in outs); assert all(c in outs[0].output for c in COMMANDS);"
+        "assert all('xample' in o.output for o in outs[1:]), [c for c, o in zip(COMMANDS, outs[1:]) if 'xample' not in o.output];"
+        "heavy = [m for m in ('torch', 'transformers', 'datasets') if m in sys.modules]; assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
