@@ -15,6 +15,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 
 from bistil.artefacts import whole_file
 from bistil.errors import InputError
+from bistil.models import load_tokenizer
 from bistil.reading import read_text, require_examples
 from bistil.tasks.base import (
     IGNORED,
@@ -25,6 +26,7 @@ from bistil.tasks.base import (
     Task,
     boundaries,
     build_head,
+    position_limit,
     ratio,
     run,
 )
@@ -193,6 +195,34 @@ class QuestionAnswering(Task):
         best = {e.id: answers[0].text if answers else "" for e, answers in zip(examples, predictions, strict=True)}
         with whole_file(path) as partial:
             partial.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+class QuestionAnswerer:
+    """Answers questions about passages; transformers 5 has no pipeline for it.
+
+    Args:
+        folder: of a question-answering model.
+        max_length: tokens per window over the passage.
+
+    Raises:
+        ArtefactError: the folder holds no such model with a tokenizer.
+
+    Example:
+        >>> QuestionAnswerer("runs/demo/qa")("Who sat?", "The cat sat.")[0].text  # doctest: +SKIP
+        'The cat'
+    """
+
+    def __init__(self, folder: str | Path, *, max_length: int = 384) -> None:
+        self.task = QuestionAnswering()
+        self.tokenizer = load_tokenizer(str(folder))
+        self.model = self.task.build_model(folder, None).eval()
+        self.max_length = min(max_length, position_limit(self.model.config) or max_length)
+
+    def __call__(self, question: str, context: str) -> list[Answer]:
+        """The best answers, best first: spans of the passage with the sum of their start and end logits."""
+        example = Question(file="", line=0, id="", text=question, context=context, answers=[])
+        features = self.task.encode([example], self.tokenizer, self.max_length)
+        return self.task.predict(self.model, self.tokenizer, [example], features)[0]
 
 
 def normalise(answer: str) -> str:
