@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
@@ -234,10 +236,13 @@ def _open_folder(folder: Path, identity: str) -> TrainingResult | None:
     return None
 
 
-def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: int) -> TrainingArguments:
-    from accelerate import PartialState
+def processes() -> PartialState:
+    """The processes that share this run; without a GPU accelerate must be told that they are on the CPU."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
-    parts = PartialState().num_processes * settings.accumulation
+
+def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: int) -> TrainingArguments:
+    parts = processes().num_processes * settings.accumulation
     if settings.batch_size % parts:
         raise RecipeError(
             f"batch_size {settings.batch_size} cannot be cut into {parts} equal parts "
@@ -348,7 +353,8 @@ class _Recorder(TrainerCallback):
             self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
         # Parts of parts (a language's term) are for the log.
         shown = {name: value for name, value in figures.items() if name.count("/") < 2}
-        self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        if main:
+            self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
         at_an_end = [self._keep_best(prefix, main=main) for prefix in self.best_by]
         if at_an_end and all(at_an_end):
             control.should_training_stop = True
@@ -471,12 +477,15 @@ class _Trainer(Trainer):
         seen = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
         self.recorder.tokens += seen * self.args.world_size
         step = self.state.global_step + 1
-        self.recorder.progress.advance_to(step, tokens=self.recorder.tokens, loss=float(loss.detach()))
+        if self.args.should_save:
+            self.recorder.progress.advance_to(step, tokens=self.recorder.tokens, loss=float(loss.detach()))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            terms = {name: float(value) / self._term_count for name, value in self._terms.items()}
+            terms = {
+                name: float(reduce(value.float(), "mean")) / self._term_count for name, value in self._terms.items()
+            }
             self._terms, self._term_count = {}, 0
             logs = {**logs, **terms}
             if self.args.should_save:

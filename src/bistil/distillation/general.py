@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
@@ -23,7 +22,7 @@ from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import Phase1Settings, StudentSettings, to_dict
 from bistil.sparse import SparseFineTuning
 from bistil.student import alignment, choose_layers, make_student, without_upper_layers
-from bistil.training import TrainingResult, train
+from bistil.training import TrainingResult, planned_steps, processes, train
 
 Figures = dict[str, float]
 
@@ -135,7 +134,7 @@ def distill_general(
             name: _masked_lm_losses(model, tokenizer, blocks, held_out, batch_size=settings.training.batch_size)
             for name, model in held_out_mlm.items()
         }
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         for student in students:
             _save(small[student.name], tokenizer, output / student.name, student, settings, report, parent=folder)
@@ -143,7 +142,7 @@ def distill_general(
         if log.exists():
             shutil.copyfile(log, output / "train_log.jsonl")
         write_json(output / "phase1.json", report)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return report
 
 
@@ -234,7 +233,7 @@ def _blocks(
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Per language: blocks, indices of the training blocks, indices of the held-out blocks."""
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         blocks = {
             language: token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
             for language, files in texts.items()
@@ -248,8 +247,6 @@ def _blocks(
 
 
 def _steps(settings: Phase1Settings, training: Mapping[str, np.ndarray]) -> int:
-    from bistil.training import planned_steps
-
     return planned_steps(sum(map(len, training.values())), settings.training)
 
 
@@ -285,7 +282,7 @@ def _held_out_losses(
 
     Several processes share the batches; each gets all figures.
     """
-    state = PartialState()
+    state = processes()
     device = next(module.parameters()).device
     was_training = module.training
     module.eval()

@@ -1,0 +1,159 @@
+"""Interrupted and resumed, or shared by two processes: the same students come out."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+KILLS = 20
+
+
+def distill(folder: Path, out: str, *, steps: int = 24) -> None:
+    """A small phase 1 with two students, held-out losses, and checkpoints every two steps."""
+    from bistil.distillation.general import distill_general
+    from bistil.recipe import Phase1Settings, StudentSettings, TrainingSettings
+
+    training = TrainingSettings(
+        steps=steps, batch_size=4, learning_rate=3e-3, checkpoint_steps=2, evaluate_steps=3, log_steps=1
+    )
+    distill_general(
+        folder / "teacher",
+        [StudentSettings(name="lrf2", reduction=2), StudentSettings(name="lrf3", reduction=3, start="random")],
+        {"en": [folder / "en.txt"], "sw": [folder / "sw.txt"]},
+        folder / out,
+        settings=Phase1Settings(block_length=16, held_out=0.2, training=training),
+        seed=0,
+        work=folder / f"work-{out}",
+    )
+
+
+def prepare(folder: Path) -> None:
+    import tiny
+
+    tiny.masked_lm("bert").save_pretrained(folder / "teacher")
+    tiny.tokenizer("bert").save_pretrained(folder / "teacher")
+    (folder / "en.txt").write_text(tiny.ENGLISH * 4, encoding="utf-8")
+    (folder / "sw.txt").write_text(tiny.SWAHILI * 4, encoding="utf-8")
+
+
+def fork(folder: Path, out: str, log: Path) -> int:
+    """Run `distill` in a child, which spares it the seconds of importing everything anew."""
+    child = os.fork()
+    if child:
+        return child
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = 1
+    try:
+        with log.open("a") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        distill(folder, out)
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        os._exit(code)
+
+
+def interrupt_again_and_again(folder: Path) -> None:
+    """One whole run, then one that is killed at random moments until it is done; prints what was done to it."""
+    import bistil.distillation.general  # noqa: F401  (children inherit the imports)
+
+    prepare(folder)
+    started = time.monotonic()
+    assert os.waitpid(fork(folder, "whole", folder / "log.txt"), 0)[1] == 0, (folder / "log.txt").read_text()
+    whole = time.monotonic() - started
+    generator = random.Random(0)
+    signals = [signal.SIGKILL] * KILLS + [signal.SIGINT] * 3 + [signal.SIGTERM] * 3
+    generator.shuffle(signals)
+    sent, launches, done = [], 0, False
+    while not done:
+        child = fork(folder, "cut", folder / "log.txt")
+        launches += 1
+        if signals:
+            # From the very start to well into training; a resumed run is shorter than a whole one.
+            time.sleep(generator.uniform(0.02, 0.6) * whole)
+            if os.waitpid(child, os.WNOHANG)[0] == 0:
+                sent.append(signals.pop())
+                os.kill(child, sent[-1])
+                os.waitpid(child, 0)
+                continue
+            # Finished before its turn came: what is left of the signals goes to a run from the start.
+            if len(sent) < KILLS:
+                compare(folder)
+                subprocess.run(["rm", "-r", str(folder / "cut"), str(folder / "work-cut")], check=True)
+                continue
+            done = True
+        else:
+            done = os.waitpid(child, 0)[1] == 0
+            assert done, (folder / "log.txt").read_text()[-3000:]
+    compare(folder)
+    kills = sum(1 for one in sent if one == signal.SIGKILL)
+    print(json.dumps({"launches": launches, "signals": len(sent), "kills": kills}))
+
+
+def compare(folder: Path) -> None:
+    for name in ("lrf2", "lrf3"):
+        files = [folder / out / name / "model.safetensors" for out in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes(), f"{name} differs"
+    reports = [json.loads((folder / out / "phase1.json").read_text()) for out in ("whole", "cut")]
+    for report in reports:
+        del report["seconds"], report["tokens_per_second"]
+    assert reports[0] == reports[1]
+    logs = []
+    for out in ("whole", "cut"):
+        lines = [json.loads(line) for line in (folder / out / "train_log.jsonl").read_text().splitlines()]
+        logs.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+    assert logs[0] == logs[1]
+
+
+def launch(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_20_random_moments_the_students_are_bit_identical(tmp_path):
+    counts = json.loads(launch(__file__, "interrupt", str(tmp_path)).splitlines()[-1])
+    assert counts["kills"] >= KILLS * 3 // 4 and counts["signals"] >= KILLS
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_see_the_same_batches_and_lose_the_same(tmp_path):
+    launch(__file__, "one", str(tmp_path))
+    launch("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
+           "--rdzv-endpoint=localhost:0", __file__, "two", str(tmp_path))  # fmt: skip
+    one, two = (json.loads((tmp_path / out / "phase1.json").read_text()) for out in ("one", "two"))
+    assert two["tokens"] == one["tokens"]
+    for first, second in zip(one["history"], two["history"], strict=True):
+        assert second == pytest.approx(first, rel=1e-3)
+    logs = []
+    for out in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / out / "train_log.jsonl").read_text().splitlines()]
+        logs.append([line for line in lines if "grad_norm" in line])
+    assert [line["grad_norm"] for line in logs[1]] == pytest.approx([line["grad_norm"] for line in logs[0]], rel=1e-3)
+
+
+if __name__ == "__main__":
+    what, where = sys.argv[1], Path(sys.argv[2])
+    if what == "interrupt":
+        interrupt_again_and_again(where)
+    else:
+        if what == "one":
+            prepare(where)
+        distill(where, what, steps=8)
