@@ -1,0 +1,365 @@
+"""Whole models, trimmed: same outputs for every family and head, ids, number formats, SFTs, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import typer
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    MT5Config,
+    MT5EncoderModel,
+    MT5ForConditionalGeneration,
+)
+from typer.testing import CliRunner
+
+from bistil.commands import trim as command
+from bistil.errors import ArtefactError, InputError
+from bistil.recipe import TrimSettings
+from bistil.sparse import Provenance, SparseDelta, SparseFineTuning, fingerprint
+from bistil.vocabulary import kept_ids, trim_vocabulary, trimming
+
+COARSE = TrimSettings(threshold=0.004)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path / "eng.txt").write_text(tiny.ENGLISH, encoding="utf-8")
+    (tmp_path / "swa.txt").write_text("\n".join(tiny.SWAHILI.splitlines()[:4]), encoding="utf-8")
+    return {"eng": [tmp_path / "eng.txt"], "swa": [tmp_path / "swa.txt"]}
+
+
+def saved(folder, model, family="bert"):
+    model.save_pretrained(folder)
+    tiny.tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("head", [AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification])
+def test_kept_tokens_give_the_same_outputs(family, head, texts, tmp_path):
+    full = tiny.model(family, head=head, layers=2)
+    folder = saved(tmp_path / "full", full, family)
+    report = trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    small = head.from_pretrained(tmp_path / "small").eval()
+    kept = kept_ids(tmp_path / "small")
+    assert type(small) is type(full)
+    assert report.before.tokens > report.after.tokens == len(kept) == small.config.vocab_size
+    assert report.after.parameters == sum(p.numel() for p in small.parameters())
+    ids = torch.randint(len(kept), (3, 9), generator=torch.Generator().manual_seed(0))
+    ids[1, 6:] = small.config.pad_token_id
+    mask = (ids != small.config.pad_token_id).long()
+    with torch.no_grad():
+        before = full(input_ids=kept[ids], attention_mask=mask, output_hidden_states=True)
+        after = small(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    for old, new in zip(before.hidden_states, after.hidden_states, strict=True):
+        assert torch.equal(old, new)
+    if head is not AutoModel:
+        logits = before.logits[..., kept] if head is AutoModelForMaskedLM else before.logits
+        assert torch.equal(logits, after.logits)
+    assert report.verified is None or report.verified["largest_difference"] == 0.0
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_report_and_files(family, texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.masked_lm(family, layers=1), family)
+    report = trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    stored = json.loads((tmp_path / "small" / "trim_report.json").read_text())
+    assert stored == json.loads(json.dumps(report.to_dict()))
+    assert sum(report.kept.values()) == report.after.tokens
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "small")
+    full = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == report.after.tokens
+    for name, paths in texts.items():
+        lines = paths[0].read_text().splitlines()
+        one = report.corpora[name]
+        words = sum(len(line.split()) for line in lines)
+        assert one.words == words
+        assert one.fertility == sum(len(full.tokenize(line)) for line in lines) / words
+        assert one.trimmed_fertility == sum(len(tokenizer.tokenize(line)) for line in lines) / words
+        dropped = [t for line in lines for t in full.tokenize(line) if t not in tokenizer.get_vocab()]
+        assert one.coverage == pytest.approx(1 - len(dropped) / one.tokens)
+        assert {t: dropped.count(t) for t, _ in one.top_dropped} == dict(one.top_dropped)
+        assert not one.held_out
+        assert one.unknown == one.trimmed_unknown == 0
+    assert (tmp_path / "small" / "bistil.json").exists()
+    assert (tmp_path / "small" / "README.md").read_text().startswith("---")
+    assert all(table.row_count for table in report.tables())
+
+
+def test_untied_output_and_number_format_stay(texts, tmp_path):
+    model = tiny.masked_lm("bert", layers=1, tie_word_embeddings=False).to(torch.bfloat16)
+    folder = saved(tmp_path / "full", model)
+    report = trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    old, new = load_file(folder / "model.safetensors"), load_file(tmp_path / "small" / "model.safetensors")
+    kept = kept_ids(tmp_path / "small")
+    assert old.keys() == new.keys()
+    assert not torch.equal(old["cls.predictions.decoder.weight"], old["bert.embeddings.word_embeddings.weight"])
+    for name, value in new.items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, old[name][kept] if name in report.parameters else old[name]), name
+    assert report.before.bytes == 2 * report.before.parameters
+
+
+def test_what_the_checkpoint_lacks_is_not_made_up(texts, tmp_path):
+    """A checkpoint without a pooler loads with a random one; the trimmed one lacks it as well."""
+    folder = saved(tmp_path / "full", tiny.model("bert", layers=1))
+    state = load_file(folder / "model.safetensors")
+    from safetensors.torch import save_file
+
+    bare = {key: value for key, value in state.items() if not key.startswith("pooler")}
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    assert load_file(tmp_path / "small" / "model.safetensors").keys() == bare.keys()
+
+
+def test_ids_in_configurations(texts, tmp_path):
+    """An encoder-decoder with untied output: config.json and generation_config.json follow the tokenizer."""
+    tokenizer = tiny.tokenizer("xlm-roberta")
+    far = tokenizer.convert_tokens_to_ids(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)[-1])
+    config = MT5Config(
+        vocab_size=len(tokenizer) + 7,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=1,
+        num_heads=4,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=far,
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+    )
+    torch.manual_seed(0)
+    model = MT5ForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = [far, far - 1]
+    model.generation_config.forced_eos_token_id = 2
+    folder = saved(tmp_path / "full", model, "xlm-roberta")
+    report = trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    small = AutoConfig.from_pretrained(tmp_path / "small")
+    kept = kept_ids(tmp_path / "small").tolist()
+    assert report.spare_rows == 7
+    assert kept[small.decoder_start_token_id] == far
+    assert (small.pad_token_id, small.eos_token_id) == (1, 2)
+    generation = json.loads((tmp_path / "small" / "generation_config.json").read_text())
+    assert [kept[i] for i in generation["suppress_tokens"]] == [far, far - 1]
+    assert kept[generation["decoder_start_token_id"]] == far
+    assert report.verified["largest_difference"] == 0.0
+    assert {name.rsplit(".", 1)[0] for name in report.parameters} >= {"shared", "lm_head"}
+    encoder = MT5EncoderModel.from_pretrained(tmp_path / "small")
+    assert encoder.get_input_embeddings().weight.shape[0] == len(kept)
+
+
+def test_positions_that_count_from_the_padding_id_do_not_move():
+    """RoBERTa's positions start after the padding id: the tokens before it stay, even if nothing else needs them."""
+    from bistil.vocabulary.weights import fixed_ids
+
+    model = tiny.model("xlm-roberta", layers=1)
+    model.embeddings.position_embeddings.padding_idx = 9
+    assert set(range(9)) <= fixed_ids(model, 100)
+    assert not set(range(3, 9)) & fixed_ids(tiny.model("bert", layers=1), 100)
+
+
+def test_a_stale_sentencepiece_file_is_left_out(texts, tmp_path):
+    import sentencepiece
+
+    (tmp_path / "text").write_text(tiny.ENGLISH + "\n" + tiny.SWAHILI, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "sp"), vocab_size=200, minloglevel=2
+    )
+    folder = saved(tmp_path / "full", tiny.masked_lm("xlm-roberta", layers=1), "xlm-roberta")
+    (tmp_path / "sp.model").rename(folder / "sentencepiece.bpe.model")
+    (folder / "vocab.txt").write_text("stale")
+    trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    names = {path.name for path in (tmp_path / "small").iterdir()}
+    assert not names & {"sentencepiece.bpe.model", "vocab.txt"}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "small")
+    assert len(tokenizer) == len(kept_ids(tmp_path / "small"))
+
+
+def test_trimming_a_trimmed_model_to_all_it_has_changes_nothing(texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.masked_lm("xlm-roberta", layers=1), "xlm-roberta")
+    trim_vocabulary(folder, texts, tmp_path / "once", settings=COARSE)
+    words = tmp_path / "all.txt"
+    words.write_text("\n".join(AutoTokenizer.from_pretrained(tmp_path / "once").get_vocab()), encoding="utf-8")
+    trim_vocabulary(tmp_path / "once", texts, tmp_path / "twice", settings=COARSE, keep=words)
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
+
+
+def test_sentence_transformers_modules_come_along(texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.model("bert", layers=1))
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE, verify=False)
+    assert (tmp_path / "small" / "1_Pooling" / "config.json").exists()
+
+
+def test_verification_notices_a_changed_model_and_writes_nothing(texts, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "full", tiny.masked_lm("bert", layers=1))
+    original = trimming.weights.trim_model
+
+    def damaging(model, kept, tokens):
+        names = original(model, kept, tokens)
+        model.get_input_embeddings().weight.data[5:] += 0.5
+        return names
+
+    monkeypatch.setattr(trimming.weights, "trim_model", damaging)
+    settings = TrimSettings(threshold=0.0)
+    with pytest.raises(ArtefactError, match="change the model's outputs"):
+        trim_vocabulary(folder, texts, tmp_path / "small", settings=settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "eng.txt", "swa.txt"}
+
+
+def test_verification_notices_a_changed_tokenizer(texts, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "full", tiny.masked_lm("xlm-roberta", layers=1), "xlm-roberta")
+    original = trimming.trim_state
+
+    def damaging(vocabulary, kept):
+        state = original(vocabulary, kept)
+        state["model"]["vocab"] = [[piece, -20.0 + i % 7] for i, (piece, _) in enumerate(state["model"]["vocab"])]
+        return state
+
+    monkeypatch.setattr(trimming, "trim_state", damaging)
+    with pytest.raises(ArtefactError, match="change the tokenizer"):
+        trim_vocabulary(folder, texts, tmp_path / "small", settings=TrimSettings(threshold=0.0))
+    assert not (tmp_path / "small").exists()
+
+
+# Bad input
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.model("bert", layers=1, vocab=250))
+    with pytest.raises(ArtefactError, match="250 embedding rows but its tokenizer has 300 tokens"):
+        trim_vocabulary(folder, texts, tmp_path / "small")
+
+
+def test_an_output_that_exists_is_left_alone(texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.model("bert", layers=1))
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "mine").write_text("x")
+    with pytest.raises(InputError, match="already exists"):
+        trim_vocabulary(folder, texts, tmp_path / "small")
+    trim_vocabulary(folder, texts, tmp_path / "small", replace=True, settings=COARSE)
+    assert not (tmp_path / "small" / "mine").exists()
+
+
+def test_a_slow_tokenizer(texts, tmp_path):
+    folder = tmp_path / "full"
+    tiny.model("bert", layers=1).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic"})
+    )
+    with pytest.raises((ArtefactError, InputError), match="slow tokenizer") as error:
+        trim_vocabulary(folder, texts, tmp_path / "small")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_another_kind(texts, tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "full"
+    tiny.model("bert", layers=1).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
+    with pytest.raises(InputError, match="cannot trim a WordLevel tokenizer"):
+        trim_vocabulary(folder, texts, tmp_path / "small")
+
+
+# Command line
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    command.register(app)
+    app.callback()(lambda: None)
+
+    def invoke(*arguments):
+        return CliRunner().invoke(app, ["trim", *map(str, arguments)])
+
+    return invoke
+
+
+def test_command_trims_a_model_and_its_sfts(run, texts, tmp_path):
+    full = tiny.masked_lm("bert", layers=1)
+    folder = saved(tmp_path / "full", full)
+    name = "bert.embeddings.word_embeddings.weight"
+    rows, width = full.get_input_embeddings().weight.shape
+    deltas = {
+        name: SparseDelta(torch.arange(0, rows * width, 3), torch.randn(-(-rows * width // 3)), (rows, width)),
+        "bert.encoder.layer.0.output.dense.bias": SparseDelta(torch.tensor([1]), torch.ones(1), (width,)),
+    }
+    sft = SparseFineTuning(deltas, {}, Provenance(fingerprint=fingerprint(full)))
+    sft.save(tmp_path / "my-sft")
+    done = run(
+        "--model", folder, "--text", f"eng={texts['eng'][0]}", "--text", texts["swa"][0], "--output",
+        tmp_path / "small", "--threshold", 0.004, "--counts", tmp_path / "counts", "--sft", tmp_path / "my-sft",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "equal in every bit" in " ".join(done.output.split())
+    assert len(list((tmp_path / "counts").iterdir())) == 2
+    small = AutoModelForMaskedLM.from_pretrained(tmp_path / "small")
+    kept = kept_ids(tmp_path / "small")
+    sft.apply(full)
+    SparseFineTuning.load(tmp_path / "small" / "sft" / "my-sft", base=small).apply(small)
+    assert torch.equal(full.get_input_embeddings().weight[kept], small.get_input_embeddings().weight)
+    wearing = dict(small.named_parameters())
+    for key, value in full.named_parameters():
+        if value.shape == wearing[key].shape:
+            assert torch.equal(value, wearing[key]), key
+
+
+def test_dry_run_shows_and_draws_the_sizes_that_trimming_gives(run, texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.masked_lm("xlm-roberta", layers=1), "xlm-roberta")
+    rows, full = trimming.plan(folder, texts, thresholds=(1e-6, 0.004, 0.01))
+    for row in rows:
+        settings = TrimSettings(threshold=row.threshold)
+        report = trim_vocabulary(folder, texts, tmp_path / f"{row.threshold}", settings=settings, verify=False)
+        assert report.after == row.size
+        assert report.before == full
+        assert {name: one.coverage for name, one in report.corpora.items()} == pytest.approx(row.coverage)
+    done = run("--model", folder, "--text", texts["eng"][0], "--dry-run", "--plot", tmp_path / "sizes.svg")
+    assert done.exit_code == 0, done.output
+    assert "1e-06" in done.output
+    assert "<svg" in (tmp_path / "sizes.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "nowhere.txt", "--output", "x"), "nowhere.txt: no such file"),
+        (("--output", "x", "--threshold", "2"), "between 0 and 1"),
+        (("--output", "x", "--threshold", "0.1", "--size", "9"), "exclude each other"),
+        ((), "--output is missing"),
+        (("--output", "x", "--plot", "a.svg"), "--dry-run"),
+    ],
+)
+def test_bad_options(run, texts, arguments, message, tmp_path):
+    folder = saved(tmp_path / "full", tiny.model("bert", layers=1))
+    done = run("--model", folder, "--text", texts["eng"][0], *arguments)
+    assert isinstance(done.exception, InputError)
+    assert message in str(done.exception)
+
+
+def test_full_and_trimmed_ids_map_both_ways(texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.model("bert", layers=1))
+    trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE, verify=False)
+    kept = kept_ids(tmp_path / "small")
+    full, small = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(tmp_path / "small")
+    assert kept.dtype == torch.int64
+    assert np.all(np.diff(kept.numpy()) > 0)
+    assert small.convert_ids_to_tokens(range(len(kept))) == full.convert_ids_to_tokens(kept.tolist())
+    with pytest.raises(ArtefactError, match="no trimmed model"):
+        kept_ids(folder)
