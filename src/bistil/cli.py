@@ -9,7 +9,7 @@ import bistil
 from bistil.errors import BistilError
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
-COMMANDS = ("demo", "run", "finetune", "distill", "evaluate", "benchmark")
+COMMANDS = ("demo", "run", "trim", "distill", "finetune", "evaluate", "benchmark", "adapt", "sft")
 
 app = typer.Typer(
     name="bistil",
