@@ -17,7 +17,7 @@ from typing import Any
 from bistil.artefacts import file_digest, folder_digest, write_json
 from bistil.benchmark import benchmark, folder_bytes, machine
 from bistil.corpora import check_text, read_sentences
-from bistil.distillation.general import distill_general
+from bistil.distillation.general import distill_general, dressed_copy
 from bistil.distillation.task import TaskData, fit_task, read_task_data
 from bistil.errors import InputError
 from bistil.evaluation import measure, record
@@ -219,8 +219,12 @@ class _Stages:
         max_length = recipe.task.max_length
 
         def action(work: Path) -> dict[str, Any]:
+            start = self.output / "trimmed"
+            if recipe.source in recipe.language_sfts:
+                # The task teacher is the multilingual model wearing the source language's SFT (section 3.3).
+                start = dressed_copy(start, recipe.language_sfts[recipe.source], output=work / "dressed")
             figures = fit_task(
-                self.output / "trimmed",
+                start,
                 self.data,
                 output=output,
                 sft_output=sft,
@@ -235,7 +239,11 @@ class _Stages:
             restore_vocabulary(output, base=self.inputs.teacher, kept=kept, output=whole)
             return figures
 
-        needs = {"start": trimmed.digest, **self._task_inputs(recipe.finetune)}
+        needs = {
+            "start": trimmed.digest,
+            "language_sft": recipe.language_sfts.get(recipe.source),
+            **self._task_inputs(recipe.finetune),
+        }
         return self.run.stage(
             "task-teacher", needs, [output, whole, *([sft] if recipe.finetune.sparse else [])], action
         )

@@ -12,7 +12,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from bistil.artefacts import folder_digest, write_json
+from bistil.artefacts import folder_digest, whole_folder, write_json
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
 from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, InputError, RecipeError
@@ -176,6 +176,22 @@ class Wardrobe:
         if wanted is not None:
             self.sfts[wanted].apply(self.model, heads=False)
         self.worn = wanted
+
+
+def dressed_copy(model: Path, sft: str | Path, *, output: Path) -> Path:
+    """Write a model that wears a language SFT for good: what the task teacher starts from (paper, section 3.3).
+
+    Args:
+        model: folder of the (trimmed) multilingual model.
+        sft: folder or hub name; one of the untrimmed vocabulary is trimmed along.
+        output: gets the model with its tokenizer; a folder that exists gives way.
+    """
+    multilingual = _load(model)
+    _sft(sft, multilingual, model).apply(multilingual, heads=False)
+    with whole_folder(output, replace=True) as folder:
+        multilingual.save_pretrained(folder)
+        load_tokenizer(str(model)).save_pretrained(folder)
+    return output
 
 
 def _sft(path: str | Path, model: nn.Module, trimmed: Path) -> SparseFineTuning:
