@@ -143,7 +143,7 @@ class QuestionAnswering(Task):
 
     def prediction_pairs(self, student: Any, teacher: Any, batch: Mapping[str, torch.Tensor]) -> list[PredictionPair]:
         """Start rows and end rows (batch, tokens) over all positions; padding is marked as no choice."""
-        valid = batch["attention_mask"] != 0
+        valid = batch["attention_mask"] != 0 if "attention_mask" in batch else None
         return [
             PredictionPair(student.start_logits, teacher.start_logits, None, valid),
             PredictionPair(student.end_logits, teacher.end_logits, None, valid),
