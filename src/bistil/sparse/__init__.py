@@ -8,14 +8,18 @@ from bistil.sparse.base import fingerprint
 from bistil.sparse.composition import Comparison, compare, compose
 from bistil.sparse.hub import push_to_hub
 from bistil.sparse.legacy import read_legacy, write_legacy
+from bistil.sparse.masks import baseline_mask
 from bistil.sparse.peft import read_shira, write_shira
+from bistil.sparse.sources import SourceBatches
 from bistil.sparse.training import train_sparse
 
 __all__ = [
     "Comparison",
     "Provenance",
+    "SourceBatches",
     "SparseDelta",
     "SparseFineTuning",
+    "baseline_mask",
     "compare",
     "compose",
     "fingerprint",

@@ -5,6 +5,7 @@ Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -178,3 +179,35 @@ def random_entries(sizes: Mapping[str, int], count: int, *, seed: int) -> dict[s
         missing = count - int(chosen.sum())
     parts = torch.split(chosen, list(sizes.values()))
     return {name: torch.nonzero(part).flatten() for name, part in zip(sizes, parts, strict=True)}
+
+
+def baseline_mask(
+    model: nn.Module,
+    kind: Literal["random", "biases"],
+    *,
+    dense: Collection[str] = (),
+    count: int | None = None,
+    seed: int = 0,
+    freeze_embeddings: bool = False,
+    freeze_layer_norms: bool = False,
+) -> dict[str, Tensor]:
+    """A mask to compare LT-SFT with, for `train_sparse(mask=...)`, which then has no dense phase.
+
+    Args:
+        kind: "random" draws `count` of the maskable entries; "biases" frees all bias vectors and nothing else (BitFit,
+            Ben Zaken et al. 2022).
+        dense, freeze_embeddings, freeze_layer_norms: as in `parameter_roles`.
+        count: entries of a random mask, such as an SFT's `count`.
+        seed: of a random mask.
+
+    Raises:
+        InputError: a random mask without a possible count.
+    """
+    roles = parameter_roles(
+        model, dense=dense, freeze_embeddings=freeze_embeddings, freeze_layer_norms=freeze_layer_norms
+    )
+    named = dict(model.named_parameters())
+    sizes = {name: named[name].numel() for name in roles.maskable}
+    if kind == "biases":
+        return {name: torch.arange(size) for name, size in sizes.items() if name.endswith("bias")}
+    return random_entries(sizes, entries_to_keep(sum(sizes.values()), density=None, count=count), seed=seed)

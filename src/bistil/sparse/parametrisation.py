@@ -96,6 +96,7 @@ def parametrised(
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             places.setdefault(id(parameter), []).append((module, attribute))
+    of_languages = _by_parameter(model, sources or {})
     wanted = {name: named[name].requires_grad for name in mask or {}}
     orders: dict[nn.Module, list[str]] = {}
     dressed: dict[tuple[nn.Module, str], None] = {}
@@ -115,7 +116,7 @@ def parametrised(
                 scatter = ScatterDelta(indices.to(named[name].device))
                 deltas[name] = scatter.delta
                 add(named[name], scatter)
-        for name, known in _by_parameter(model, sources or {}).items():
+        for name, known in of_languages.items():
             add(named[name], LanguageDelta(languages, known).to(named[name].device))
         yield deltas, languages
     finally:
