@@ -317,7 +317,8 @@ def peers(folder: Path, pythons: dict[str, str], lines: int) -> list[dict[str, A
         with (DATA / f"{name}.txt").open(encoding="utf-8") as source:
             held_out += [line.rstrip("\n") for n, line in enumerate(source) if lines <= n < lines + 1000]
     # Realistic multilingual vocabularies: most of their tokens belong to other languages than the two of the corpus.
-    mixture = [DATA / f"{name}.txt" for name in ("eng", "swa", "ara", "hin", "rus", "zho", "kin", "deu", "vie", "uig")]
+    languages = ("eng", "swa", "ara", "hin", "rus", "zho", "kin", "deu", "vie", "uig")
+    mixture = [head(DATA / f"{name}.txt", 8000, folder / f"mixture-{name}.txt") for name in languages]
     built = {
         "WordPiece (as mBERT)": wordpiece(folder / "wordpiece", mixture),
         "Unigram (XLM-R's own)": xlmr(folder / "unigram"),

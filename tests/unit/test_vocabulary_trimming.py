@@ -172,7 +172,7 @@ def test_a_stale_sentencepiece_file_is_left_out(texts, tmp_path):
 
     (tmp_path / "text").write_text(tiny.ENGLISH + "\n" + tiny.SWAHILI, encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "sp"), vocab_size=200, minloglevel=2
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "sp"), vocab_size=150, minloglevel=2
     )
     folder = saved(tmp_path / "full", tiny.masked_lm("xlm-roberta", layers=1), "xlm-roberta")
     (tmp_path / "sp.model").rename(folder / "sentencepiece.bpe.model")
@@ -209,7 +209,7 @@ def test_verification_notices_a_changed_model_and_writes_nothing(texts, tmp_path
 
     def damaging(model, kept, tokens):
         names = original(model, kept, tokens)
-        model.get_input_embeddings().weight.data[5:] += 0.5
+        model.get_input_embeddings().weight.data[5:, ::2] += 0.5
         return names
 
     monkeypatch.setattr(trimming.weights, "trim_model", damaging)
