@@ -395,6 +395,26 @@ def test_projection_shrinks_the_head(loaded):
     assert count[1] == 2 * (width * 4 + 4) + 5 * 4 + 37 * 25
 
 
+@pytest.mark.parametrize("projection", [None, 16])
+def test_parser_learns_from_its_zero_start(projection, tmp_path):
+    """A fresh head and encoder fit a few trees."""
+    blocks = _conllu().split("\n\n")[:4]
+    task = get_task("dependency-parsing", parser_projection=projection)
+    examples = task.read([_file(tmp_path, "few.conllu", "\n\n".join(blocks))])
+    tiny.model("bert", layers=1).save_pretrained(tmp_path / "encoder")
+    labels = task.labels(examples)
+    model = task.build_model(tmp_path / "encoder", labels)
+    features = task.encode(examples, tiny.tokenizer(), 64, labels=labels)
+    batch = task.collate(tiny.tokenizer())(features)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    scores = task.score(examples, task.predict(model, tiny.tokenizer(), examples, features)).scores
+    assert scores["las"] > 90, scores
+
+
 def test_answers_are_found_in_any_window(loaded):
     """A model that points to the gold answer's tokens gets every question right."""
     task, examples, tokenizer, features, model = loaded("questions")
