@@ -1,5 +1,7 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -46,12 +48,19 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run the command line; an error that a user can act on becomes one line on stderr and its exit code."""
+    own = os.getpid()
+
+    def stop(number: int, _frame: object) -> None:
+        # Worker processes inherit this handler and have nothing to say.
+        if os.getpid() == own:
+            print("bistil: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         app()
     except BistilError as error:
         message = " ".join(str(error).split())
         print(f"bistil: error: {message}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("bistil: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)

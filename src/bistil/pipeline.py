@@ -88,7 +88,8 @@ def check_inputs(recipe: Recipe) -> Inputs:
         counts[f"text.{language}.bytes"] = sum(Path(path).stat().st_size for path in paths)
     if recipe.task is not None:
         data = read_task_data(recipe.task)
-        counts["train.examples"], counts["dev.examples"] = len(data.train), len(data.dev)
+        counts[f"train.{recipe.source}.examples"] = len(data.train)
+        counts[f"dev.{recipe.source}.examples"] = len(data.dev)
         counts.update({f"test.{language}.examples": len(part) for language, part in data.test.items()})
         for path in [*recipe.task.train, *recipe.task.dev, *(p for part in recipe.task.test.values() for p in part)]:
             files[path] = file_digest(Path(path))

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-import tiny
+from bistil.cli import main
 from bistil.pipeline import run_recipe
 from bistil.recipe import load_recipe
 
@@ -101,6 +102,23 @@ def recipe_folder(tmp_path_factory):
 def finished(recipe_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "run"
     return output, run_recipe(load_recipe(recipe_folder / "recipe.toml"), output)
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Runs the command line in this process (a fresh one takes seconds to load): exit code and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bistil", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return stopped.value.code, capsys.readouterr().err
+
+    return run
 
 
 def weights(folder):
@@ -199,12 +217,6 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
     assert not skipped["phase2-lrf2"] and not skipped["evaluate"]
 
 
-def bistil(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "bistil", *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
-
-
 def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--output", str(output)]
@@ -226,6 +238,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_pat
     assert not list((output / "work").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_in_one_line_how_to_go_on(recipe_folder, tmp_path, number):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--output", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list((output / "work/phase1").rglob("checkpoint-*/complete")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.splitlines()[-1] == "bistil: interrupted; the same command goes on from the last checkpoint"
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -239,25 +265,25 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_pat
         (('sw = "sw.txt"', 'sw = "latin1.txt"'), "latin1.txt, line 2"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, change, message):
+def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, command_line, change, message):
     (recipe_folder / "empty.txt").write_text("\n\n")
     (recipe_folder / "odd.jsonl").write_text('{"text": "x", "label": "never seen"}\n')
     (recipe_folder / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
     path = recipe_folder / f"bad-{abs(hash(message))}.toml"
     path.write_text(RECIPE.replace(*change))
-    done = bistil("run", path, "--output", tmp_path / "run")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("bistil: error: ")
-    assert message in done.stderr
+    code, said = command_line("run", path, "--output", tmp_path / "run")
+    assert code == 2
+    assert said.count("\n") == 1
+    assert said.startswith("bistil: error: ")
+    assert message in said
     assert not (tmp_path / "run").exists()
 
 
-def test_another_run_s_folder_is_left_alone(recipe_folder, finished):
+def test_another_run_s_folder_is_left_alone(recipe_folder, finished, command_line):
     output, _ = finished
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
     (recipe_folder / "other.toml").write_text(RECIPE.replace('name = "tiny"', 'name = "another"'))
-    done = bistil("run", recipe_folder / "other.toml", "--output", output)
-    assert done.returncode == 2
-    assert "holds another run" in done.stderr
+    code, said = command_line("run", recipe_folder / "other.toml", "--output", output)
+    assert code == 2
+    assert "holds another run" in said
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}

@@ -19,7 +19,7 @@ from bistil.families import family_of
 from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, write_model
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
-from bistil.tasks import Task, get_task
+from bistil.tasks import Task, get_task, model_inputs
 from bistil.tasks.base import Example, Feature
 from bistil.training import epoch_order, train
 
@@ -122,7 +122,7 @@ class SelfTaught(nn.Module):
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run the model on a labelled batch; returns its loss, a scalar."""
         with fast_linear():
-            return {"loss": self.student(**batch).loss}
+            return {"loss": self.student(**model_inputs(self.student, batch)).loss}
 
 
 def head_parameters(model: PreTrainedModel) -> set[str]:
