@@ -25,7 +25,7 @@ ROWS = (
     ("tasks", "parsing", "training", "progress", "vocabulary"),
     ("student", "representations", "aligned_attention", "fast_linear", "objectives", "corpora", "reading"),
     ("families", "models", "cards", "pretrained"),
-    ("recipe", "artefacts", "errors"),
+    ("recipe", "artefacts", "errors", "memory"),
 )
 
 

@@ -17,6 +17,7 @@ from bistil.corpora import BlockCollator, batches, language_schedule, split_held
 from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.families import family_of
+from bistil.memory import return_freed_memory
 from bistil.models import load_tokenizer, model_folder, write_model
 from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import Phase1Settings, StudentSettings, to_dict
@@ -65,6 +66,7 @@ def distill_general(
         DivergenceError: the loss became NaN or infinite.
     """
     _check_names(students, texts, language_sfts or {})
+    return_freed_memory()
     folder = model_folder(str(teacher))
     tokenizer = load_tokenizer(str(folder))
     multilingual = _load(folder)
