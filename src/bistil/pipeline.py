@@ -86,6 +86,9 @@ def check_inputs(recipe: Recipe) -> Inputs:
             check_text(Path(path))
             files[path] = file_digest(Path(path))
         counts[f"text.{language}.bytes"] = sum(Path(path).stat().st_size for path in paths)
+    if recipe.trim.keep is not None:
+        check_text(Path(recipe.trim.keep))
+        files[recipe.trim.keep] = file_digest(Path(recipe.trim.keep))
     if recipe.task is not None:
         data = read_task_data(recipe.task)
         counts[f"train.{recipe.source}.examples"] = len(data.train)
@@ -173,12 +176,19 @@ class _Stages:
 
         def action(work: Path) -> dict[str, Any]:
             report = trim_vocabulary(
-                self.inputs.teacher, self._texts(), output, settings=recipe.trim, counts=work / "counts", replace=True
+                self.inputs.teacher,
+                self._texts(),
+                output,
+                settings=recipe.trim,
+                keep=Path(recipe.trim.keep) if recipe.trim.keep else None,
+                counts=work / "counts",
+                replace=True,
             )
             return report.to_dict()
 
         texts = {language: self.inputs.of(files) for language, files in recipe.text.items()}
-        needs = {"teacher": self.inputs.teacher_digest, "text": texts, "settings": to_dict(recipe.trim)}
+        settings = {**to_dict(recipe.trim), "keep": self.inputs.files.get(recipe.trim.keep or "")}
+        needs = {"teacher": self.inputs.teacher_digest, "text": texts, "settings": settings}
         return self.run.stage("trim", needs, [output], action)
 
     def distill_general(self, trimmed: StageResult) -> StageResult:

@@ -38,6 +38,7 @@ class TrimSettings:
     threshold: float | None = option(1e-6, "keep a token whose unigram probability reaches this in any corpus")
     vocabulary_size: int | None = option(None, "keep this many tokens instead, the most probable first")
     keep_characters: bool = option(True, "always keep single-character tokens that the corpora contain")
+    keep: str | None = option(None, "file of words or tokens to keep besides, one a line; for small corpora")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -228,6 +229,7 @@ def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
     teacher = recipe.teacher
     if teacher.startswith((".", "/")) or (base / teacher).is_dir():
         teacher = str(base / teacher)
+    trim = recipe.trim if recipe.trim.keep is None else replace(recipe.trim, keep=str(base / recipe.trim.keep))
     task = recipe.task
     if task is not None:
         task = replace(
@@ -242,6 +244,7 @@ def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
     return replace(
         recipe,
         teacher=teacher,
+        trim=trim,
         text={language: located(files) for language, files in recipe.text.items()},
         language_sfts={
             code: str(base / sft) if (base / sft).is_dir() else sft for code, sft in recipe.language_sfts.items()

@@ -6,6 +6,7 @@ several topics has no label; no sentence of a test or dev set occurs in any trai
 `docs/demo.md` shows why the target is Italian.
 """
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -19,7 +20,9 @@ from pathlib import Path
 from bistil.artefacts import whole_file, write_json
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 
-PACKAGE = "chatterbot_corpus"
+PACKAGE, WORDS_PACKAGE = "chatterbot_corpus", "spellchecker"
+# The method's own threshold for tokens.
+WORD_SHARE = 1e-6
 SOURCE = "en"
 LANGUAGES = {
     "en": "english",
@@ -39,6 +42,7 @@ class DemoData:
     """Where the demo's files lie. Text has one utterance per line, labelled files are JSONL with `text` and `label`."""
 
     text: dict[str, Path]
+    words: Path
     train: Path
     dev: Path
     test: dict[str, Path]
@@ -60,7 +64,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
     it: a fixed half of the utterances under shared topics; the other half joins the target's unlabelled text.
 
     Args:
-        folder: gets `en.txt`, `train.en.jsonl`, `dev.en.jsonl`, `test.en.jsonl`, the target's `it.txt` and
+        folder: gets `words.txt`, `en.txt`, `train.en.jsonl`, `dev.en.jsonl`, `test.en.jsonl`, the target's `it.txt` and
             `test.it.jsonl`, and `data.json` with the counts.
         target: language code, one of `LANGUAGES`.
 
@@ -90,6 +94,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
 
     data = DemoData(
         text={code: folder / f"{code}.txt" for code in text},
+        words=folder / "words.txt",
         train=folder / f"train.{SOURCE}.jsonl",
         dev=folder / f"dev.{SOURCE}.jsonl",
         test={code: folder / f"test.{code}.jsonl" for code in (SOURCE, target)},
@@ -104,6 +109,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
     )
     for code, utterances in text.items():
         _write_lines(data.text[code], (one.text for one in utterances))
+    _write_lines(data.words, frequent_words((SOURCE, target)))
     labelled = ((data.train, train), (data.dev, dev), (data.test[SOURCE], test), (data.test[target], target_test))
     for path, utterances in labelled:
         _write_lines(
@@ -123,6 +129,31 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
         },
     )
     return data
+
+
+def frequent_words(codes: Iterable[str]) -> list[str]:
+    """Words of general language, lower case and capitalised, whose share of running words reaches `WORD_SHARE`.
+
+    A few hundred utterances show a fraction of a language's words, and a vocabulary trimmed to them spells the rest out
+    letter by letter. The counts come with the package `pyspellchecker` (film subtitles); a language without a list
+    there adds none.
+
+    Raises:
+        MissingExtraError: the packages of the extra `demo` are not installed.
+    """
+    spec = importlib.util.find_spec(WORDS_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError("the demo's word lists come with a package that is missing: pip install 'bistil[demo]'")
+    words: dict[str, None] = {}
+    for code in codes:
+        path = Path(spec.submodule_search_locations[0]) / "resources" / f"{code}.json.gz"
+        if not path.exists():
+            continue
+        counts: dict[str, int] = json.loads(gzip.decompress(path.read_bytes()))
+        least = WORD_SHARE * sum(counts.values())
+        for word in sorted(word for word, count in counts.items() if count >= least):
+            words |= {word: None, word.capitalize(): None}
+    return list(words)
 
 
 def read_topics(language: str) -> dict[str, list[str]]:
