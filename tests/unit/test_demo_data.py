@@ -119,3 +119,14 @@ def test_a_damaged_corpus_is_one_clear_error(monkeypatch, tmp_path):
         (package / "data/english/ai.yml").write_text(content, encoding="utf-8")
         with pytest.raises(ArtefactError, match=r"ai\.yml"):
             read_topics("english")
+
+
+def test_the_word_list_is_of_frequent_words_in_both_spellings():
+    from bistil.demo.data import frequent_words
+
+    words = frequent_words(("en", "it"))
+    assert len(words) == len(set(words)) > 40_000
+    assert {"the", "The", "perché", "Perché"} <= set(words)
+    # Rare ones are not there: the list is for what general language holds.
+    assert "defenestration" not in words
+    assert frequent_words(("xx",)) == []
