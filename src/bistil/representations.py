@@ -5,7 +5,8 @@ final layer norm of pre-norm families), as in transformers. All layers whose map
 scaled-dot-product attention. DeBERTa-v2 cannot: it computes its maps always, and the chosen ones are kept.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -60,6 +61,7 @@ class Capture:
         hidden_layers: which hidden states, 0 to depth.
         attention_layers: which layers' attention maps, 1 to depth.
         relation_layers: layers whose queries, keys and values are kept.
+        fast: run linear maps as `fast_linear` does; false under torch.compile, which chooses for itself.
         final_norm: whether state `depth` is the encoder's output; false: the last layer's, before the final norm.
     """
 
@@ -70,9 +72,11 @@ class Capture:
         hidden_layers: Collection[int] = (),
         attention_layers: Collection[int] = (),
         relation_layers: Collection[int] = (),
+        fast: bool = True,
         final_norm: bool = True,
     ) -> None:
         self.model = model
+        self._linear_maps: Callable[[], AbstractContextManager[None]] = fast_linear if fast else nullcontext
         self.family = family_of(model)
         self.encoder: Any = self.family.encoder(model)
         layers = self.family.layers(model)
@@ -113,7 +117,7 @@ class Capture:
         last: list[Tensor] = []
         handle = None
         try:
-            with fast_linear():
+            with self._linear_maps():
                 if head:
                     handle = self.encoder.register_forward_hook(lambda _m, _a, output: last.append(output[0]))
                     captured.output = self.model(**batch)

@@ -93,6 +93,7 @@ def distill_general(
         objectives=dict.fromkeys(small, objective),
         layers=layers,
         wear=wardrobe.wear,
+        fast=not settings.training.compile,
     )
 
     # Every batch is in one language, drawn with equal probability (section 3.2).

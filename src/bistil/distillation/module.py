@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -68,6 +69,7 @@ class Distiller(nn.Module):
             student's configuration says it was copied from, else spread evenly.
         prediction_pairs: what L_pred compares, from the outputs of student and teacher on a batch (phase 2). Without
             it, L_pred and the hard-label loss use the masked-language-modelling heads (phase 1).
+        fast: linear maps as in `fast_linear`; false under torch.compile.
         wear: called with a batch's "language" before the teacher runs, to put on that language's SFT.
 
     Raises:
@@ -83,8 +85,11 @@ class Distiller(nn.Module):
         layers: Mapping[str, list[int]] | None = None,
         prediction_pairs: Callable[[Any, Any, Mapping[str, Tensor]], list[Any]] | None = None,
         wear: Callable[[str], None] | None = None,
+        fast: bool = True,
     ) -> None:
         super().__init__()
+        self._fast = fast
+        self._linear_maps: Callable[[], AbstractContextManager[None]] = fast_linear if fast else nullcontext
         self.students = nn.ModuleDict(dict(students))
         self._outside: dict[str, Any] = {"teacher": teacher.eval().requires_grad_(False)}
         self._pairs = prediction_pairs
@@ -233,7 +238,7 @@ class Distiller(nn.Module):
             student, teacher = got.last.flatten(0, 1)[real], target.last.flatten(0, 1)[real]
 
             def soft(student: Tensor, teacher: Tensor) -> Tensor:
-                with fast_linear():
+                with self._linear_maps():
                     with torch.no_grad():
                         wanted = theirs.masked_lm_logits(self.teacher, teacher)
                     logits = ours.masked_lm_logits(plan.student, student)
@@ -247,7 +252,7 @@ class Distiller(nn.Module):
         if weights.hard_labels:
             labels = batch["labels"].flatten()
             chosen = labels != IGNORED
-            with fast_linear():
+            with self._linear_maps():
                 logits = ours.masked_lm_logits(plan.student, got.last.flatten(0, 1)[chosen])
             terms["hard_labels"] = masked_lm_loss(logits, labels[chosen])
 
@@ -285,6 +290,7 @@ class Distiller(nn.Module):
             attention_layers=range(1, depth + 1) if objective.attention else (),
             relation_layers=[depth] if objective.relations else (),
             # The final norm belongs to the teacher's last layer; a layer from below is compared before it.
+            fast=self._fast,
             final_norm=layers[-1] == theirs.depth(teacher_config),
         )
         return _Plan(name, student, layers, objective, capture)
@@ -293,7 +299,9 @@ class Distiller(nn.Module):
         hidden = {layer for plan in self._plans if plan.objective.hidden for layer in (0, *plan.layers)}
         attention = {layer for plan in self._plans if plan.objective.attention for layer in plan.layers}
         relations = {plan.layers[-1] for plan in self._plans if plan.objective.relations}
-        return Capture(self.teacher, hidden_layers=hidden, attention_layers=attention, relation_layers=relations)
+        return Capture(
+            self.teacher, hidden_layers=hidden, attention_layers=attention, relation_layers=relations, fast=self._fast
+        )
 
 
 _NO_WEIGHTS = ("temperature", "relation_heads")
