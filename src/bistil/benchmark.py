@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 import bistil
 from bistil.errors import ArtefactError, InputError
+from bistil.models import model_class
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
 
@@ -78,20 +79,17 @@ def load_for_inference(folder: Path) -> Any:
     """The model that a folder's config.json names under "architectures", for inference: float32, CPU, no gradients.
 
     Raises:
-        ArtefactError: `folder` is no Hugging Face model folder, or its class is unknown to transformers.
+        ArtefactError: `folder` is no Hugging Face model folder, or its class is unknown.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{folder} is not a Hugging Face model folder: {_first_line(error)}") from error
-    name = (config.architectures or ["AutoModel"])[0]
-    model_class = getattr(transformers, name, None)
-    if model_class is None:
-        raise ArtefactError(f"{folder}/config.json names the class {name!r}, which transformers does not have")
+    kind = model_class(config)
     try:
-        return model_class.from_pretrained(folder, config=config, dtype=torch.float32).eval().requires_grad_(False)
+        return kind.from_pretrained(folder, config=config, dtype=torch.float32).eval().requires_grad_(False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"cannot load {folder} as {name}: {_first_line(error)}") from error
+        raise ArtefactError(f"cannot load {folder} as {kind.__name__}: {_first_line(error)}") from error
 
 
 def count_parameters(model: Any) -> dict[str, int]:

@@ -5,8 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.utils import enable_progress_bars
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
 import bistil
@@ -82,6 +89,27 @@ def model_folder(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ArtefactError(f"{name} on the hub holds no model: config.json is missing")
     return folder
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class that a configuration names under "architectures"; AutoModel where it names none.
+
+    Classes of transformers, and the dependency parsers of this package.
+
+    Raises:
+        ArtefactError: there is no such class.
+    """
+    name = next(iter(config.architectures or []), "AutoModel")
+    if name.endswith("ForDependencyParsing"):
+        from bistil.parsing.model import parser_class
+
+        return parser_class(config.__class__)
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ArtefactError(
+            f"{name} is not a model class of transformers: only its own classes (and bistil's parsers) can be loaded"
+        )
+    return found
 
 
 def write_model(

@@ -140,7 +140,7 @@ class TaskSettings:
     test: dict[str, list[str]] = option(factory=dict, help="per language, labelled files for the last measurement")
     max_length: int = option(128, "tokens per example or window")
     label_map: dict[str, str] = option(factory=dict, help="labels to rename on reading, such as B-DATE to O")
-    metric: str | None = option(None, "the figure that chooses and is reported; default: the task's own")
+    parser_projection: int | None = option(None, "dependency parsing: dimensions before the biaffine; none: full head")
 
 
 @dataclass(kw_only=True, frozen=True)

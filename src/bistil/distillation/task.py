@@ -47,7 +47,7 @@ def read_task_data(settings: TaskSettings, *, target_sentences: list[str] | None
     Raises:
         InputError: an unreadable, empty or malformed file, or a label in dev or test that training lacks.
     """
-    task = get_task(settings.kind)
+    task = get_task(settings.kind, parser_projection=settings.parser_projection)
     train_examples = task.read(settings.train, label_map=settings.label_map)
     labels = task.labels(train_examples)
 

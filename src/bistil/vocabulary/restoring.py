@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from bistil.artefacts import whole_folder
 from bistil.errors import ArtefactError
-from bistil.models import load_tokenizer
+from bistil.models import load_tokenizer, model_class
 from bistil.tasks.base import quiet_transformers
+
+# What a task's head puts into a configuration.
+HEAD_VALUES = ("id2label", "label2id", "problem_type", "parser_projection")
 
 
 def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: Path) -> None:
@@ -28,11 +30,14 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
         ArtefactError: the two models do not fit each other.
     """
     config = AutoConfig.from_pretrained(model)
-    model_class = getattr(transformers, (config.architectures or [""])[0], AutoModel)
+    kind = model_class(config)
     with quiet_transformers():
-        tuned = model_class.from_pretrained(model).state_dict()
-        labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
-        whole = model_class.from_pretrained(base, **labels).float().eval()
+        tuned = kind.from_pretrained(model).state_dict()
+        wanted = AutoConfig.from_pretrained(base)
+        for name in HEAD_VALUES:
+            if hasattr(config, name):
+                setattr(wanted, name, getattr(config, name))
+        whole = kind.from_pretrained(base, config=wanted).float().eval()
     with torch.no_grad():
         for name, parameter in whole.state_dict().items():
             value = tuned[name]

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import ArtefactError
+from bistil.models import model_class
 
 
 def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
@@ -19,8 +19,7 @@ def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
         The model, and the names of those of its parameters that the checkpoint lacks (they are random).
 
     Raises:
-        InputError: the class is not one of transformers.
-        ArtefactError: the weights cannot be read or do not fit the class.
+        ArtefactError: the class is unknown, or the weights cannot be read or do not fit it.
     """
     try:
         model, loading = model_class(AutoConfig.from_pretrained(name)).from_pretrained(
@@ -48,21 +47,6 @@ def blank_model(name: str) -> PreTrainedModel:
     with torch.device("meta"):
         model = kind.from_config(config) if kind is AutoModel else kind(config)
     return model.to(config.dtype or torch.float32)
-
-
-def model_class(config: PreTrainedConfig) -> Any:
-    """The transformers class that a configuration names; AutoModel where it names none.
-
-    Raises:
-        InputError: transformers has no such class.
-    """
-    architectures = config.architectures or []
-    found = getattr(transformers, architectures[0], None) if architectures else AutoModel
-    if found is None:
-        raise InputError(
-            f"{architectures[0]} is not a model class of transformers: only its own classes can be trimmed"
-        )
-    return found
 
 
 def vocabulary_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
