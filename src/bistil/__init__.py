@@ -1,3 +1,44 @@
-"""Small, fast models for one language, distilled out of massively multilingual Transformers."""
+"""Small, fast models for one language, distilled out of massively multilingual Transformers.
+
+The public names are loaded when they are first used: `import bistil` itself takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bistil.distillation.general import distill_general
+    from bistil.distillation.task import fit_task
+    from bistil.pipeline import run_recipe
+    from bistil.recipe import load_recipe
+    from bistil.sparse import SparseFineTuning, train_sparse
+    from bistil.vocabulary import trim_vocabulary
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "distill_general": "bistil.distillation.general",
+    "fit_task": "bistil.distillation.task",
+    "load_recipe": "bistil.recipe",
+    "run_recipe": "bistil.pipeline",
+    "SparseFineTuning": "bistil.sparse",
+    "train_sparse": "bistil.sparse",
+    "trim_vocabulary": "bistil.vocabulary",
+}
+
+__all__ = [
+    "SparseFineTuning",
+    "__version__",
+    "distill_general",
+    "fit_task",
+    "load_recipe",
+    "run_recipe",
+    "train_sparse",
+    "trim_vocabulary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bistil' has no attribute {name!r}")

@@ -112,3 +112,13 @@ heavy = [name for name in ("torch", "transformers", "datasets") if name in sys.m
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_public_names_are_complete_and_load():
+    import bistil
+
+    assert set(bistil.__all__) == {*bistil._HOMES, "__version__"}
+    for name in bistil.__all__:
+        assert getattr(bistil, name)
+    with pytest.raises(AttributeError, match="nonsense"):
+        bistil.nonsense  # noqa: B018
