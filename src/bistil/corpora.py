@@ -7,6 +7,7 @@ Lines are tokenized with the tokenizer's special tokens, joined, and cut into bl
 import gzip
 import math
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -328,6 +329,8 @@ def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: in
     # Rust threads and forked processes do not mix; each process uses one thread.
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         encoded = text.map(
             encode,
@@ -341,6 +344,7 @@ def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: in
         for chunk in encoded.data.column("input_ids").chunks:
             yield chunk.flatten().to_numpy(zero_copy_only=True).astype(np.int32, copy=False)
     finally:
+        datasets.enable_progress_bars()
         os.environ.pop("TOKENIZERS_PARALLELISM")
         if before is not None:
             os.environ["TOKENIZERS_PARALLELISM"] = before
