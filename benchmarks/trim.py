@@ -2,8 +2,9 @@
 
     python benchmarks/trim.py [--only speed,memory,sizes,peers] [--peer NAME=PYTHON ...]
 
-Counting speed: seconds for the same lines, best of several interleaved rounds: bare `encode_batch`; `count_file`, which
-also reads the file; and the recipe of the official code (tokenize with `Dataset.map`, then one Python step per token).
+Counting speed: wall and processor seconds (all threads; the fair clock on a busy machine) for the same lines, best of
+several interleaved rounds: bare `encode_batch`; `count_file`, which also reads the file; and the recipe of the
+official code (tokenize with `Dataset.map`, then one Python step per token).
 Peak memory: resident set of a process that counts a text, and the same text 20 times over. Peers: each tool trims the
 same four models (tokenizers trained here, random weights) on the same text in a process of its own; a PYTHON is the
 interpreter of the environment where the peer is installed. Exactness: of held-out lines all of whose tokens a tool
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from bistil.vocabulary.counting import count_file, counting_tokenizer
+from bistil.vocabulary.counting import _occurrences, count_file, counting_tokenizer
 from bistil.vocabulary.report import dry_run, model_shape
 from bistil.vocabulary.tokenizer_state import read_vocabulary
 from bistil.vocabulary.trimming import count_corpora
@@ -85,55 +87,61 @@ def speed(folder: Path, lines: int, rounds: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
     plain = counting_tokenizer(vocabulary)
-    times: dict[str, list[float]] = {"encode_batch": [], "count_file": [], "official map": [], "official loop": []}
+    names = ("encode_batch", "count_file", "official map", "official loop")
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    processor: dict[str, list[float]] = {name: [] for name in names}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter(), time.process_time()
+        done = work()
+        wall[name].append(time.perf_counter() - start[0])
+        processor[name].append(time.process_time() - start[1])
+        return done
+
     for _ in range(rounds):
-        start = time.perf_counter()
-        encodings = plain.encode_batch(loaded, add_special_tokens=False)
-        times["encode_batch"].append(time.perf_counter() - start)
+        encodings = timed("encode_batch", lambda: plain.encode_batch(loaded, add_special_tokens=False))
         tokens = sum(map(len, encodings))
         del encodings
-        start = time.perf_counter()
-        counted = count_file(vocabulary, text, tokenizer=plain)
-        times["count_file"].append(time.perf_counter() - start)
-        mapped, looped, official = official_counts(text, tokenizer, folder)
-        times["official map"].append(mapped)
-        times["official loop"].append(looped)
+        counted = timed("count_file", lambda: count_file(vocabulary, text, tokenizer=plain))
+        mapped = timed("official map", lambda: official_map(text, tokenizer, folder))
+        official = timed("official loop", lambda mapped=mapped: official_loop(mapped, len(tokenizer)))
         assert int(official.sum()) == tokens >= counted.total
-    best = {name: min(values) for name, values in times.items()}
+    result: dict[str, Any] = {"lines": len(loaded), "tokens": tokens, "cores": os.cpu_count()}
+    for clock, times in (("wall", wall), ("processor", processor)):
+        best = {name: min(values) for name, values in times.items()}
+        official_seconds = best["official map"] + best["official loop"]
+        result[clock] = {
+            "seconds": best,
+            "count_over_encode_batch": best["count_file"] / best["encode_batch"],
+            "official_over_count": official_seconds / best["count_file"],
+        }
     ids = [encoding.ids for encoding in plain.encode_batch_fast(loaded, add_special_tokens=False)]
-    start = time.perf_counter()
-    np.bincount(np.fromiter((i for line in ids for i in line), dtype=np.int64), minlength=len(vocabulary))
-    own_loop = time.perf_counter() - start
-    return {
-        "lines": len(loaded),
-        "tokens": tokens,
-        "cores": os.cpu_count(),
-        "seconds": best,
-        "all_rounds": times,
-        "count_over_encode_batch": best["count_file"] / best["encode_batch"],
-        "official_over_count": (best["official map"] + best["official loop"]) / best["count_file"],
-        "own_sum_seconds": own_loop,
-        "official_loop_over_own_sum": best["official loop"] / own_loop,
-    }
+    start = time.process_time()
+    _occurrences(ids, len(vocabulary))
+    own = time.process_time() - start
+    result["processor"]["own sum of ids"] = own
+    result["processor"]["official_loop_over_own_sum"] = min(processor["official loop"]) / own
+    return result
 
 
-def official_counts(text: Path, tokenizer: Any, folder: Path) -> tuple[float, float, np.ndarray]:
-    """The official recipe's counting, written anew: `map` with the tokenizer, then one step per token."""
+def official_map(text: Path, tokenizer: Any, folder: Path) -> Any:
+    """The official recipe's tokenization, written anew."""
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    start = time.perf_counter()
     dataset = load_dataset("text", data_files={"train": str(text)}, cache_dir=str(folder / "cache"))["train"]
-    tokenized = dataset.map(
+    return dataset.map(
         lambda rows: tokenizer(rows["text"], add_special_tokens=False), batched=True, load_from_cache_file=False
     )
-    mapped = time.perf_counter() - start
-    start = time.perf_counter()
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
+
+
+def official_loop(tokenized: Any, size: int) -> np.ndarray:
+    """The official recipe's counting, written anew: one step per token."""
+    counts = np.zeros(size, dtype=np.int64)
     for ids in tokenized["input_ids"]:
         for i in ids:
             counts[i] += 1
-    return mapped, time.perf_counter() - start, counts
+    return counts
 
 
 def memory(folder: Path, lines: int) -> dict[str, Any]:
@@ -318,7 +326,7 @@ def peers(folder: Path, pythons: dict[str, str], lines: int) -> list[dict[str, A
             held_out += [line.rstrip("\n") for n, line in enumerate(source) if lines <= n < lines + 1000]
     # Realistic multilingual vocabularies: most of their tokens belong to other languages than the two of the corpus.
     languages = ("eng", "swa", "ara", "hin", "rus", "zho", "kin", "deu", "vie", "uig")
-    mixture = [head(DATA / f"{name}.txt", 8000, folder / f"mixture-{name}.txt") for name in languages]
+    mixture = [head(DATA / f"{name}.txt", lines, folder / f"mixture-{name}.txt") for name in languages]
     built = {
         "WordPiece (as mBERT)": wordpiece(folder / "wordpiece", mixture),
         "Unigram (XLM-R's own)": xlmr(folder / "unigram"),

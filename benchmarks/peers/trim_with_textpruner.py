@@ -16,7 +16,7 @@ if __name__ == "__main__":
         loaded,
         tokenizer,
         vocabulary_pruning_config=VocabularyPruningConfig(min_count=int(least)),
-        general_config=GeneralConfig(device="cpu", output_dir=str(Path(output).parent)),
+        general_config=GeneralConfig(use_device="cpu", output_dir=str(Path(output).parent)),
     )
     pruner.prune(dataiter=[line for text in texts for line in Path(text).read_text(encoding="utf-8").splitlines()])
     pruner.save_model(Path(output).name)

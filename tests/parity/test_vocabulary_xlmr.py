@@ -51,4 +51,4 @@ def test_xlmr_trimmed_to_a_page(kind, tmp_path):
     assert all(scores[0][piece] == score for piece, score in scores[1].items())
     for line in text.read_text(encoding="utf-8").splitlines():
         assert small.tokenize(line) == full.tokenize(line)
-        assert kept[np.array(small(line, "pair").input_ids)].tolist() == full(line, "pair").input_ids
+        assert kept[np.array(small(line, line).input_ids)].tolist() == full(line, line).input_ids
