@@ -310,6 +310,9 @@ def test_damaged_safetensors(tmp_path, damage):
         (lambda c: c.update(format=99), "update bistil"),
         (lambda c: c["shapes"].pop(NAME), "no shape"),
         (lambda c: c["shapes"].update({NAME: [1, "x"]}), "malformed"),
+        (lambda c: c.update(maskable_entries="many"), "'maskable_entries' is 'many'"),
+        (lambda c: c.update(roles=["x"]), "'roles' is"),
+        (lambda c: c.update(base=3), "'base' is 3"),
     ],
 )
 def test_damaged_configuration(tmp_path, damage, message):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -414,6 +414,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} is no configuration of a sparse fine-tuning: 'shapes' is missing or malformed")
     if config.get("format") != FORMAT:
         raise ArtefactError(f"{path} has format {config.get('format')!r}, this version reads {FORMAT}: update bistil")
+    for known in fields(Provenance):
+        value = config.get(known.name)
+        # dict[str, list[str]] can only be checked as a dict, str | None as it is.
+        kind: Any = get_origin(known.type) if get_origin(known.type) in (dict, list) else known.type
+        if known.name in config and not isinstance(value, kind):
+            raise ArtefactError(f"{path}: {known.name!r} is {value!r}, which it cannot be: the file is damaged")
     return config
 
 

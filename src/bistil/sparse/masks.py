@@ -127,12 +127,11 @@ def largest_movements(before: Mapping[str, Tensor], after: Mapping[str, Tensor],
     kept: dict[str, list[Tensor]] = {name: [] for name in before}
     for name, start in chunks:
         bits = _movement_bits(before[name].to(device), after[name], start)
-        free = bits > threshold
-        if ties:
-            equal = torch.nonzero(bits == threshold).flatten()[:ties]
-            free[equal] = True
-            ties -= len(equal)
-        kept[name].append(torch.nonzero(free).flatten() + start)
+        places = torch.nonzero(bits >= threshold).flatten()
+        equal = bits[places] == threshold
+        taken = ~equal | (equal.cumsum(0) <= ties)
+        ties -= int((equal & taken).sum())
+        kept[name].append(places[taken] + start)
     return {name: torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64) for name, parts in kept.items()}
 
 

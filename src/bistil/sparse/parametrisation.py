@@ -24,15 +24,15 @@ class ScatterDelta(nn.Module):
         indices: (K,) int64, strictly increasing flat positions in the parameter.
     """
 
-    indices: Tensor
-
     def __init__(self, indices: Tensor) -> None:
         super().__init__()
-        self.register_buffer("indices", indices, persistent=False)
+        # No buffer: DistributedDataParallel would send it around at every step.
+        self.indices = indices
         self.delta = nn.Parameter(torch.zeros(len(indices), device=indices.device))
 
     def forward(self, theta: Tensor) -> Tensor:
         """(shape of the parameter) -> same shape; the gradient reaches delta by one gather."""
+        self.indices = self.indices.to(theta.device)
         return _scattered(theta, self.indices, self.delta)
 
 
@@ -54,17 +54,16 @@ class LanguageDelta(nn.Module):
 
     def __init__(self, languages: Languages, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.languages, self.known = languages, list(deltas)
-        for number, (indices, values) in enumerate(deltas.values()):
-            self.register_buffer(f"indices{number}", indices, persistent=False)
-            self.register_buffer(f"values{number}", values, persistent=False)
+        self.languages, self.deltas = languages, dict(deltas)
 
     def forward(self, theta: Tensor) -> Tensor:
         """(shape of the parameter) -> same shape."""
-        if self.languages.current not in self.known:
+        current = self.languages.current
+        if current not in self.deltas:
             return theta
-        number = self.known.index(self.languages.current)
-        return _scattered(theta, self.get_buffer(f"indices{number}"), self.get_buffer(f"values{number}"))
+        indices, values = (tensor.to(theta.device) for tensor in self.deltas[current])
+        self.deltas[current] = indices, values
+        return _scattered(theta, indices, values)
 
 
 def _scattered(theta: Tensor, indices: Tensor, values: Tensor) -> Tensor:
@@ -117,7 +116,7 @@ def parametrised(
                 deltas[name] = scatter.delta
                 add(named[name], scatter)
         for name, known in of_languages.items():
-            add(named[name], LanguageDelta(languages, known).to(named[name].device))
+            add(named[name], LanguageDelta(languages, known))
         yield deltas, languages
     finally:
         for module, attribute in dressed:
