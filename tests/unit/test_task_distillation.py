@@ -56,7 +56,10 @@ def test_the_head_is_what_lies_outside_the_encoder(family):
 
 @pytest.fixture
 def task(tmp_path):
-    rows = [{"text": line, "label": "capital" if line.startswith(("The", "My")) else "other"} for line in tiny.ENGLISH.splitlines()]
+    rows = [
+        {"text": line, "label": "capital" if line.startswith(("The", "My")) else "other"}
+        for line in tiny.ENGLISH.splitlines()
+    ]
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = TaskSettings(kind="sequence-classification", train=[str(path)], dev=[str(path)])
