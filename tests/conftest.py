@@ -1,0 +1,18 @@
+"""What all tests share: with BISTIL_REQUIRE_REFERENCE set, a test that lacks its reference data fails, not skips."""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Where the reference data are there (continuous integration), their tests must have run."""
+    report = yield
+    needs_data = item.get_closest_marker("golden") or item.get_closest_marker("real_data")
+    if os.environ.get("BISTIL_REQUIRE_REFERENCE") and needs_data and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but BISTIL_REQUIRE_REFERENCE is set: {report.longrepr}"
+    return report
