@@ -408,6 +408,8 @@ def exactness(model: Path, output: Path, lines: list[str]) -> dict[str, Any]:
             if before == after and len(examples) < 16:
                 examples.append(line)
     facts |= {"lines_of_kept_tokens": unchanged, "same_tokens": equal, "unknown_before_after": unknown}
+    if not facts["ids_in_range"]:
+        return {**facts, "model_lines": len(examples), "model_lines_different": len(examples)}
     complete = AutoModelForMaskedLM.from_pretrained(model).eval()
     different = 0
     for line in examples:
