@@ -279,6 +279,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, comma
     assert not (tmp_path / "run").exists()
 
 
+def test_too_little_disk_is_said_before_anything_is_written(recipe_folder, tmp_path, command_line, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    code, said = command_line("run", recipe_folder / "recipe.toml", "--output", tmp_path / "run")
+    assert code == 2
+    assert "GiB free and the run needs about" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_run_s_folder_is_left_alone(recipe_folder, finished, command_line):
     output, _ = finished
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
