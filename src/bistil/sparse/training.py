@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,7 +24,7 @@ from bistil.sparse.base import fingerprint
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
-from bistil.training import BestBy, Sized, TrainingResult, train
+from bistil.training import BestBy, Sized, TrainingResult, processes, train
 
 MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
 
@@ -187,25 +186,25 @@ def _dense_phase(
         before = {name: theta_0[named[name]] for name in maskable}
         mask = largest_movements(before, {name: named[name].detach() for name in maskable}, count)
         _restore(theta_0)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             with whole_file(folder / MASK) as path:
                 save_file({name: indices.cpu() for name, indices in mask.items()}, path)
             # Written last: a mask without it is not taken up.
             write_json(done, {"count": count, "result": asdict(result)})
             (folder / "dense" / "final.safetensors").unlink(missing_ok=True)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
     return load_file(folder / MASK), TrainingResult(**read_json(done)["result"])
 
 
 def _open_folder(folder: Path, identity: str) -> None:
     """Work of other settings, data or another base is discarded."""
     mark = folder / IDENTITY
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         if mark.exists() and read_json(mark)["digest"] != identity:
             shutil.rmtree(folder)
         if not mark.exists():
             write_json(mark, {"digest": identity})
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 @contextmanager

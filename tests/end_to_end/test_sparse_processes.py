@@ -1,0 +1,126 @@
+"""Sparse fine-tuning killed at random moments, or shared by two processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+TESTS = Path(__file__).parents[1]
+KILLS = 8
+
+
+def fine_tune(folder: Path, out: str) -> None:
+    """A small task SFT through both phases, saved with the model that wears it."""
+    sys.path.insert(0, str(TESTS / "unit"))
+    from test_sparse_training import run
+
+    from bistil.recipe import SparseSettings, TrainingSettings
+    from bistil.training import processes
+
+    training = TrainingSettings(
+        epochs=1, batch_size=4, learning_rate=5e-3, weight_decay=0.1, checkpoint_steps=2, log_steps=1
+    )
+    settings = SparseSettings(density=0.05, dense_steps=8, sparse_steps=12)
+    module, sft = run(folder / f"work-{out}", settings=settings, training=training)
+    if processes().is_main_process:
+        sft.save(folder / out)
+        save_file({name: p.detach().cpu() for name, p in module.model.named_parameters()}, folder / f"{out}.worn")
+
+
+def fork(folder: Path, out: str) -> int:
+    """Run `fine_tune` in a child, which spares it the seconds of importing everything anew."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with (folder / "log.txt").open("a") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        fine_tune(folder, out)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kill_again_and_again(folder: Path) -> None:
+    """One whole run, then one that is killed at random moments until it is done."""
+    import bistil.sparse  # noqa: F401  (children inherit the imports)
+
+    started = time.monotonic()
+    assert os.waitpid(fork(folder, "whole"), 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
+    whole = time.monotonic() - started
+    generator = random.Random(0)
+    sent = 0
+    while not (folder / "cut").exists():
+        child = fork(folder, "cut")
+        if sent < KILLS:
+            time.sleep(generator.uniform(0.1, 0.6) * whole)
+            if os.waitpid(child, os.WNOHANG)[0] == 0:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                sent += 1
+        else:
+            assert os.waitpid(child, 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
+    print(json.dumps({"kills": sent}))
+
+
+def launch(*arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments_the_sft_is_bit_identical(tmp_path):
+    counts = json.loads(launch(__file__, "kill", str(tmp_path)).splitlines()[-1])
+    assert counts["kills"] >= 3
+    assert (tmp_path / "cut/sft.safetensors").read_bytes() == (tmp_path / "whole/sft.safetensors").read_bytes()
+    assert (tmp_path / "cut.worn").read_bytes() == (tmp_path / "whole.worn").read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_leave_frozen_entries_alone_and_agree_with_one(tmp_path):
+    launch(__file__, "one", str(tmp_path))
+    launch("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
+           "--rdzv-endpoint=localhost:0", __file__, "two", str(tmp_path))  # fmt: skip
+    sys.path.insert(0, str(TESTS / "unit"))
+    from test_sparse_training import HEADS, tagger
+
+    from bistil.sparse import SparseFineTuning, compare
+
+    one, two = (SparseFineTuning.load(tmp_path / out) for out in ("one", "two"))
+    together, _ = compare(one, two)
+    # Sums over processes round differently, so entries near the threshold may change places.
+    assert together.overlap > 0.97 and together.cosine > 0.99
+    worn = load_file(tmp_path / "two.worn")
+    for name, parameter in tagger().model.named_parameters():
+        if name in HEADS:
+            continue
+        frozen = torch.ones(parameter.numel(), dtype=torch.bool)
+        frozen[two.deltas[name].indices if name in two.deltas else []] = False
+        before, after = parameter.detach().flatten().view(torch.int32), worn[name].flatten().view(torch.int32)
+        assert torch.equal(before[frozen], after[frozen]), name
+
+
+if __name__ == "__main__":
+    what, where = sys.argv[1], Path(sys.argv[2])
+    if what == "kill":
+        kill_again_and_again(where)
+    else:
+        fine_tune(where, what)
