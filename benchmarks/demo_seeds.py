@@ -41,7 +41,7 @@ def main() -> None:
         "total_seconds": [sum(s.seconds or 0 for s in run.stages) for run in runs],
         "peak_memory_bytes": max(s.peak_memory_bytes or 0 for run in runs for s in run.stages),
         "versions": runs[0].versions,
-        "machine": runs[0].machine,
+        "machine": {name: runs[0].machine.get(name) for name in ("processor", "cores")},
     }
     if arguments.record:
         arguments.record.parent.mkdir(parents=True, exist_ok=True)
