@@ -28,6 +28,8 @@ class Patch:
     """Whether dense parameters are part of it."""
     saved_sparse: list[Tensor] | None = None
     saved_dense: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+    """Saved values plus deltas: kept, so that a switch only writes."""
 
     def fresh(self) -> "Patch":
         """The same changes without saved values, to write on top of another state."""
@@ -40,12 +42,16 @@ class Patch:
         return all(now.get(name, parameter) is parameter for name, parameter in self.names.items())
 
     def write(self) -> None:
-        """Save what stands there and write the sums; saved values that are known to hold are not read again."""
+        """Save what stands there and write the sums; where saved values still hold, only the latter."""
         if self.saved_sparse is None:
             self.saved_sparse = [parameter.take(indices) for parameter, indices, _ in self.sparse]
             self.saved_dense = [parameter.clone() for parameter, _ in self.dense]
-        for (parameter, indices, deltas), saved in zip(self.sparse, self.saved_sparse, strict=True):
-            parameter.put_(indices, (saved + deltas).to(parameter.dtype))
+            self.sums = [
+                (saved + deltas).to(parameter.dtype)
+                for (parameter, _, deltas), saved in zip(self.sparse, self.saved_sparse, strict=True)
+            ]
+        for (parameter, indices, _), total in zip(self.sparse, self.sums, strict=True):
+            parameter.put_(indices, total)
         for parameter, value in self.dense:
             parameter.copy_(value)
 
