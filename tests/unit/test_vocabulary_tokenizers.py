@@ -100,10 +100,16 @@ def positions(encoding):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unchanged_text_occurs_in_these_tests(family):
-    """The conditions of the tests above are met often enough to mean something."""
-    _, full, _, kept, _ = trimmed(family, 0, 0.9)
-    same = [set(full.encode(word).ids) <= set(kept.tolist()) for text in TEXTS for word in text.split()]
-    assert 0.2 < np.mean(same) < 1
+    """The conditions of the tests above are met often enough to mean something.
+
+    Trainers break ties by the order of a hash table, which is another in every process: over all the shares of the tests
+    above, both outcomes are common whatever that order.
+    """
+    same = []
+    for share in (0.1, 0.5, 0.9):
+        _, full, _, kept, _ = trimmed(family, 0, share)
+        same += [set(full.encode(word).ids) <= set(kept.tolist()) for text in TEXTS for word in text.split()]
+    assert 0.1 < np.mean(same) < 0.9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
