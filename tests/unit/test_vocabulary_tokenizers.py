@@ -102,8 +102,8 @@ def positions(encoding):
 def test_unchanged_text_occurs_in_these_tests(family):
     """The conditions of the tests above are met often enough to mean something.
 
-    Trainers break ties by the order of a hash table, which is another in every process: over all the shares of the tests
-    above, both outcomes are common whatever that order.
+    Trainers break ties by the order of a hash table, which is another in every process: over all the shares of the
+    tests above, both outcomes are common whatever that order.
     """
     same = []
     for share in (0.1, 0.5, 0.9):
