@@ -4,17 +4,14 @@ Lines are tokenized with the tokenizer's special tokens, joined, and cut into bl
 3.2). Blocks lie in Arrow files that are memory-mapped and found again by the content of text and tokenizer.
 """
 
-import gzip
 import math
 import os
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -24,8 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bistil.artefacts import file_digest, json_digest, whole_file
-from bistil.errors import InputError, MissingExtraError
+from bistil.errors import InputError
 from bistil.objectives import IGNORED
+from bistil.text_files import line_batches
 
 # Changes when the same text and tokenizer would give other blocks.
 _FORMAT = 1
@@ -43,20 +41,8 @@ def read_lines(path: Path) -> Iterator[str]:
         InputError: missing or unreadable file, or a line that is not UTF-8 (with its number).
         MissingExtraError: a .zst file without the package that reads it.
     """
-    number = 0
-    try:
-        with closing(_open(path)) as stream:
-            for number, raw in enumerate(stream, start=1):
-                line = raw.decode("utf-8").rstrip("\r\n")
-                yield line.removeprefix("\ufeff") if number == 1 else line
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); convert the file, for example "
-            "with iconv -t utf-8"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"cannot read {path}{f' after line {number}' if number else ''}: {reason}") from error
+    for lines in line_batches(path):
+        yield from lines
 
 
 def check_text(path: Path) -> None:
@@ -266,20 +252,6 @@ def batches(
                 for i in indices[start : start + batch_size]
             ]
         )
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix in (".zst", ".zstd"):
-        try:
-            import zstandard
-        except ImportError as error:
-            raise MissingExtraError(f"{path} needs the zstd extra: pip install 'bistil[zstd]'") from error
-        import io
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
-    return path.open("rb")
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import zstandard
 
 from bistil import corpora
 from bistil.errors import InputError
@@ -57,6 +58,11 @@ def test_compressed_and_several_files(tmp_path):
     packed = tmp_path / "b.txt.gz"
     packed.write_bytes(gzip.compress(tiny.SWAHILI.encode()))
     both = write(tmp_path / "c.txt", tiny.ENGLISH + "\n" + tiny.SWAHILI)
+    zipped = tmp_path / "b.txt.zst"
+    zipped.write_bytes(
+        b"".join(zstandard.compress(part) for part in (tiny.SWAHILI.encode()[:99], tiny.SWAHILI.encode()[99:]))
+    )
+    assert np.array_equal(blocks_of([plain, zipped], tmp_path)["input_ids"], blocks_of([both], tmp_path)["input_ids"])
     assert np.array_equal(blocks_of([plain, packed], tmp_path)["input_ids"], blocks_of([both], tmp_path)["input_ids"])
     assert corpora.read_sentences([packed]) == tiny.SWAHILI.splitlines()
 
@@ -74,7 +80,7 @@ def test_text_shorter_than_two_blocks_becomes_two_short_ones(tmp_path):
         (None, "cannot read .*a.txt: No such file"),
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"good\nbad \xff\n", "a.txt, line 2: not UTF-8 .byte 5"),
+        (b"good\nbad \xff\n", "a.txt, line 2: not UTF-8 .byte 0xff"),
         (b"cat", "at least 8 are needed"),
     ],
 )
@@ -87,11 +93,13 @@ def test_bad_text(tmp_path, content, message):
     assert not list(tmp_path.glob("cache/*"))
 
 
-def test_damaged_gzip(tmp_path):
-    path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(tiny.ENGLISH.encode())[:-20])
-    with pytest.raises(InputError, match=r"cannot read .*a\.txt\.gz"):
-        corpora.check_text(path)
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+def test_damaged_or_cut_off_archives(ending, compress, tmp_path):
+    path = tmp_path / f"a.txt.{ending}"
+    for content in (compress(tiny.ENGLISH.encode())[:-20], b"no archive at all"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"a\.txt\.{ending} is not a whole \.{ending} file"):
+            corpora.check_text(path)
 
 
 def test_byte_order_mark_is_dropped(tmp_path):

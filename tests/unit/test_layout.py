@@ -23,7 +23,16 @@ ROWS = (
     ("distillation",),
     ("sparse",),
     ("tasks", "parsing", "training", "progress", "vocabulary"),
-    ("student", "representations", "aligned_attention", "fast_linear", "objectives", "corpora", "reading"),
+    (
+        "student",
+        "representations",
+        "aligned_attention",
+        "fast_linear",
+        "objectives",
+        "corpora",
+        "text_files",
+        "reading",
+    ),
     ("families", "models", "cards", "pretrained"),
     ("recipe", "artefacts", "errors", "memory"),
 )

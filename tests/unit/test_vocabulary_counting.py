@@ -11,9 +11,10 @@ import zstandard
 from scripts import SENTENCES
 from tokenizer_families import FAMILIES, build
 
+from bistil import text_files
 from bistil.errors import ArtefactError, InputError
 from bistil.recipe import TrimSettings
-from bistil.vocabulary import counting, text_files
+from bistil.vocabulary import counting
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
 from bistil.vocabulary.selection import probabilities, read_keep_list, select
 from bistil.vocabulary.tokenizer_state import read_vocabulary
@@ -137,6 +138,7 @@ def test_counts_of_another_tokenizer_are_refused(tmp_path):
         (b"no gzip", "a.txt.gz", "not a whole .gz file"),
         (gzip.compress(b"text " * 1000)[:-9], "a.txt.gz", "not a whole .gz file"),
         (b"no zstd at all", "a.txt.zst", "not a whole .zst file"),
+        (zstandard.compress(b"text " * 1000)[:-9], "a.txt.zst", "not a whole .zst file: it ends within a frame"),
     ],
 )
 def test_bad_text_is_one_clear_line(content, name, message, tmp_path):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
-from bistil.vocabulary.text_files import line_batches
+from bistil.text_files import line_batches
 from bistil.vocabulary.tokenizer_state import Vocabulary, to_json
 
 # Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.

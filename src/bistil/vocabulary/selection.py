@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from bistil.errors import InputError
 from bistil.recipe import TrimSettings
+from bistil.text_files import line_batches
 from bistil.vocabulary.counting import TokenCounts
-from bistil.vocabulary.text_files import line_batches
 from bistil.vocabulary.tokenizer_state import Vocabulary
 
 

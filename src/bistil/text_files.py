@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from bistil.errors import InputError, MissingExtraError
 
@@ -17,7 +17,7 @@ LONGEST_LINE = 8 << 20
 
 @contextmanager
 def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a text file for reading bytes, decompressing `.gz` and `.zst` by name.
+    """Open a text file for reading bytes, decompressing `.gz` and `.zst` (`.zstd`) by name.
 
     Yields:
         The stream of text, and the file below it, whose position tells how much is read.
@@ -32,14 +32,13 @@ def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             if path.suffix == ".gz":
                 with gzip.open(raw) as stream:
                     yield cast(BinaryIO, stream), raw
-            elif path.suffix == ".zst":
+            elif path.suffix in (".zst", ".zstd"):
                 try:
                     import zstandard
                 except ImportError as error:
                     raise MissingExtraError(f"{path} needs zstandard: pip install 'bistil[zstd]'") from error
                 damaged = (*damaged, zstandard.ZstdError)
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                    yield cast(BinaryIO, io.BufferedReader(stream)), raw
+                yield cast(BinaryIO, io.BufferedReader(_ZstdStream(raw, zstandard.ZstdDecompressor()))), raw
             else:
                 yield raw, raw
     except damaged as error:
@@ -78,6 +77,37 @@ def line_batches(path: Path, *, progress: Callable[[int], None] | None = None) -
             yield lines
         if rest:
             yield _decode(rest, path, done)
+
+
+class _ZstdStream(io.RawIOBase):
+    """The frames of a zstd file, one after the other. zstandard's own reader takes a file that is cut off for whole."""
+
+    COMPRESSED_AT_ONCE = 1 << 14
+
+    def __init__(self, raw: BinaryIO, decompressor: Any) -> None:
+        self._raw, self._decompressor = raw, decompressor
+        self._frame: Any = None
+        self._rest, self._text = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._rest = self._rest or self._raw.read(self.COMPRESSED_AT_ONCE)
+            if not self._rest:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            self._text = self._frame.decompress(self._rest)
+            self._rest = b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._text))
+        buffer[:size], self._text = self._text[:size], self._text[size:]
+        return size
 
 
 def _decode(block: bytes, path: Path, done: int) -> list[str]:
