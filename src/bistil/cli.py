@@ -1,6 +1,8 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
+import errno
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -12,6 +14,14 @@ from bistil.errors import BistilError
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = ("demo", "run", "trim", "distill", "finetune", "evaluate", "benchmark", "adapt", "sft")
+
+# Typer brings click along without exporting it: the base of what it raises for a wrong command line.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+# What the operating system refuses because of the user's disk, rights or paths.
+_REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
+}  # fmt: skip
 
 app = typer.Typer(
     name="bistil",
@@ -59,8 +69,37 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
-        app()
+        # Typer's own handling draws a box of several lines around an error.
+        sys.exit(app(prog_name="bistil", standalone_mode=False) or 0)
     except BistilError as error:
-        message = " ".join(str(error).split())
-        print(f"bistil: error: {message}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except _USAGE_ERROR as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
+        # Without arguments the help has been printed.
+        if type(error).__name__ != "NoArgsIsHelpError":
+            _fail(f"{error.format_message().removesuffix('.')}: see {command} --help", 2)  # type: ignore[attr-defined]
+        sys.exit(2)
+    except Exception as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        _fail(refused, 2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"bistil: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _refusal(error: Exception) -> str | None:
+    """One line for an error of the operating system that the user can do something about; None for all others."""
+    number, where = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors' form
+        number = int(found[1])
+    if number is None and "inline_container.cc" in str(error):  # torch's writer, which does not say why
+        number = errno.ENOSPC
+    if number is None or number not in _REFUSED:
+        return None
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    what = "make room, and the same command goes on" if full else "name another folder or mend its permissions"
+    return f"cannot write {where or 'a file'}: {os.strerror(number)}: {what}"

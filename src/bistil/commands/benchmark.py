@@ -27,9 +27,9 @@ def run(
 ) -> None:
     """Measure parameters, bytes, CPU time per example and FLOPs of models side by side.
 
-    The first model is the reference of the speed ratios. For example:
+    The first model is the reference of the speed ratios.
 
-    bistil benchmark --model teacher=e5-small --model runs/demo/lrf2 --text sentences.txt --output bench.json
+    Example: bistil benchmark --model runs/demo/teacher --model runs/demo/students/lrf2 --text sentences.txt
     """
     import sys
 

@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Score a task model on labelled files.
 
-        Example: bistil evaluate --model runs/demo/student --task token-classification --file test.conll
+        Example:
+        bistil evaluate --model runs/ner-en-sw/students/lrf2 --task token-classification --file test.sw.conll
         """
         from bistil.artefacts import write_json
         from bistil.evaluation import evaluate as run

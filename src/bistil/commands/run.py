@@ -9,7 +9,9 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def run(
         recipe: Path = typer.Argument(help="A recipe in TOML; see recipes/ and docs/recipe.md."),
-        output: Path = typer.Option(..., "--output", "-o", help="Folder for the models, records and the report."),
+        output: Path | None = typer.Option(
+            None, "--output", "-o", help="Folder for the models, records and the report; needed without --check."
+        ),
         seed: int | None = typer.Option(None, help="Another seed than the recipe's."),
         check: bool = typer.Option(False, "--check", help="Only check the recipe and its files."),
     ) -> None:
@@ -18,9 +20,12 @@ def register(app: typer.Typer) -> None:
         The same command goes on where an earlier one stopped, and skips what is done.
 
         Example: bistil run recipes/ner-en-sw.toml --output runs/ner-en-sw
+
+        Add --check, without --output, to see first whether the recipe and its files are sound.
         """
         from dataclasses import replace
 
+        from bistil.errors import InputError
         from bistil.recipe import load_recipe
 
         resolved = load_recipe(recipe)
@@ -32,4 +37,6 @@ def register(app: typer.Typer) -> None:
             for line in check_inputs(resolved).lines():
                 typer.echo(line)
             return
+        if output is None:
+            raise InputError("--output is missing: name a folder for the run, or add --check to check the recipe only")
         run_recipe(resolved, output)

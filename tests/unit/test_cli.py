@@ -1,0 +1,118 @@
+"""The command line: wrong use, and what the operating system refuses, in one line each; every help has an example."""
+
+import errno
+import re
+import resource
+import signal
+import sys
+
+import pytest
+import tiny
+import typer
+from typer.testing import CliRunner
+
+from bistil.cli import COMMANDS, app, main
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Runs the command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bistil", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch"], "No such command 'nosuch': see bistil --help"),
+        (["run"], "Missing argument 'recipe': see bistil run --help"),
+        (["run", "x.toml", "--outptu", "y"], "No such option: --outptu"),
+        (["demo", "--seed", "x"], "Invalid value for '--seed'"),
+        (["sft", "merge"], "see bistil sft merge --help"),
+    ],
+)
+def test_wrong_use_is_one_line(command_line, arguments, message):
+    code, out, said = command_line(*arguments)
+    assert code == 2 and not out
+    assert said.startswith("bistil: error: ") and said.count("\n") == 1
+    assert message in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["sft"]])
+def test_without_arguments_the_help_is_shown(command_line, arguments):
+    code, out, said = command_line(*arguments)
+    assert code == 2 and "Usage: bistil" in out and not said
+
+
+def test_version(command_line):
+    assert command_line("--version") == (0, "bistil 0.1.0\n", "")
+
+
+def commands():
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        for inner in getattr(command, "commands", {}):
+            yield [name, inner]
+        if not hasattr(command, "commands"):
+            yield [name]
+
+
+def test_the_helps_are_of_all_commands():
+    assert {path[0] for path in commands()} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_help_says_what_to_type(path):
+    shown = " ".join(CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output.split())
+    assert re.search(rf"Example[^:]*: bistil {' '.join(path)} ", shown)
+
+
+def test_a_full_disk_is_one_line(command_line, tmp_path):
+    """Files may not grow beyond 20 kB here, so the model cannot be written."""
+    tiny.model(layers=2).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "sw.txt").write_text(tiny.SWAHILI)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        code, _, said = command_line(
+            "trim", "--model", tmp_path / "model", "--text", tmp_path / "sw.txt", "--output", tmp_path / "out"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert last.startswith("bistil: error: cannot write ") and "make room" in last
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_an_output_below_a_file_is_one_line(command_line, tmp_path):
+    tiny.model(layers=2).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "sw.txt").write_text(tiny.SWAHILI)
+    code, _, said = command_line(
+        "adapt", "--model", tmp_path / "model", "--language", "sw", "--text", tmp_path / "sw.txt", "--output",
+        tmp_path / "sw.txt" / "out",
+    )  # fmt: skip
+    assert code == 2 and said.count("\n") == 1
+    assert "sw.txt" in said and ("Not a directory" in said or "File exists" in said)
+
+
+def test_other_errors_keep_their_traceback(command_line, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ECONNRESET, "a fault of the program")
+
+    monkeypatch.setattr("bistil.demo.run.run_demo", fail)
+    with pytest.raises(OSError, match="a fault of the program"):
+        command_line("demo")
