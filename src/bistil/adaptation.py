@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
+from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, model_folder
 from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import SparseSettings, TrainingSettings, option
@@ -68,9 +69,10 @@ class MaskedLanguageModelling(nn.Module):
             language: of the batch; only carried along.
         """
         del language
-        states = self.family.encoder(self.model)(input_ids=input_ids, **inputs).last_hidden_state
-        masked = labels != IGNORED
-        return {"loss": masked_lm_loss(self.family.masked_lm_logits(self.model, states[masked]), labels[masked])}
+        with fast_linear():
+            states = self.family.encoder(self.model)(input_ids=input_ids, **inputs).last_hidden_state
+            masked = labels != IGNORED
+            return {"loss": masked_lm_loss(self.family.masked_lm_logits(self.model, states[masked]), labels[masked])}
 
 
 def masked_lm_model(name: str, *, seed: int) -> tuple[PreTrainedModel, list[str]]:
