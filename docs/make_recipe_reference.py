@@ -49,7 +49,7 @@ def section(settings: type, path: str) -> list[str]:
         inner = next((t for t in (hints[one.name], *get_args(hints[one.name])) if is_dataclass(t)), None)
         lines.append(f"| `{one.name}` | {kind(hints[one.name])} | {default(one)} | {one.metadata['help']} |")
         if isinstance(inner, type):
-            name = f"{path}.{one.name}" if path else one.name
+            name = f"{path.strip('[]')}.{one.name}" if path else one.name
             below += section(inner, f"[{name}]" if get_origin(hints[one.name]) is list else name)
     return [*lines, "", *below]
 

@@ -111,14 +111,14 @@ def token_blocks(
     return datasets.Dataset.from_file(str(target)).with_format("numpy")
 
 
-def split_held_out(size: int, share: float, *, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_held_out(size: int, share: float, *, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of training and held-out blocks of one language.
 
     Returns:
         (training,), (held_out,) ascending, disjoint, together 0 to size - 1. With a share above 0 at least one and at
-        most `limit` blocks are held out.
+        most `limit` blocks (None: any number) are held out, and never all.
     """
-    count = min(limit, max(1, round(size * share)), size - 1) if share > 0 else 0
+    count = min(size if limit is None else limit, max(1, round(size * share)), size - 1) if share > 0 else 0
     order = np.random.default_rng([seed, size]).permutation(size)
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -202,9 +202,10 @@ def language_schedule(
 class BlockCollator:
     """Stacks blocks of one language; pads only where lengths differ, and masks tokens if asked.
 
-    With `mask_tokens`, 15% of the ordinary tokens are to be predicted: of these 80% become the mask token, 10% a random
-    one, 10% stay (Devlin et al. 2019, section 3.1). The draw depends on the seed and the block's position in training
-    alone, so that any number of processes masks alike.
+    With `mask_tokens`, 15% of a block's tokens, none of them special, are to be predicted: of these 80% become the mask
+    token, 10% a random one, 10% stay (Devlin et al. 2019, section 3.1). Blocks of one length have equally many, so that
+    parts of a batch weigh alike in its mean. The draw depends on the seed and the block's position in training alone,
+    so that any number of processes masks alike.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -232,8 +233,9 @@ class BlockCollator:
 
     def _mask(self, row: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray]:
         generator = np.random.default_rng([self.seed, position])
-        ordinary = ~np.isin(row, self.tokenizer.all_special_ids)
-        chosen = ordinary & (generator.random(len(row)) < 0.15)
+        ordinary = np.flatnonzero(~np.isin(row, self.tokenizer.all_special_ids))
+        chosen = np.zeros(len(row), dtype=bool)
+        chosen[generator.permutation(ordinary)[: max(1, round(0.15 * len(row)))]] = True
         labels = np.where(chosen, row, IGNORED)
         kind = generator.random(len(row))
         masked = np.where(chosen & (kind < 0.8), self.tokenizer.mask_token_id, row)

@@ -61,7 +61,7 @@ class TrainingSettings:
     evaluate_steps: int | None = option(None, "steps between evaluations on held-out data; none: only at the end")
     patience: int | None = option(None, "stop after this many evaluations without improvement")
     log_steps: int = option(10, "steps between lines of train_log.jsonl")
-    loggers: list[str] = option(factory=list, help="extra loggers of the Trainer, such as tensorboard")
+    loggers: list[str] = option(factory=list, help="extra loggers of the Trainer, such as tensorboard or trackio")
     workers: int = option(0, "processes that load data")
 
 
@@ -91,6 +91,9 @@ class StudentSettings:
     depth: int | None = option(None, "number of layers (any depth) instead of a reduction")
     spread: Literal["even", "first", "last"] = option("even", "where a depth takes its layers from")
     start: Literal["copy", "random"] = option("copy", "copied or random weights")
+    objective: ObjectiveSettings | None = option(
+        None, "this student's own weights of the phase 1 losses, instead of phase1.objective"
+    )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -99,7 +102,8 @@ class Phase1Settings:
 
     block_length: int = option(128, "tokens per training block")
     held_out: float = option(0.05, "share of each language's blocks kept for the held-out loss")
-    held_out_blocks: int = option(64, "at most this many blocks per language are held out")
+    held_out_shares: dict[str, float] = option(factory=dict, help="per language, another share than held_out")
+    held_out_blocks: int | None = option(64, "at most this many blocks per language are held out; false: no limit")
     freeze_embeddings: bool = option(False, "the student's embeddings stay the teacher's and get no gradient")
     probabilities: dict[str, float] = option(factory=dict, help="per language, of a batch; default: equal")
     objective: ObjectiveSettings = option(factory=ObjectiveSettings, help="weights of the losses")

@@ -24,15 +24,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from bistil.artefacts import json_digest, read_json, whole_file, write_json
-from bistil.errors import DivergenceError, RecipeError
+from bistil.errors import DivergenceError, MissingExtraError, RecipeError
 from bistil.progress import Progress
 from bistil.recipe import TrainingSettings, to_dict
 
 # Written into a checkpoint folder after everything else: without it the checkpoint does not exist for us.
 COMPLETE = "complete"
+# Where TensorBoard's files are in a work folder, unless the environment's TENSORBOARD_LOGGING_DIR says otherwise.
+TENSORBOARD = "tensorboard"
 
 
 BestBy = tuple[str, Literal["min", "max"]]
@@ -116,6 +120,23 @@ def planned_steps(size: int, settings: TrainingSettings) -> int:
     return max(1, math.ceil(size * settings.epochs / settings.batch_size))
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Make sure that extra loggers of the Trainer exist and are installed.
+
+    Raises:
+        RecipeError: transformers knows no such logger.
+        MissingExtraError: its package is not installed.
+    """
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise RecipeError(f"unknown logger {name!r}: choose from {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (ImportError, RuntimeError) as error:
+            package = f"'bistil[{name}]'" if name in ("tensorboard", "trackio") else name.replace("_", "-")
+            raise MissingExtraError(f"logger {name!r} is not installed: pip install {package}") from error
+
+
 def train(
     module: nn.Module,
     train_data: Sized,
@@ -151,7 +172,9 @@ def train(
     Raises:
         DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
         RecipeError: settings that cannot be carried out.
+        MissingExtraError: a logger that is not installed.
     """
+    check_loggers(settings.loggers)
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}
     finished = _open_folder(folder, json_digest(identity))
@@ -272,7 +295,7 @@ def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: in
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
         eval_strategy="no",
-        report_to=settings.loggers or "none",
+        report_to=[name for name in settings.loggers if name != "tensorboard"] or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=settings.workers,
@@ -298,6 +321,7 @@ class _Recorder(TrainerCallback):
     ) -> None:
         self.module, self.settings, self.folder = module, settings, folder
         self.evaluate, self.steps = evaluate, steps
+        self.publish: Callable[[dict[str, float]], None] | None = None
         self.best_by: dict[str, BestBy] = {"": best_by} if isinstance(best_by, tuple) else dict(best_by or {})
         self.progress = Progress(label, total=steps)
         self.best: dict[str, dict[str, float]] = {}
@@ -353,6 +377,11 @@ class _Recorder(TrainerCallback):
             self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
         # Parts of parts (a language's term) are for the log.
         shown = {name: value for name, value in figures.items() if name.count("/") < 2}
+        if self.publish is not None:
+            # Handing figures to the loggers takes back the wish to log this very step's losses.
+            wanted = control.should_log
+            self.publish({f"eval_{name}": value for name, value in figures.items()})
+            control.should_log = wanted
         if main:
             self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
         at_an_end = [self._keep_best(prefix, main=main) for prefix in self.best_by]
@@ -452,6 +481,12 @@ class _Trainer(Trainer):
             data_collator=collate,
             callbacks=[self.recorder],
         )
+        if settings.loggers:
+            self.recorder.publish = super().log
+        if "tensorboard" in settings.loggers:
+            board: Any = TensorBoardCallback()
+            board.logging_dir = board.logging_dir or str(folder / TENSORBOARD)
+            self.add_callback(board)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         # Our forward takes **batch, which the Trainer would read as "scales its loss for accumulation itself".

@@ -1,6 +1,8 @@
 """Phase 1 from text files to student folders that plain transformers loads."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 from bistil.commands import distill
 from bistil.distillation.general import distill_general
 from bistil.errors import InputError, RecipeError
-from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, TrainingSettings
+from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, TrainingSettings, load_recipe
+
+ROOT = Path(__file__).parents[2]
 
 
 def teacher_folder(folder, family="bert", *, masked_lm=True):
@@ -67,9 +71,7 @@ def test_every_family_learns_and_its_students_load(family, tmp_path, texts):
 
 
 def test_all_objectives_together_and_a_teacher_without_head(tmp_path, texts):
-    everything = ObjectiveSettings(
-        attention=1.0, hidden=1.0, prediction=0.5, hard_labels=0.5, relations=0.1, relation_heads=4, cosine=0.5
-    )
+    everything = MANY
     teacher = teacher_folder(tmp_path / "teacher", "xlm-roberta")
     report = distill_general(
         teacher, STUDENTS, texts, tmp_path / "out", settings=phase1(objective=everything), seed=0, work=tmp_path / "w"
@@ -99,11 +101,59 @@ def test_students_together_are_bit_identical_to_students_alone(tmp_path, texts):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+MANY = ObjectiveSettings(
+    attention=1.0, hidden=1.0, prediction=0.5, hard_labels=0.5, relations=0.1, relation_heads=4, cosine=0.5
+)
+
+
+def test_students_with_objectives_of_their_own_are_what_they_are_alone(tmp_path, texts):
+    teacher = teacher_folder(tmp_path / "teacher")
+    relations = ObjectiveSettings(attention=0.0, hidden=0.0, relations=1.0, relation_heads=8)
+    students = [
+        StudentSettings(name="plain", reduction=2),
+        StudentSettings(name="relations", depth=2, spread="last", objective=relations),
+        StudentSettings(name="triple", layers=[1, 6], objective=ObjectiveSettings(prediction=1.0, cosine=1.0)),
+    ]
+    report = distill_general(teacher, students, texts, tmp_path / "all", settings=phase1(), seed=0, work=tmp_path / "w")
+    kinds = {n: {k.split("/")[-1] for k in one["held_out"]["end"]} for n, one in report["students"].items()}
+    assert kinds["plain"] == {"loss", "attention", "hidden"}
+    assert kinds["relations"] == {"loss", "relations"}
+    assert kinds["triple"] == {"loss", "attention", "hidden", "prediction", "cosine"}
+    for student in students:
+        out, work = tmp_path / student.name, tmp_path / f"w-{student.name}"
+        distill_general(teacher, [student], texts, out, settings=phase1(), seed=0, work=work)
+        files = [folder / student.name / "model.safetensors" for folder in (out, tmp_path / "all")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    masked = [*students, StudentSettings(name="mlm", depth=3, objective=ObjectiveSettings(hard_labels=1.0))]
+    with pytest.raises(RecipeError, match="hard_labels masks the text for every student of a run, but only mlm"):
+        distill_general(teacher, masked, texts, tmp_path / "no", settings=phase1(), seed=0, work=tmp_path / "w2")
+
+
+def test_three_languages_probabilities_and_held_out_shares(tmp_path, texts):
+    (tmp_path / "ha.txt").write_text(tiny.SWAHILI[::-1], encoding="utf-8")
+    three = {**texts, "ha": [tmp_path / "ha.txt"]}
+    teacher = teacher_folder(tmp_path / "teacher")
+    settings = replace(
+        phase1(), probabilities={"en": 1.0, "sw": 1.0, "ha": 0.0}, held_out_shares={"sw": 0.5}, held_out_blocks=None
+    )
+    report = distill_general(teacher, STUDENTS, three, tmp_path / "out", settings=settings, seed=0, work=tmp_path / "w")
+    shares = {name: one["held_out"] / sum(one.values()) for name, one in report["blocks"].items()}
+    assert shares == pytest.approx({"en": 0.2, "sw": 0.5, "ha": 0.2}, abs=0.03)
+    assert {"en/hidden", "sw/hidden", "ha/hidden"} <= set(report["students"]["lrf2"]["held_out"]["end"])
+    options = {"seed": 0, "work": tmp_path / "w2"}
+    for changes, message in (
+        ({"held_out_shares": {"fr": 0.1}}, "a held-out share for fr, but text for en, sw, ha only"),
+        ({"held_out": 1.0}, "0 or more and below 1, not 1"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            distill_general(teacher, STUDENTS, three, tmp_path / "no", settings=replace(settings, **changes), **options)
+
+
 def test_parts_of_a_batch_give_what_the_whole_gives(tmp_path, texts):
     teacher = teacher_folder(tmp_path / "teacher")
     histories = []
     for parts in (1, 2):
-        settings = phase1(accumulation=parts)
+        settings = phase1(accumulation=parts, objective=MANY)
         report = distill_general(
             teacher, STUDENTS, texts, tmp_path / f"out{parts}", settings=settings, seed=0, work=tmp_path / f"w{parts}"
         )
@@ -155,12 +205,43 @@ def test_the_command(tmp_path, texts):
     distill.register(app)
     arguments = ["--teacher", str(teacher), "--text", f"en={texts['en'][0]}", "--text",
                  f"sw={texts['sw'][0]}", "--layers", "2,6", "--depth", "4", "--steps", "4", "--batch-size", "4",
-                 "--block-length", "16", "--evaluate-steps", "2", "-o", str(tmp_path / "out")]  # fmt: skip
+                 "--block-length", "16", "--evaluate-steps", "2", "--spread", "first", "--probability", "en=3",
+                 "--probability", "sw=1", "--held-out", "0.1", "--held-out", "sw=0.3", "--logger", "tensorboard",
+                 "-o", str(tmp_path / "out")]  # fmt: skip
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "teacher layers [2, 6], held-out loss" in result.output
-    assert AutoModel.from_pretrained(tmp_path / "out" / "depth4").config.num_hidden_layers == 4
+    assert AutoModel.from_pretrained(tmp_path / "out" / "first4").config.bistil_teacher_layers == [1, 2, 3, 4]
+    record = json.loads((tmp_path / "out" / "first4" / "bistil.json").read_text())["settings"]
+    assert (record["held_out"], record["held_out_shares"], record["probabilities"]) == (
+        0.1, {"sw": 0.3}, {"en": 3.0, "sw": 1.0},
+    )  # fmt: skip
+    assert list((tmp_path / "out" / "tensorboard").iterdir())
     assert AutoModel.from_pretrained(tmp_path / "out" / "layers2-6").config.num_hidden_layers == 2
     assert not list(tmp_path.glob(".out*"))
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, InputError)
+
+
+def test_the_paper_s_preset_and_recipe_are_the_paper_s_settings(monkeypatch):
+    """Section 3.2 and appendix: 200,000 steps of 8 x 256 tokens, AdamW at 1e-4 without warm-up, and the rest."""
+    seen = {}
+
+    def stop(*_, settings, **__):
+        seen["settings"] = settings
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bistil.distillation.general.distill_general", stop)
+    app = typer.Typer()
+    distill.register(app)
+    files = ["--text", "en=a", "--text", "sw=b", "-t", "x", "-o", "y"]
+    CliRunner().invoke(app, ["--preset", "paper", "--held-out", "en=0.01", *files])
+    for settings in (seen["settings"], load_recipe(ROOT / "recipes" / "paper-mbert.toml").phase1):
+        training = settings.training
+        assert (training.steps, training.batch_size, settings.block_length) == (200_000, 8, 256)
+        assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-4, 0, 0.0)
+        assert training.evaluate_steps == 1000
+        assert (settings.held_out, settings.held_out_shares, settings.held_out_blocks) == (0.05, {"en": 0.01}, None)
+        assert (settings.probabilities, settings.freeze_embeddings) == ({}, False)
+        assert settings.objective == ObjectiveSettings(attention=1.0, hidden=1.0)
+        assert (settings.objective.prediction, settings.objective.hard_labels) == (0.0, 0.0)

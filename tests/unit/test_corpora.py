@@ -108,11 +108,25 @@ def test_byte_order_mark_is_dropped(tmp_path):
     assert list(corpora.read_lines(path)) == ["Hello", "world"]
 
 
+def test_few_ordinary_tokens_are_all_that_can_be_masked():
+    tokenizer = tiny.tokenizer()
+    special = tokenizer.cls_token_id
+    rows = [[special] * 9 + [7], [special] * 10, [7]]
+    collate = corpora.BlockCollator(tokenizer=tokenizer, mask_tokens=True)
+    batch = collate([{"input_ids": row, "language": "en", "position": 0} for row in rows])
+    assert (batch["labels"] != -100).sum(1).tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize(("size", "share", "expected"), [(100, 0.05, 5), (1000, 0.05, 20), (2, 0.05, 1), (9, 0.0, 0)])
 def test_held_out_split(size, share, expected):
     train, held_out = corpora.split_held_out(size, share, limit=20, seed=0)
     assert len(held_out) == expected
     assert sorted([*train, *held_out]) == list(range(size))
+
+
+def test_held_out_split_without_limit_leaves_something_to_train_on():
+    assert [len(part) for part in corpora.split_held_out(1000, 0.05, limit=None, seed=0)] == [950, 50]
+    assert [len(part) for part in corpora.split_held_out(2, 0.9, limit=None, seed=0)] == [1, 1]
 
 
 def schedule(steps=200, batch_size=4, **options):
@@ -171,7 +185,8 @@ def test_masking():
     assert torch.equal(batch["labels"][chosen], original[chosen])
     assert torch.equal(batch["input_ids"][~chosen], original[~chosen])
     assert not chosen[original == tokenizer.cls_token_id].any()
-    assert 0.13 < chosen.float().mean() < 0.17
+    assert chosen.sum(1).tolist() == [750, 750]
+    assert not torch.equal(chosen[0], chosen[1])
     masked = (batch["input_ids"] == tokenizer.mask_token_id)[chosen].float().mean()
     kept = (batch["input_ids"] == original)[chosen].float().mean()
     assert 0.75 < masked < 0.85 and 0.07 < kept < 0.13

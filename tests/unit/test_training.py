@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bistil.errors import DivergenceError, RecipeError
+from bistil.errors import DivergenceError, MissingExtraError, RecipeError
 from bistil.recipe import TrainingSettings
 from bistil.training import epoch_order, newest_checkpoint, planned_steps, train
 
@@ -190,3 +190,52 @@ def test_parts_keep_their_own_best_and_run_out_of_patience_alone(tmp_path):
     assert torch.equal(module.one.linear.weight, seen[2][0])
     assert torch.equal(module.two.linear.weight, seen[8][1])
     assert not list(tmp_path.glob("best-*"))
+
+
+def scalars(folder):
+    """tag -> {step: value} of TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_gets_every_figure_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    settings = TrainingSettings(
+        steps=8, batch_size=4, log_steps=2, evaluate_steps=4, checkpoint_steps=3, loggers=["tensorboard"]
+    )
+    options = {
+        "collate": collate,
+        "settings": settings,
+        "folder": tmp_path,
+        "seed": 0,
+        "evaluate": lambda module: {"size": float(module.linear.weight.abs().sum())},
+    }
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(stop_at=6), DATA, **options)
+    result = train(Regression(), DATA, **options)
+    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    found = scalars(tmp_path / "tensorboard")
+    for tag, key in (("train/loss", "loss"), ("train/twice", "twice"), ("train/learning_rate", "learning_rate")):
+        assert found[tag] == pytest.approx({line["step"]: line[key] for line in lines if key in line}, rel=1e-5)
+    assert list(found["train/loss"]) == [2, 4, 6, 8]
+    assert found["eval/size"] == pytest.approx({entry["step"]: entry["size"] for entry in result.history})
+
+
+def test_a_logger_that_is_not_installed_or_unknown_is_one_line(tmp_path, monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(integration_utils, "is_trackio_available", lambda: False)
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    for name, package in (
+        ("tensorboard", r"'bistil\[tensorboard\]'"),
+        ("trackio", r"'bistil\[trackio\]'"),
+        ("wandb", "wandb"),
+    ):
+        with pytest.raises(MissingExtraError, match=f"logger '{name}' is not installed: pip install {package}$"):
+            run(Regression(), tmp_path / "work", loggers=[name])
+    with pytest.raises(RecipeError, match=r"unknown logger 'tensorbord': choose from .*tensorboard, trackio"):
+        run(Regression(), tmp_path / "work", loggers=["tensorbord"])
+    assert not (tmp_path / "work").exists()

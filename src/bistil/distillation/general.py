@@ -20,10 +20,10 @@ from bistil.families import family_of
 from bistil.memory import return_freed_memory
 from bistil.models import load_tokenizer, model_folder, write_model
 from bistil.objectives import IGNORED, masked_lm_loss
-from bistil.recipe import Phase1Settings, StudentSettings, to_dict
+from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to_dict
 from bistil.sparse import SparseFineTuning
 from bistil.student import alignment, choose_layers, make_student, without_upper_layers
-from bistil.training import TrainingResult, planned_steps, processes, train
+from bistil.training import TENSORBOARD, TrainingResult, check_loggers, planned_steps, processes, train
 
 Figures = dict[str, float]
 
@@ -63,19 +63,19 @@ def distill_general(
         InputError: fewer than two languages, or text that cannot be used.
         RecipeError: a student that this teacher cannot give, settings that contradict each other.
         ArtefactError: a model or sparse fine-tuning that does not fit.
+        MissingExtraError: a logger that is not installed.
         DivergenceError: the loss became NaN or infinite.
     """
     _check_names(students, texts, language_sfts or {})
+    _check_held_out(settings, texts)
+    check_loggers(settings.training.loggers)
     return_freed_memory()
     folder = model_folder(str(teacher))
     tokenizer = load_tokenizer(str(folder))
     multilingual = _load(folder)
     has_head = multilingual.get_output_embeddings() is not None
-    objective = settings.objective
-    if (objective.prediction or objective.hard_labels) and not has_head:
-        raise RecipeError(
-            "prediction and hard_labels need a teacher with a masked-LM head, which this one lacks: set them to 0"
-        )
+    objectives = {student.name: student.objective or settings.objective for student in students}
+    mask_tokens = _check_objectives(objectives, has_head=has_head)
 
     # Student initialisation: every s-th layer of the teacher (section 3.2).
     depth = family_of(multilingual).depth(multilingual.config)
@@ -90,7 +90,7 @@ def distill_general(
     module = Distiller(
         multilingual,
         small,
-        objectives=dict.fromkeys(small, objective),
+        objectives=objectives,
         layers=layers,
         wear=wardrobe.wear,
         fast=not settings.training.compile,
@@ -107,7 +107,7 @@ def distill_general(
         probabilities=settings.probabilities,
         seed=seed,
     )
-    collate = BlockCollator(tokenizer=tokenizer, mask_tokens=bool(objective.hard_labels), seed=seed)
+    collate = BlockCollator(tokenizer=tokenizer, mask_tokens=mask_tokens, seed=seed)
     _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
 
     def evaluate(_: nn.Module) -> Figures:
@@ -144,6 +144,9 @@ def distill_general(
         log = work / "training" / "train_log.jsonl"
         if log.exists():
             shutil.copyfile(log, output / "train_log.jsonl")
+        board = work / "training" / TENSORBOARD
+        if board.exists():
+            shutil.copytree(board, output / TENSORBOARD, dirs_exist_ok=True)
         write_json(output / "phase1.json", report)
     processes().wait_for_everyone()
     return report
@@ -228,6 +231,30 @@ def _check_names(students: list[StudentSettings], texts: Mapping[str, Any], sfts
         raise RecipeError("no student is asked for")
 
 
+def _check_held_out(settings: Phase1Settings, texts: Mapping[str, Any]) -> None:
+    unknown = set(settings.held_out_shares) - set(texts)
+    if unknown:
+        raise RecipeError(f"a held-out share for {', '.join(sorted(unknown))}, but text for {', '.join(texts)} only")
+    for share in (settings.held_out, *settings.held_out_shares.values()):
+        if not 0 <= share < 1:
+            raise RecipeError(f"a held-out share must be 0 or more and below 1, not {share:g}")
+
+
+def _check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: bool) -> bool:
+    """Returns whether tokens are masked: in all students' batches or in none, as in a run of each alone."""
+    if not has_head and any(one.prediction or one.hard_labels for one in objectives.values()):
+        raise RecipeError(
+            "prediction and hard_labels need a teacher with a masked-LM head, which this one lacks: set them to 0"
+        )
+    masking = {name for name, one in objectives.items() if one.hard_labels}
+    if masking and len(masking) < len(objectives):
+        raise RecipeError(
+            f"hard_labels masks the text for every student of a run, but only {', '.join(sorted(masking))} asks for "
+            "it: give it a weight for all students or for none, or distil them in two runs"
+        )
+    return bool(masking)
+
+
 def _load(folder: Path) -> Any:
     """The model, with its masked-LM head if the folder has one."""
     try:
@@ -259,8 +286,9 @@ def _blocks(
         }
     training, held_out = {}, {}
     for language, part in blocks.items():
+        share = settings.held_out_shares.get(language, settings.held_out)
         training[language], held_out[language] = split_held_out(
-            len(part), settings.held_out, limit=settings.held_out_blocks, seed=seed
+            len(part), share, limit=settings.held_out_blocks, seed=seed
         )
     return blocks, training, held_out
 
