@@ -58,6 +58,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_new(path: Path) -> None:
+    """Before long work: make sure that an output folder is still to be made, or empty.
+
+    Raises:
+        InputError: it is a file, or a folder with something in it.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} already exists: name another output folder or remove it")
+
+
 @contextmanager
 def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
@@ -68,8 +78,8 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         InputError: `path` exists, is not an empty folder, and `replace` is false.
     """
-    if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} already exists: name another output folder or remove it")
+    if not replace:
+        check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     partial.chmod(0o777 & ~_umask())

@@ -105,7 +105,8 @@ def model_class(config: PreTrainedConfig) -> Any:
 
         return parser_class(config.__class__)
     found = getattr(transformers, name, None)
-    if found is None:
+    # Names come from files: transformers has functions and modules beside its model classes.
+    if not (isinstance(found, type) and (issubclass(found, PreTrainedModel) or name == "AutoModel")):
         raise ArtefactError(
             f"{name} is not a model class of transformers: only its own classes (and bistil's parsers) can be loaded"
         )

@@ -63,6 +63,33 @@ def test_merge_on_another_base(folders):
         call(*arguments)
     assert not (folders / "merged").exists()
     call(*arguments, "--force")
+    with pytest.raises(InputError, match="already exists"):
+        call(*arguments, "--force")
+
+
+@pytest.mark.parametrize("architecture", ["pipeline", "utils", "BertConfig", "NoSuchModel"])
+def test_an_architecture_that_is_no_model_is_refused(folders, architecture):
+    path = folders / "task/sft_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": architecture}))
+    with pytest.raises(ArtefactError, match=f"{architecture} is not a model class"):
+        call("sft", "merge", folders / "base", folders / "task", "--output", folders / "merged")
+    assert not (folders / "merged").exists()
+
+
+@pytest.mark.parametrize("projection", [None, 8])
+def test_merge_a_parser(folders, projection):
+    from bistil.distillation.task import head_parameters
+    from bistil.parsing.model import AutoModelForDependencyParsing
+
+    parser = AutoModelForDependencyParsing.from_pretrained(folders / "base", num_labels=3, parser_projection=projection)
+    sft = random_sft(parser, seed=3, heads=sorted(head_parameters(parser)))
+    sft.provenance.architecture, sft.provenance.labels = type(parser).__name__, ["nsubj", "obj", "root"]
+    sft.save(folders / "parser")
+    call("sft", "merge", folders / "base", folders / "parser", "--output", folders / "merged")
+    merged = AutoModelForDependencyParsing.from_pretrained(folders / "merged")
+    sft.apply(parser)
+    assert all(torch.equal(snapshot(merged)[name], value) for name, value in snapshot(parser).items())
+    assert merged.config.id2label[1] == "obj"
 
 
 def test_compose_inspect_and_compare(folders):
@@ -87,6 +114,17 @@ def test_convert_there_and_back(folders):
         arguments = ("--to", "shira", "--base", folders / "base", "--output", folders / "adapter")
         call("sft", "convert", folders / "task", *arguments)
     assert not (folders / "adapter").exists()
+    linear = SparseFineTuning(
+        {name: delta for name, delta in task.deltas.items() if ".encoder." in name and len(delta.shape) == 2},
+        provenance=task.provenance,
+    )
+    linear.save(folders / "linear")
+    tiny.model(layers=2, head=AutoModel, seed=9).save_pretrained(folders / "other")
+    arguments = ("sft", "convert", folders / "linear", "--to", "shira", "--output", folders / "adapter")
+    with pytest.raises(ArtefactError, match="made for base"):
+        call(*arguments, "--base", folders / "other")
+    assert not (folders / "adapter").exists()
+    call(*arguments, "--base", folders / "other", "--force")
     write_legacy(task, folders / "published/pytorch_diff.bin")
     call("sft", "inspect", folders / "published")
 

@@ -1,5 +1,6 @@
 """The SFT artefact: exact wearing, round trips, sizes, trims, arithmetic, and damaged files."""
 
+import copy
 import json
 import random
 import re
@@ -230,6 +231,9 @@ def test_fingerprint_sees_one_changed_bit_and_no_head():
     assert fingerprint(model) == before == fingerprint(model.base_model)
     with random_sft(model, seed=1).applied(model):
         assert fingerprint(model) == before
+    halved = tagger().bfloat16()
+    assert fingerprint(halved) == fingerprint(copy.deepcopy(halved).float())
+    assert fingerprint(halved) != before
     weight = model.bert.encoder.layer[1].output.dense.weight
     weight.data.view(torch.int32)[3, 3] ^= 1
     assert fingerprint(model) != before
@@ -270,6 +274,8 @@ def set_to(key, value):
         (set_to("deltas", lambda d: d.long()), "torch.int64"),
         (lambda t: t[f"deltas/{NAME}"].fill_(float("nan")), "NaN"),
         (lambda t: t["dense/classifier.bias"].fill_(float("inf")), "NaN or infinite"),
+        (lambda t: t.update({"dense/classifier.bias": torch.arange(5)}), "torch.int64; expected floats"),
+        (lambda t: t.update({"dense/classifier.bias": torch.ones(5).to(torch.float8_e4m3fn)}), "float8_e4m3fn"),
         (lambda t: t.pop(f"gaps/{NAME}"), "no indices"),
         (lambda t: (t.pop(f"gaps/{NAME}"), t.pop(f"deltas/{NAME}")), "no deltas"),
     ],
@@ -313,6 +319,9 @@ def test_damaged_safetensors(tmp_path, damage):
         (lambda c: c.update(maskable_entries="many"), "'maskable_entries' is 'many'"),
         (lambda c: c.update(roles=["x"]), "'roles' is"),
         (lambda c: c.update(base=3), "'base' is 3"),
+        (lambda c: c.update(labels=[["O"]]), "'labels' is"),
+        (lambda c: c.update(metrics={"loss": float("nan")}), "'metrics' is"),
+        (lambda c: c["shapes"].update({NAME: [2**40, 2**40]}), "malformed"),
     ],
 )
 def test_damaged_configuration(tmp_path, damage, message):

@@ -82,10 +82,11 @@ def merge(
 
     Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
     """
-    from bistil.artefacts import whole_folder, write_json
+    from bistil.artefacts import check_new, whole_folder, write_json
     from bistil.models import load_tokenizer
     from bistil.sparse import SparseFineTuning
 
+    check_new(output)
     tokenizer = load_tokenizer(base)
     loaded = [SparseFineTuning.load(name) for name in sfts]
     model = _model_for(base, loaded)
@@ -140,6 +141,7 @@ def convert(
     output: Path = OUTPUT,
     to: Form = typer.Option(Form.bistil, help="bistil, legacy (pytorch_diff.bin) or shira (PEFT)."),
     base: str | None = typer.Option(None, help="The base model; needed for SHiRA, there and back."),
+    force: bool = FORCE,
 ) -> None:
     """Write an SFT in another format.
 
@@ -163,7 +165,10 @@ def convert(
         loaded.save(output)
     elif to is Form.shira:
         assert base is not None
-        write_shira(loaded, _model_for(base, [loaded]), output)
+        model = _model_for(base, [loaded])
+        if not force:
+            loaded.check_base(model)
+        write_shira(loaded, model, output)
     else:
         with whole_folder(output) as folder:
             write_legacy(loaded, folder / "pytorch_diff.bin")
@@ -198,25 +203,24 @@ def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
     import transformers
 
     from bistil.errors import ArtefactError
-    from bistil.models import model_folder
+    from bistil.models import model_class, model_folder
     from bistil.tasks.base import quiet_transformers
 
     folder = model_folder(base)
     config = transformers.AutoConfig.from_pretrained(folder)
     with_head = [sft.provenance for sft in sfts if sft.dense and sft.provenance.kind != "language"]
-    architecture = with_head[-1].architecture if with_head else next(iter(config.architectures or []), None)
+    if with_head and with_head[-1].architecture:
+        config.architectures = [with_head[-1].architecture]
+        # Only a parser's shape tells whether it projects before its biaffine.
+        projections = (v for sft in sfts for name, v in sft.dense.items() if name.startswith("project_dependents"))
+        config.parser_projection = next((len(value) for value in projections), None)
     if with_head and with_head[-1].labels:
         labels = with_head[-1].labels
         config.num_labels = len(labels)
         config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-    builder = getattr(transformers, architecture or "AutoModel", None)
-    if builder is None:
-        raise ArtefactError(
-            f"the SFT's head is a {architecture}, which transformers does not have: merge it with bistil's Python "
-            "interface (SparseFineTuning.merge) on the task's own model"
-        )
+    builder = model_class(config)
     try:
         with quiet_transformers():
             return builder.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"{base} cannot be loaded as {architecture}: {str(error).splitlines()[0]}") from error
+        raise ArtefactError(f"{base} cannot be loaded as {builder.__name__}: {str(error).splitlines()[0]}") from error

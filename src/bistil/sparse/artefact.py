@@ -22,6 +22,7 @@ from bistil.sparse.ledger import Patch, ledger_of
 
 TENSORS, CONFIG = "sft.safetensors", "sft_config.json"
 FORMAT = 1
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
@@ -82,7 +83,7 @@ class SparseFineTuning:
         name: for messages: the folder or hub name it was loaded from.
 
     Raises:
-        ArtefactError: indices that are not strictly increasing or out of range, values that are not finite.
+        ArtefactError: indices that are not strictly increasing or out of range, values that are no finite floats.
     """
 
     deltas: dict[str, SparseDelta]
@@ -101,6 +102,8 @@ class SparseFineTuning:
             if not bool(torch.isfinite(delta.values).all()):
                 raise ArtefactError(f"{where}: a delta is NaN or infinite: the file is damaged or training diverged")
         for name, value in self.dense.items():
+            if value.dtype not in _FLOATS:
+                raise ArtefactError(f"{self.name}, {name}: dense values are {value.dtype}; expected floats")
             if not bool(torch.isfinite(value).all()):
                 raise ArtefactError(f"{self.name}, {name}: a dense value is NaN or infinite")
 
@@ -408,7 +411,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ArtefactError(str(error)) from error
     shapes = config.get("shapes") if isinstance(config, dict) else None
     sound = isinstance(shapes, dict) and all(
-        isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in shapes.values()
+        isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) and math.prod(shape) < 2**63
+        for shape in shapes.values()
     )
     if not sound:
         raise ArtefactError(f"{path} is no configuration of a sparse fine-tuning: 'shapes' is missing or malformed")
@@ -418,9 +422,19 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = config.get(known.name)
         # dict[str, list[str]] can only be checked as a dict, str | None as it is.
         kind: Any = get_origin(known.type) if get_origin(known.type) in (dict, list) else known.type
-        if known.name in config and not isinstance(value, kind):
+        sound = isinstance(value, kind) and (kind is not list or all(isinstance(one, str) for one in value))
+        if known.name in config and not (sound and _is_json(value)):
             raise ArtefactError(f"{path}: {known.name!r} is {value!r}, which it cannot be: the file is damaged")
     return config
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value can be written again: Python reads NaN and infinity, which are no JSON."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -436,7 +450,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _decode_delta(tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, list[int]]) -> SparseDelta:
     values = tensors[f"deltas/{name}"]
-    if values.dtype not in (torch.float32, torch.float16, torch.bfloat16) or values.ndim != 1:
+    if values.dtype not in _FLOATS or values.ndim != 1:
         raise ArtefactError(f"deltas of {name} are {values.dtype} of {values.ndim} dimensions; expected a float vector")
     if name not in shapes:
         raise ArtefactError(f"{CONFIG} gives no shape for {name}")

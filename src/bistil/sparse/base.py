@@ -61,7 +61,8 @@ def fingerprint(model: nn.Module) -> str:
     """Digest of the encoder's parameters: SHA-256 over sorted names, shapes, number formats and all their bytes.
 
     All bytes count, because two checkpoints of one training run agree in everything else; hashing runs at memory-like
-    speed. Heads, the pooler and output embeddings are left out, so that one base is the same under every head. SFTs
+    speed. Half formats are widened to float32 first, which loses nothing, so that a checkpoint is the same base in
+    whichever of the two it was loaded. Heads, the pooler and output embeddings are left out, so that one base is the same under every head. SFTs
     that the model wears are taken off meanwhile.
     """
     prefix = base_prefix(model)
@@ -73,11 +74,15 @@ def fingerprint(model: nn.Module) -> str:
         }
         names = sorted(encoder)
         with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
-            digests = pool.map(lambda name: tensor_digest(name, encoder[name]), names)
+            digests = pool.map(lambda name: tensor_digest(name, _widened(encoder[name])), names)
             whole = hashlib.sha256()
             for digest in digests:
                 whole.update(digest)
     return whole.hexdigest()
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def tensor_digest(name: str, value: Tensor) -> bytes:

@@ -5,6 +5,7 @@ tensor or {"size", "index_steps", "values"}: entries sorted by their column-majo
 sum_k coord_k * prod_{j<k} size_j, the indices stored as first differences. "abs" tensors take a parameter's place.
 """
 
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -74,10 +75,12 @@ def _decode(encoded: Any, where: str) -> SparseDelta:
         shape = tuple(int(n) for n in encoded["size"])
         steps = np.asarray([int(step) for step in encoded["index_steps"]], dtype=np.int64)
         values = encoded["values"].detach().float().reshape(-1)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        if min(shape, default=0) < 0 or math.prod(shape) >= 2**63:
+            raise ValueError(f"the shape is {shape}")
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, IndexError) as error:
         raise ArtefactError(f"{where}: not an encoded sparse tensor ({error!r})") from None
     columns = np.cumsum(steps)
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     if len(columns) != len(values):
         raise ArtefactError(f"{where}: {len(columns)} indices for {len(values)} values: damaged")
     if len(columns) and (columns.min() < 0 or columns.max() >= size):
