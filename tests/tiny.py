@@ -1,5 +1,6 @@
 """Tiny models of real architectures with random weights, and tokenizers trained on a page of text. Offline, fast."""
 
+import json
 from functools import cache
 
 import torch
@@ -170,3 +171,27 @@ def model(family: str = "bert", *, seed: int = 0, head=AutoModel, **options):
 def masked_lm(family: str = "bert", **options):
     """Like `model`, with the masked-language-modelling head."""
     return model(family, head=AutoModelForMaskedLM, **options)
+
+
+def renumbered(family: str = "bert", *, keep: int = 0):
+    """The family's tokenizer with its vocabulary in reverse order behind the first `keep` tokens.
+
+    Returns:
+        The tokenizer, and `old` (vocabulary,): the plain tokenizer's id of each of its tokens.
+    """
+    plain = tokenizer(family)
+    state = json.loads(plain.backend_tokenizer.to_str())
+    size = len(plain)
+    old = [*range(keep), *reversed(range(keep, size))]
+    new = {before: after for after, before in enumerate(old)}
+    if isinstance(state["model"]["vocab"], dict):
+        state["model"]["vocab"] = {token: new[i] for token, i in state["model"]["vocab"].items()}
+    else:
+        state["model"]["vocab"] = [state["model"]["vocab"][i] for i in old]
+        state["model"]["unk_id"] = new[state["model"]["unk_id"]]
+    for token in state["added_tokens"]:
+        token["id"] = new[token["id"]]
+    for special in state["post_processor"]["special_tokens"].values():
+        special["ids"] = [new[i] for i in special["ids"]]
+    names = {name: str(token) for name, token in plain.special_tokens_map.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **names), old

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 import bistil
-from bistil.artefacts import file_digest, folder_digest
+from bistil.artefacts import folder_digest
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer
 from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.base import position_limit
+from bistil.tasks.hub import labelled_digest
 
 
 def evaluate(
@@ -32,7 +33,7 @@ def evaluate(
     Args:
         model_folder: a Hugging Face folder of a task model with its tokenizer.
         task: kind of the task, such as "token-classification".
-        files: labelled files, scored together.
+        files: labelled files or data sets (`tasks.hub`), scored together.
         batch_size: windows per forward pass; changes speed, not predictions.
         max_length: tokens per window.
         label_map: labels to rename on reading.
@@ -62,7 +63,7 @@ def evaluate(
         "task": task,
         "examples": len(examples),
         "windows": windows,
-        "files": {str(path): file_digest(Path(path)) for path in files},
+        "files": {str(path): labelled_digest(path) for path in files},
         "model": {"folder": str(folder), "digest": folder_digest(folder)},
         "settings": {"max_length": max_length, "batch_size": batch_size, "label_map": dict(label_map or {})},
         "versions": {"bistil": bistil.__version__, "torch": torch.__version__},

@@ -7,7 +7,7 @@ labelled S ------> task teacher ------> phase 2: task distillation ------> evalu
 import platform
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -22,17 +22,19 @@ from bistil.distillation.task import TaskData, fit_task, read_task_data
 from bistil.errors import InputError
 from bistil.evaluation import measure, record
 from bistil.models import model_folder
-from bistil.recipe import FinetuneSettings, Recipe, to_dict
+from bistil.recipe import FinetuneSettings, Phase2Settings, Recipe, to_dict
 from bistil.report.page import write_report
 from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary, save_summary
 from bistil.report.table import print_table
 from bistil.stages import RunFolder, StageResult
 from bistil.student import choose_layers, copy_student, depth_of
 from bistil.tasks import Metrics, get_task, paired_gap
+from bistil.tasks.hub import labelled_digest
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 
 MAJORITY = "majority class"
+_NOT_LEARNT_FROM = ("preset", "train", "dev", "test")
 # Sentences of the target's test set that latency and FLOPs are measured on.
 BENCHMARK_EXAMPLES = 32
 # Room on disk that is asked for: the teacher's copies and checkpoints, in sizes of the teacher.
@@ -48,6 +50,7 @@ class Inputs:
     files: dict[str, str] = field(metadata={"help": "SHA-256 per file"})
     layers: dict[str, list[int]] = field(metadata={"help": "per student, the teacher layers it starts from, 1-based"})
     counts: dict[str, int] = field(metadata={"help": "bytes of text and examples, by name"})
+    left_out: dict[str, str] = field(metadata={"help": "digests of evaluation text that must not be learnt from"})
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -89,17 +92,34 @@ def check_inputs(recipe: Recipe) -> Inputs:
     if recipe.trim.keep is not None:
         check_text(Path(recipe.trim.keep))
         files[recipe.trim.keep] = file_digest(Path(recipe.trim.keep))
+    left_out: dict[str, str] = {}
     if recipe.task is not None:
-        data = read_task_data(recipe.task)
+        data = read_task_data(recipe.task, target_sentences=_target_sentences(recipe), quiet=True)
+        left_out = data.left_out.digests()
+        counts.update({f"left out, {name}": count for name, count in data.left_out.counts.items() if count})
         counts[f"train.{recipe.source}.examples"] = len(data.train)
         counts[f"dev.{recipe.source}.examples"] = len(data.dev)
         counts.update({f"test.{language}.examples": len(part) for language, part in data.test.items()})
         for path in [*recipe.task.train, *recipe.task.dev, *(p for part in recipe.task.test.values() for p in part)]:
-            files[path] = file_digest(Path(path))
+            files[path] = labelled_digest(path)
     teacher = model_folder(recipe.teacher)
     depth = depth_of(teacher)
     layers = {student.name: choose_layers(depth, student) for student in recipe.students}
-    return Inputs(teacher=teacher, teacher_digest=folder_digest(teacher), files=files, layers=layers, counts=counts)
+    return Inputs(
+        teacher=teacher,
+        teacher_digest=folder_digest(teacher),
+        files=files,
+        layers=layers,
+        counts=counts,
+        left_out=left_out,
+    )
+
+
+def _target_sentences(recipe: Recipe) -> list[str] | None:
+    """The target's text if phase 2 learns from it."""
+    if not (recipe.phase2.teacher_forced and recipe.phase2.target_text > 0):
+        return None
+    return read_sentences([Path(file) for file in recipe.text[recipe.target]])
 
 
 def run_recipe(recipe: Recipe, output: Path) -> Summary:
@@ -149,9 +169,7 @@ class _Stages:
     def data(self) -> TaskData:
         """The task's examples; read when the first stage needs them."""
         assert self.recipe.task is not None
-        wanted = self.recipe.phase2.teacher_forced and self.recipe.phase2.target_text > 0
-        target = [Path(file) for file in self.recipe.text[self.recipe.target]]
-        return read_task_data(self.recipe.task, target_sentences=read_sentences(target) if wanted else None)
+        return read_task_data(self.recipe.task, target_sentences=_target_sentences(self.recipe))
 
     def _texts(self) -> dict[str, list[Path]]:
         return {language: [Path(file) for file in files] for language, files in self.recipe.text.items()}
@@ -160,13 +178,17 @@ class _Stages:
         """What every fine-tuning depends on."""
         task = self.recipe.task
         assert task is not None
+        kinds = ("train", "target") if isinstance(settings, Phase2Settings) and settings.target_text else ("train",)
         return {
             "train": self.inputs.of(task.train),
             "dev": self.inputs.of(task.dev),
             "target_text": self.inputs.of(self.recipe.text[self.recipe.target]),
-            "task": {key: value for key, value in to_dict(task).items() if key not in ("train", "dev", "test")},
+            # A preset shows in the settings; what is learnt does not depend on its name.
+            "task": {key: value for key, value in to_dict(task).items() if key not in _NOT_LEARNT_FROM},
             "settings": to_dict(settings),
             "seed": self.recipe.seed,
+            # All that a test file changes here is what it keeps out.
+            **{f"left_out_{kind}": digest for kind, digest in self.inputs.left_out.items() if kind in kinds},
         }
 
     def trim_vocabulary(self) -> StageResult:
@@ -273,22 +295,30 @@ class _Stages:
             models.append(self._fit(student.name, "", forced, bilingual))
             if recipe.compare.self_taught and forced:
                 models.append(self._fit(student.name, "self-taught", None, bilingual))
+            if recipe.compare.no_target_text and forced and recipe.phase2.target_text:
+                models.append(self._fit(student.name, "no target text", forced, bilingual))
             if recipe.compare.copied:
                 models.append(self._fit(student.name, "copied", forced, bilingual))
         return models
 
     def _fit(self, student: str, variant: str, teacher: StageResult | None, bilingual: StageResult) -> Candidate:
-        """Phase 2 of one student, or of a variant of it: "copied" skips phase 1, "self-taught" has no task teacher."""
+        """Phase 2 of one student, or of a variant of it.
+
+        "copied" skips phase 1, "self-taught" has no task teacher, "no target text" learns from labelled batches only,
+        in as many steps: an epoch is one over the labels, so it takes more of them.
+        """
         recipe = self.recipe
         assert recipe.task is not None
         max_length = recipe.task.max_length
-        name = f"{student}-{variant}" if variant else student
+        name = f"{student}-{variant.replace(' ', '-')}" if variant else student
         start = self.output / ("copied" if variant == "copied" else "phase1") / student
         output = self.output / ("baselines" if variant else "students") / name
         sft = self.output / "sfts" / name
         settings: FinetuneSettings = recipe.phase2
         if teacher is None:
             settings = FinetuneSettings(sparse=settings.sparse, training=settings.training)
+        elif variant == "no target text":
+            settings = _without_target_text(recipe.phase2)
 
         def action(work: Path) -> dict[str, Any]:
             return fit_task(
@@ -315,7 +345,7 @@ class _Stages:
         return Candidate(f"{student}, {variant}" if variant else student, role, output, stage.digest, student)
 
     def evaluate(self, models: list[Candidate]) -> StageResult:
-        """Score every model on every test language; the test sets are read here and nowhere else."""
+        """Score every model on every test language; until here, test sets only say what must not be learnt from."""
 
         recipe = self.recipe
         assert recipe.task is not None
@@ -446,6 +476,22 @@ class _Stages:
         return [self.data.task.text_of(example) for example in examples[:BENCHMARK_EXAMPLES]] or read_sentences(
             self._texts()[self.recipe.target]
         )
+
+
+def _without_target_text(settings: Phase2Settings) -> Phase2Settings:
+    """The same phase 2 on labelled batches only, with as many optimizer steps (up to the rounding of an epoch)."""
+    factor = 1 + settings.target_text
+
+    def longer(epochs: float | None) -> float | None:
+        return None if epochs is None else epochs * factor
+
+    sparse = settings.sparse and replace(
+        settings.sparse,
+        dense_epochs=longer(settings.sparse.dense_epochs),
+        sparse_epochs=longer(settings.sparse.sparse_epochs),
+    )
+    training = replace(settings.training, epochs=longer(settings.training.epochs))
+    return replace(settings, sparse=sparse, training=training, target_text=0.0, target_sentences=None)
 
 
 def _share(percent: float | None) -> float | None:

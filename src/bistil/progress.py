@@ -83,3 +83,8 @@ class Progress:
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """One line on standard error about what is going on."""
+    print(f"[bistil] {text}", file=sys.stderr, flush=True)

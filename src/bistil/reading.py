@@ -3,6 +3,8 @@
 import difflib
 import gzip
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,16 @@ def read_table(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield number, dict(zip(header, fields, strict=True))
     if header is None:
         raise InputError(f"{path} is empty: a header line such as premise<TAB>hypothesis<TAB>label is expected")
+
+
+def words_only(text: str) -> list[str]:
+    """Runs of letters and digits, NFKC and case folded: what counts when two texts are compared.
+
+    Example:
+        >>> words_only("Ｎ'Djamena, 5%")
+        ['n', 'djamena', '5']
+    """
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def require_examples(examples: Sequence[Any], paths: Sequence[str | Path]) -> None:

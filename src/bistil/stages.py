@@ -6,7 +6,6 @@ skipped, when it is another the stage is done again, and what was left of an int
 
 import fcntl
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import psutil
 
 from bistil.artefacts import json_digest, read_json, write_json
 from bistil.errors import InputError
+from bistil.progress import say
 
 # How often memory is sampled and the time spent is put on record, in seconds.
 SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0
@@ -105,7 +105,7 @@ class RunFolder:
                     name, digest, known["figures"], known["seconds"], known["peak_memory_bytes"], skipped=True
                 )
                 self.results.append(result)
-                _say(f"{name}: done before, skipped")
+                say(f"{name}: done before, skipped")
                 return result
         work = self.folder / "work" / name
         clock = work / "clock.json"
@@ -118,7 +118,7 @@ class RunFolder:
         record.unlink(missing_ok=True)
         for path in outputs:
             _remove(path)
-        _say(f"{name}: {'going on' if earlier else 'started'}")
+        say(f"{name}: {'going on' if earlier else 'started'}")
         with _metered(clock, digest, earlier) as meter:
             figures = action(work)
         write_json(
@@ -134,7 +134,7 @@ class RunFolder:
         shutil.rmtree(work, ignore_errors=True)
         result = StageResult(name, digest, figures, round(meter.seconds, 2), meter.peak, skipped=False)
         self.results.append(result)
-        _say(f"{name}: done in {meter.seconds:.0f} s, peak memory {meter.peak / 2**30:.1f} GiB")
+        say(f"{name}: done in {meter.seconds:.0f} s, peak memory {meter.peak / 2**30:.1f} GiB")
         return result
 
 
@@ -183,7 +183,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _say(text: str) -> None:
-    print(f"[bistil] {text}", file=sys.stderr, flush=True)

@@ -73,6 +73,9 @@ sparse_epochs = 2
 batch_size = 4
 learning_rate = 5e-3
 checkpoint_steps = 4
+
+[compare]
+no_target_text = true
 """
 
 
@@ -93,7 +96,7 @@ def recipe_folder(tmp_path_factory):
     (folder / "train.jsonl").write_text(labelled(english[:8]))
     (folder / "dev.jsonl").write_text(labelled(english[6:8]))
     (folder / "test.en.jsonl").write_text(labelled(english[8:]))
-    (folder / "test.sw.jsonl").write_text(labelled(swahili))
+    (folder / "test.sw.jsonl").write_text(labelled(swahili[:4]))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
@@ -161,7 +164,8 @@ def test_the_summary_tells_what_was_made(finished):
     summary = json.loads((output / "summary.json").read_text())
     rows = {row["name"]: row for row in summary["models"]}
     assert list(rows) == [
-        "teacher", "teacher, trimmed", "lrf2", "lrf2, copied", "lrf3", "lrf3, copied", "majority class",
+        "teacher", "teacher, trimmed", "lrf2", "lrf2, no target text", "lrf2, copied",
+        "lrf3", "lrf3, no target text", "lrf3, copied", "majority class",
     ]  # fmt: skip
     teacher, student = rows["teacher"], rows["lrf2"]
     loaded = AutoModelForSequenceClassification.from_pretrained(output / "students/lrf2")
@@ -178,6 +182,20 @@ def test_the_summary_tells_what_was_made(finished):
     assert "lrf2" in page
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_target_text_is_learnt_from_without_the_test_sentences_and_beside_an_equal_step_control(finished):
+    """The text holds every test sentence six times."""
+    output, _ = finished
+    figures, control = (
+        json.loads((output / f"stages/phase2-lrf2{name}.json").read_text())["figures"]
+        for name in ("", "-no-target-text")
+    )
+    assert figures["left_out"] == {"train_in_test": 0, "target_text_in_evaluation": 24}
+    assert (figures["target_text"], control["target_text"]) == (36, 0)
+    for phase in ("dense", "sparse"):
+        assert figures["phases"][phase]["steps"] == control["phases"][phase]["steps"] > 0
+    assert (output / "baselines/lrf2-no-target-text/model.safetensors").exists()
 
 
 def test_phase_1_lowers_the_held_out_loss(finished):

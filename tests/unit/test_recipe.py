@@ -1,9 +1,21 @@
 """Recipes: what is right is read, what is wrong is named."""
 
+from pathlib import Path
+
 import pytest
 
 from bistil.errors import RecipeError
-from bistil.recipe import Phase1Settings, Recipe, SparseSettings, TrainingSettings, load_recipe, parse
+from bistil.recipe import (
+    Phase1Settings,
+    Phase2Settings,
+    Recipe,
+    SparseSettings,
+    TrainingSettings,
+    load_recipe,
+    parse,
+    task_preset,
+)
+from bistil.tasks import KINDS
 
 MINIMAL = """
 teacher = "e5-small"
@@ -71,3 +83,56 @@ def test_mistakes_are_named(tmp_path, change, message):
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(RecipeError, match="cannot read recipe"):
         load_recipe(tmp_path / "none.toml")
+
+
+TASK = '[task]\nkind = "KIND"\npreset = "paper"\ntrain = "a"\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "dense", "sparse", "batch", "rate"),
+    [
+        ("dependency-parsing", 3, 10, 8, 5e-5),
+        ("token-classification", 3, 10, 8, 5e-5),
+        ("sequence-classification", 5, 5, 32, 2e-5),
+        ("question-answering", 5, 5, 12, 3e-5),
+    ],
+)
+def test_the_paper_s_preset(tmp_path, kind, dense, sparse, batch, rate):
+    """The table of the paper's hyperparameters."""
+    recipe = load_recipe(written(tmp_path, MINIMAL + TASK.replace("KIND", kind)))
+    for stage in (recipe.finetune, recipe.phase2):
+        assert (stage.sparse.dense_epochs, stage.sparse.sparse_epochs, stage.sparse.density) == (dense, sparse, 0.08)
+        assert (stage.training.batch_size, stage.training.learning_rate) == (batch, rate)
+        assert stage.training.evaluate_steps, "the best checkpoint on dev is kept"
+    assert recipe.phase2.target_text == 0 and recipe.phase2.objective == Phase2Settings().objective
+    assert recipe.task.max_length == (384 if kind == "question-answering" else recipe.task.max_length)
+
+
+def test_what_a_recipe_gives_wins_over_its_preset(tmp_path):
+    given = TASK.replace("KIND", "token-classification") + (
+        "max_length = 64\n[finetune]\nsparse = false\n[phase2]\ntarget_text = 0.5\n"
+        "[phase2.sparse]\ndense_steps = 7\n[phase2.training]\nbatch_size = 4\n"
+    )
+    recipe = load_recipe(written(tmp_path, MINIMAL + given))
+    assert recipe.task.max_length == 64 and recipe.finetune.sparse is None
+    assert recipe.finetune.training.learning_rate == 5e-5
+    sparse = recipe.phase2.sparse
+    assert (sparse.dense_steps, sparse.dense_epochs, sparse.sparse_epochs) == (7, None, 10)
+    assert (recipe.phase2.training.batch_size, recipe.phase2.training.learning_rate) == (4, 5e-5)
+    assert recipe.phase2.target_text == 0.5
+    with pytest.raises(RecipeError, match="preset is 'papr'; it must be one of 'paper', 'short'"):
+        load_recipe(written(tmp_path, MINIMAL + TASK.replace("KIND", "token-classification").replace("paper", "papr")))
+
+
+def test_every_task_has_both_presets_and_target_text_outside_the_paper_s():
+    for kind in KINDS:
+        paper, short = task_preset("paper", kind), task_preset("short", kind)
+        assert short.phase2.target_text == Phase2Settings().target_text == 1 and paper.phase2.target_text == 0
+        assert short.finetune.sparse.sparse_epochs < paper.finetune.sparse.sparse_epochs
+
+
+def test_the_paper_recipe_is_its_preset_written_out():
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "paper-mbert.toml")
+    preset = task_preset("paper", recipe.task.kind)
+    assert recipe.task.max_length == preset.max_length
+    assert (recipe.finetune, recipe.phase2) == (preset.finetune, preset.phase2)

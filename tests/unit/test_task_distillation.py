@@ -1,17 +1,27 @@
 """Phase 2: batches of two kinds, the head's parameters, one path for teacher-forced, self-taught, sparse and dense."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
-from bistil.distillation.task import MixedData, fit_task, head_parameters, read_task_data
+from bistil.distillation.task import MixedData, _sample, fit_task, head_parameters, read_task_data
+from bistil.distillation.teacher_ids import same_ids
 from bistil.errors import ArtefactError, InputError
+from bistil.pipeline import _without_target_text
 from bistil.recipe import FinetuneSettings, Phase2Settings, SparseSettings, TaskSettings, TrainingSettings
 from bistil.student import copy_student
+from bistil.training import planned_steps
 
 
 def features(count, start=0):
@@ -106,6 +116,128 @@ def test_teacher_then_student_learn_the_task(models, task, tmp_path, sparse):
     assert model.config.id2label == {0: "capital", 1: "other"}
     # The capturing attention was for training; the saved model runs as any other.
     assert model.config._attn_implementation == "sdpa"
+
+
+SHORT = TrainingSettings(epochs=2.0, batch_size=5, learning_rate=3e-3)
+
+
+def renumber(folder, family, *, keep):
+    """Give a task model the same vocabulary under other ids: it computes the same as before."""
+    tokenizer, old = tiny.renumbered(family, keep=keep)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(model.get_input_embeddings().weight[old])
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize(("family", "keep"), [("xlm-roberta", 5), ("bert", 0)])
+def test_a_teacher_with_other_ids_teaches_the_same(task, tmp_path, capsys, family, keep):
+    """The same vocabulary in another order, for BERT with other ids of the padding and special tokens too."""
+    tiny.model(family, layers=4, initializer_range=0.1).save_pretrained(tmp_path / "mmt")
+    tiny.tokenizer(family).save_pretrained(tmp_path / "mmt")
+    copy_student(tmp_path / "mmt", [2, 4], output=tmp_path / "small")
+    fit(tmp_path / "mmt", task, tmp_path / "teacher", settings=FinetuneSettings(sparse=None, training=SHORT))
+    settings = Phase2Settings(sparse=None, training=SHORT, target_text=1.0)
+    found = []
+    for name in ("same", "other"):
+        figures = fit(tmp_path / "small", task, tmp_path / name, settings=settings, teacher=tmp_path / "teacher")
+        found.append((load_file(tmp_path / name / "model.safetensors"), figures))
+        other = renumber(tmp_path / "teacher", family, keep=keep)
+    assert not same_ids(tiny.tokenizer(family), other)
+    (weights, figures), (again, others) = found
+    assert "differing" not in figures
+    nothing = {"differing": 0, "of": 10}
+    assert others.pop("differing") == {"labelled examples": nothing, "sentences of target text": nothing}
+    assert others == figures
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_sentences_that_the_teacher_cuts_elsewhere_are_counted_and_left_out(models, task, tmp_path, capsys):
+    """The student's vocabulary lacks words: where they occur, tokens differ from the teacher's, as offsets show."""
+    mmt, small = models
+    fit(mmt, task, tmp_path / "teacher", settings=FinetuneSettings(sparse=None, training=SHORT))
+    whole = tiny.tokenizer("xlm-roberta")
+    state = json.loads(whole.backend_tokenizer.to_str())
+    for entry in state["model"]["vocab"]:
+        if entry[0] in ("and", "▁ku"):
+            entry[0] += "~"
+    lacking = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        **{name: str(token) for name, token in whole.special_tokens_map.items()},
+    )
+    lacking.save_pretrained(small)
+
+    def offsets(tokenizer, text):
+        return tokenizer(text, truncation=True, max_length=32, return_offsets_mapping=True)["offset_mapping"]
+
+    texts = {
+        "labelled examples": tiny.ENGLISH.splitlines(),
+        "sentences of target text": tiny.SWAHILI.splitlines(),
+    }
+    expected = {
+        name: {"differing": sum(offsets(whole, line) != offsets(lacking, line) for line in lines), "of": 10}
+        for name, lines in texts.items()
+    }
+    assert all(0 < one["differing"] < 10 for one in expected.values())
+    settings = Phase2Settings(sparse=None, training=SHORT, target_text=1.0)
+    figures = fit(small, task, tmp_path / "student", settings=settings, teacher=tmp_path / "teacher")
+    assert figures["differing"] == expected
+    assert figures["examples"] == 10 - expected["labelled examples"]["differing"]
+    assert figures["target_text"] == 10 - expected["sentences of target text"]["differing"]
+    said = capsys.readouterr().err
+    for name, one in expected.items():
+        assert f"{one['differing']} of 10 {name} are left out" in said
+    recorded = json.loads((tmp_path / "student/bistil.json").read_text())["metrics"]
+    assert recorded["differing"] == expected
+
+
+def test_a_teacher_that_cuts_everything_elsewhere_is_refused(models, task, tmp_path):
+    mmt, small = models
+    fit(mmt, task, tmp_path / "teacher", settings=FinetuneSettings(sparse=None, training=SHORT))
+    tiny.tokenizer("bert").save_pretrained(small)
+    settings = Phase2Settings(sparse=None, training=SHORT)
+    with pytest.raises(InputError, match="elsewhere than the student's in all 10 labelled examples: "):
+        fit(small, task, tmp_path / "student", settings=settings, teacher=tmp_path / "teacher")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_sample_of_the_target_text_is_in_order_and_nested():
+    sentences = [str(i) for i in range(100)]
+    small, large = (_sample(sentences, size, seed=3) for size in (10, 40))
+    assert len(small) == 10 and set(small) < set(large) and small == sorted(small, key=int)
+    assert small == _sample(sentences, 10, seed=3) != _sample(sentences, 10, seed=4)
+    assert _sample(sentences, None, seed=0) is sentences and _sample(sentences, 100, seed=0) is sentences
+    with pytest.raises(InputError, match="target_sentences is 0"):
+        _sample(sentences, 0, seed=0)
+
+
+def test_target_sentences_limits_what_is_learnt_from(models, task, tmp_path):
+    mmt, small = models
+    fit(mmt, task, tmp_path / "teacher", settings=FinetuneSettings(sparse=None, training=SHORT))
+    settings = Phase2Settings(sparse=None, training=SHORT, target_sentences=4)
+    figures = fit(small, task, tmp_path / "student", settings=settings, teacher=tmp_path / "teacher")
+    assert figures["target_text"] == 4
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_without_target_text_the_steps_stay(ratio):
+    settings = Phase2Settings(sparse=SPARSE, training=TRAINING, target_text=ratio)
+    control = _without_target_text(settings)
+    assert control.target_text == 0 and control.sparse is not None
+    for before, after in (
+        (SPARSE.dense_epochs, control.sparse.dense_epochs),
+        (SPARSE.sparse_epochs, control.sparse.sparse_epochs),
+        (TRAINING.epochs, control.training.epochs),
+    ):
+        mixed = MixedData(features(40), features(30), ratio=ratio).epoch_size
+        steps = [planned_steps(n, replace(TRAINING, epochs=e)) for n, e in ((mixed, before), (40, after))]
+        assert steps[0] == steps[1]
+    by_steps = replace(settings, sparse=None, training=TrainingSettings(steps=7))
+    assert _without_target_text(by_steps).training.steps == 7
 
 
 def test_a_teacher_of_other_labels_is_refused(models, task, tmp_path):

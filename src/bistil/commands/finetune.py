@@ -8,25 +8,38 @@ from bistil.recipe import Phase2Settings, SparseSettings, TaskSettings, Training
 
 
 def register(app: typer.Typer) -> None:
-    sparse, training = SparseSettings(), TrainingSettings()
-
     @app.command()
     def finetune(
         model: str = typer.Option(..., "--model", "-m", help="Where to start: a folder, a hub name, or e5-small."),
         task: str = typer.Option(..., help="; ".join(["Which task", "such as sequence-classification"])),
-        train: list[Path] = typer.Option(..., help=help_of(TaskSettings, "train") + " (repeat for several)"),
+        train: list[str] = typer.Option(..., help=help_of(TaskSettings, "train") + " (repeat for several)"),
         output: Path = typer.Option(..., "--output", "-o", help="Folder for the fine-tuned model; must not exist."),
-        dev: list[Path] = typer.Option([], help=help_of(TaskSettings, "dev")),
+        dev: list[str] = typer.Option([], help=help_of(TaskSettings, "dev")),
+        test: list[str] = typer.Option([], help="Test files: what stands in them is not learnt from. Nothing else."),
         teacher: Path | None = typer.Option(None, help="Folder of the task teacher to learn from (phase 2, TF)."),
         text: list[Path] = typer.Option([], help="With --teacher: plain target text to learn from too."),
+        target_text: float | None = typer.Option(
+            None, help="With --text: " + help_of(Phase2Settings, "target_text").split(";")[0] + " (1 if not given)"
+        ),
+        target_sentences: int | None = typer.Option(
+            None, help="With --text: " + help_of(Phase2Settings, "target_sentences")
+        ),
         sft: Path | None = typer.Option(None, help="Also keep the sparse fine-tuning by itself in this folder."),
+        preset: str | None = typer.Option(
+            None, help="paper: the paper's settings for this task; short: for two CPU cores. Options given win."
+        ),
         dense: bool = typer.Option(False, "--dense", help="Train all parameters instead of a sparse fine-tuning."),
-        density: float = typer.Option(sparse.density, help=help_of(SparseSettings, "density")),
-        dense_epochs: float = typer.Option(sparse.dense_epochs, help=help_of(SparseSettings, "dense_epochs")),
-        sparse_epochs: float = typer.Option(sparse.sparse_epochs, help=help_of(SparseSettings, "sparse_epochs")),
-        learning_rate: float = typer.Option(training.learning_rate, help=help_of(TrainingSettings, "learning_rate")),
-        batch_size: int = typer.Option(training.batch_size, help=help_of(TrainingSettings, "batch_size")),
-        max_length: int = typer.Option(128, help=help_of(TaskSettings, "max_length")),
+        density: float | None = typer.Option(None, help=help_of(SparseSettings, "density")),
+        dense_epochs: float | None = typer.Option(
+            None, help=help_of(SparseSettings, "dense_epochs") + "; with --dense, of the whole training"
+        ),
+        sparse_epochs: float | None = typer.Option(None, help=help_of(SparseSettings, "sparse_epochs")),
+        learning_rate: float | None = typer.Option(None, help=help_of(TrainingSettings, "learning_rate")),
+        batch_size: int | None = typer.Option(None, help=help_of(TrainingSettings, "batch_size")),
+        evaluate_steps: int | None = typer.Option(None, help=help_of(TrainingSettings, "evaluate_steps")),
+        max_length: int | None = typer.Option(None, help=help_of(TaskSettings, "max_length")),
+        label_map: list[str] = typer.Option([], help="Rename a label on reading, such as B-DATE=O; may be repeated."),
+        parser_projection: int | None = typer.Option(None, help=help_of(TaskSettings, "parser_projection")),
         seed: int = typer.Option(0, help="Seed of the head, the order and dropout."),
     ) -> None:
         """Fine-tune a model for a task: the task teacher, or (with --teacher) a student.
@@ -38,35 +51,58 @@ def register(app: typer.Typer) -> None:
 
         Example, a student that learns from it (phase 2):
         bistil finetune --model phase1/lrf2 --teacher teacher --text news.sw.txt
-        --task token-classification --train train.txt --dev dev.txt -o student
+        --task token-classification --train train.txt --dev dev.txt --test test.sw.txt -o student
         """
         import shutil
+        from dataclasses import replace
+        from typing import Any
 
+        from bistil.commands.evaluate import parse_label_map
         from bistil.corpora import read_sentences
         from bistil.distillation.task import fit_task, read_task_data
         from bistil.errors import InputError
         from bistil.models import model_folder
-        from bistil.recipe import FinetuneSettings, parse
+        from bistil.recipe import FinetuneSettings, parse, task_preset
 
         if output.exists():
             raise InputError(f"{output} already exists: name another output folder or remove it")
         if text and teacher is None:
             raise InputError("--text is learnt from through a teacher: give --teacher too")
-        settings = parse(
+        if not text and (target_text or target_sentences):
+            raise InputError("--target-text and --target-sentences need text of the target language: give --text too")
+        where = "bistil finetune"
+        data_settings = parse(
             TaskSettings,
-            {"kind": task, "train": [str(p) for p in train], "dev": [str(p) for p in dev], "max_length": max_length},
-            "bistil finetune",
-        )
-        run = TrainingSettings(
-            epochs=dense_epochs, learning_rate=learning_rate, batch_size=batch_size, checkpoint_steps=100
-        )
-        masked = None if dense else SparseSettings(
-            density=density, dense_epochs=dense_epochs, sparse_epochs=sparse_epochs
+            {
+                "kind": task, "train": train, "dev": dev, "test": {"": test} if test else {}, "preset": preset,
+                "label_map": parse_label_map(label_map), "parser_projection": parser_projection,
+            },
+            where,
         )  # fmt: skip
-        how: FinetuneSettings = FinetuneSettings(sparse=masked, training=run)
+        how, student = FinetuneSettings(), Phase2Settings()
+        if data_settings.preset is not None:
+            chosen = task_preset(data_settings.preset, data_settings.kind)
+            how, student = chosen.finetune, chosen.phase2
+            data_settings = replace(data_settings, max_length=chosen.max_length)
+        if max_length is not None:
+            data_settings = replace(data_settings, max_length=max_length)
+        given: dict[str, Any] = {
+            "sparse": {"density": density, "dense_epochs": dense_epochs, "sparse_epochs": sparse_epochs},
+            "training": {
+                "learning_rate": learning_rate, "batch_size": batch_size, "evaluate_steps": evaluate_steps,
+            },
+        }  # fmt: skip
+        given = {name: {k: v for k, v in table.items() if v is not None} for name, table in given.items()}
+        if dense:
+            lengths = (student if teacher is not None else how).sparse
+            epochs = dense_epochs or (lengths.dense_epochs if lengths else None)
+            given = {"sparse": False, "training": {**given["training"], "epochs": epochs}}
+        settings: FinetuneSettings = parse(FinetuneSettings, given, where, base=how)
         if teacher is not None:
-            how = Phase2Settings(sparse=masked, training=run, target_text=1.0 if text else 0.0)
-        data = read_task_data(settings, target_sentences=read_sentences(text))
+            ratio = 0.0 if not text else target_text if target_text is not None else 1.0
+            given |= {"target_text": ratio, "target_sentences": target_sentences}
+            settings = parse(Phase2Settings, given, where, base=student)
+        data = read_task_data(data_settings, target_sentences=read_sentences(text) if text else None)
         # Beside the output, so that the same command finds it again.
         work = output.with_name(f".{output.name}.work")
         fit_task(
@@ -75,8 +111,8 @@ def register(app: typer.Typer) -> None:
             output=output,
             sft_output=sft,
             teacher=teacher,
-            settings=how,
-            max_length=max_length,
+            settings=settings,
+            max_length=data_settings.max_length,
             work=work,
             seed=seed,
             label=f"fine-tuning {output.name}",

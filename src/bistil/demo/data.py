@@ -10,8 +10,6 @@ import gzip
 import hashlib
 import importlib.util
 import json
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from bistil.artefacts import whole_file, write_json
 from bistil.errors import ArtefactError, InputError, MissingExtraError
+from bistil.reading import words_only
 
 PACKAGE, WORDS_PACKAGE = "chatterbot_corpus", "spellchecker"
 # The method's own threshold for tokens.
@@ -184,7 +183,7 @@ def read_topics(language: str) -> dict[str, list[str]]:
 
 def same_when(utterance: str) -> str:
     """Two utterances are the same when this is equal: letters and digits only, NFKC, case folded."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", utterance).casefold()))
+    return " ".join(words_only(utterance))
 
 
 def _all(files: dict[str, list[str]]) -> list[_Utterance]:

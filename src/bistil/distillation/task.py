@@ -14,13 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil.artefacts import folder_digest
 from bistil.distillation.module import Distiller
+from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
 from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, write_model
+from bistil.progress import say
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.tasks import Task, get_task, model_inputs
 from bistil.tasks.base import Example, Feature
+from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
 from bistil.training import epoch_order, train
 
 
@@ -34,6 +37,7 @@ class TaskData:
     dev: list[Example]
     test: dict[str, list[Example]]
     target_sentences: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def metric(self) -> str:
@@ -41,28 +45,54 @@ class TaskData:
         return self.task.metric(self.labels)
 
 
-def read_task_data(settings: TaskSettings, *, target_sentences: list[str] | None = None) -> TaskData:
+def read_task_data(
+    settings: TaskSettings, *, target_sentences: list[str] | None = None, quiet: bool = False
+) -> TaskData:
     """Read a task's files; every problem of theirs shows here, before any training.
 
+    Evaluation text is kept out of what is learnt from: training examples that stand in a test set, and target sentences
+    that stand in a dev or test set, are left out (`tasks.overlap` says when texts are the same). `left_out` has them,
+    and one line each on standard error says how many.
+
+    Args:
+        target_sentences: plain text of the target language.
+        quiet: say nothing of what is left out.
+
     Raises:
-        InputError: an unreadable, empty or malformed file, or a label in dev or test that training lacks.
+        InputError: an unreadable, empty or malformed file, a label in dev or test that training lacks, or nothing is
+            left to learn from.
     """
     task = get_task(settings.kind, parser_projection=settings.parser_projection)
-    train_examples = task.read(settings.train, label_map=settings.label_map)
-    labels = task.labels(train_examples)
+    examples = task.read(settings.train, label_map=settings.label_map)
+    labels = task.labels(examples)
 
     def held_out(files: list[str]) -> list[Example]:
         examples = task.read(files, label_map=settings.label_map) if files else []
         task.check_labels(examples, labels)
         return examples
 
+    dev, test = held_out(settings.dev), {language: held_out(files) for language, files in settings.test.items()}
+    tested = [example for part in test.values() for example in part]
+    train_examples, repeats = without_test_examples(task, examples, tested)
+    sentences, seen = without_evaluation_text(task, target_sentences or [], [*dev, *tested])
+    if not train_examples:
+        raise InputError(f"every example of {', '.join(settings.train)} stands in a test set: give other training data")
+    if target_sentences and not sentences:
+        raise InputError("every line of the target language's text stands in a dev or test set: give other text")
+    if repeats and not quiet:
+        say(f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
+            f"(the first: {repeats[0].where})")  # fmt: skip
+    if seen and not quiet:
+        say(f"{len(seen):,} of {len(target_sentences or []):,} lines of target text are left out, for they stand in a "
+            f"dev or test set (the first: {seen[0][:60]!r})")  # fmt: skip
     return TaskData(
         task=task,
         labels=labels,
         train=train_examples,
-        dev=held_out(settings.dev),
-        test={language: held_out(files) for language, files in settings.test.items()},
-        target_sentences=target_sentences or [],
+        dev=dev,
+        test=test,
+        target_sentences=sentences,
+        left_out=LeftOut(train=[example.where for example in repeats], target=seen),
     )
 
 
@@ -164,38 +194,45 @@ def fit_task(
         languages: for the model's card.
 
     Returns:
-        Figures for the record: steps, tokens, seconds, dev scores.
+        Figures for the record: steps, tokens, dev scores; "examples" and "target_text", how many features there are of
+        either kind; "truncated", labelled texts that were cut to `max_length`; "left_out", what was kept out as
+        evaluation text; and for a teacher with other token ids "differing", per kind how many examples of how many
+        cannot be compared, for its tokens begin or end elsewhere.
 
     Raises:
         ArtefactError: the teacher has other labels.
+        InputError: target text is wanted and there is none, or the teacher's tokens can be compared in no example.
         DivergenceError: the loss is no longer a number.
     """
     task, tokenizer = data.task, load_tokenizer(str(start))
     student = task.build_model(start, data.labels, seed=seed)
-    labelled = task.encode(data.train, tokenizer, max_length, labels=data.labels)
+    module: nn.Module = SelfTaught(student)
     unlabelled: list[Feature] = []
     ratio = 0.0
-    module: nn.Module = SelfTaught(student)
-    if teacher is not None:
+    if teacher is None:
+        labelled = task.encode(data.train, tokenizer, max_length, labels=data.labels)
+        collate = task.collate(tokenizer)
+        figures: dict[str, Any] = {"examples": len(labelled), "target_text": 0}
+    else:
         assert isinstance(settings, Phase2Settings)
-        if settings.target_text:
-            if not data.target_sentences:
-                raise InputError("phase2.target_text needs text of the target language, and there is none")
-            pairs = any(getattr(example, "pair", None) is not None for example in data.train)
-            unlabelled = task.unlabelled(data.target_sentences, tokenizer, max_length, pairs=pairs, seed=seed)
-            ratio = settings.target_text
+        theirs = load_tokenizer(str(teacher))
+        labelled, unlabelled, compared = _compared(
+            data, settings, tokenizer, theirs, max_length=max_length, seed=seed, label=label
+        )
+        ratio = settings.target_text
+        collate = task.collate(tokenizer, teacher=theirs)
         module = Distiller(
             _task_teacher(teacher, data, seed=seed),
             {"student": student},
             objectives={"student": settings.objective},
             prediction_pairs=task.prediction_pairs,
         )
+        figures = {"examples": len(labelled), "target_text": len(unlabelled), **compared}
+    figures["left_out"] = data.left_out.counts
+    figures["truncated"] = sum(feature.get("truncated", False) for feature in labelled)
     train_data = MixedData(labelled, unlabelled, ratio=ratio)
-    collate = task.collate(tokenizer)
     evaluate = _dev_scores(data, student, tokenizer, max_length=max_length)
     best_by: Any = (data.metric, "max") if evaluate else None
-
-    figures: dict[str, Any] = {"examples": len(labelled), "target_text": len(unlabelled)}
     if settings.sparse is not None:
         from bistil.sparse import train_sparse
 
@@ -260,6 +297,68 @@ def fit_task(
         pipeline_tag=task.pipeline_tag,
     )
     return figures
+
+
+def _compared(
+    data: TaskData,
+    settings: Phase2Settings,
+    tokenizer: PreTrainedTokenizerFast,
+    theirs: PreTrainedTokenizerFast,
+    *,
+    max_length: int,
+    seed: int,
+    label: str,
+) -> tuple[list[Feature], list[Feature], dict[str, Any]]:
+    """What a student is compared with its teacher on: labelled features, features of target text, and figures.
+
+    With other token ids, each example is encoded twice; one whose token boundaries differ is left out and counted.
+    """
+    task = data.task
+
+    def labelled(one: PreTrainedTokenizerFast) -> list[Feature]:
+        return task.encode(data.train, one, max_length, labels=data.labels)
+
+    def unlabelled(one: PreTrainedTokenizerFast) -> list[Feature]:
+        pairs = any(getattr(example, "pair", None) is not None for example in data.train)
+        return task.unlabelled(sentences, one, max_length, pairs=pairs, seed=seed)
+
+    kinds = {"labelled examples": labelled}
+    if settings.target_text:
+        if not data.target_sentences:
+            raise InputError("phase2.target_text needs text of the target language, and there is none")
+        sentences = _sample(data.target_sentences, settings.target_sentences, seed=seed)
+        kinds["sentences of target text"] = unlabelled
+    same = same_ids(tokenizer, theirs)
+    found: list[list[Feature]] = []
+    differing: dict[str, dict[str, int]] = {}
+    for name, encode in kinds.items():
+        features = encode(tokenizer)
+        if not same:
+            total = len({feature["example"] for feature in features})
+            features, others = with_teacher_ids(features, encode(theirs))
+            differing[name] = {"differing": len(others), "of": total}
+            if others:
+                say(f"{label}: {len(others):,} of {total:,} {name} are left out, for the teacher's tokens begin or end "
+                    "elsewhere there than the student's")  # fmt: skip
+            if not features:
+                raise InputError(
+                    f"the teacher's tokens begin or end elsewhere than the student's in all {total:,} {name}: "
+                    "make the student from the teacher's own tokenizer, or trim both to the same vocabulary"
+                )
+        found.append(features)
+    return found[0], found[1] if len(found) > 1 else [], {"differing": differing} if not same else {}
+
+
+def _sample(sentences: list[str], size: int | None, *, seed: int) -> list[str]:
+    """So many of the sentences, in their order; of one seed, a smaller sample is part of a larger one."""
+    if size is None or size >= len(sentences):
+        return sentences
+    if size < 1:
+        raise InputError(
+            f"phase2.target_sentences is {size}: at least 1 is needed; for none set phase2.target_text = 0"
+        )
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(sentences))[:size])
+    return [sentences[i] for i in chosen]
 
 
 def _task_teacher(folder: Path, data: TaskData, *, seed: int) -> PreTrainedModel:

@@ -141,6 +141,9 @@ class Task(ABC):
     word_padding: Mapping[str, int] = {}
     """The same for keys with one value per word."""
 
+    passages: bool = False
+    """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
+
     @abstractmethod
     def metric(self, labels: Sequence[str]) -> str:
         """Name of the score that chooses a checkpoint and is reported, for a data set with these labels."""
@@ -156,6 +159,14 @@ class Task(ABC):
     @abstractmethod
     def text_of(self, example: Any) -> str:
         """The example's input as one text, for measuring speed and for comparing files."""
+
+    def texts_of(self, example: Any) -> list[str]:
+        """All texts of an example; none of a held-out example's may stand in unlabelled text (see `overlap`)."""
+        return [self.text_of(example)]
+
+    def unit_of(self, example: Any) -> str:
+        """What makes two examples the same one: training leaves out what shares it with a test example."""
+        return self.text_of(example)
 
     @abstractmethod
     def labels(self, examples: Sequence[Any]) -> list[str]:
@@ -228,9 +239,15 @@ class Task(ABC):
     def write_predictions(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
         """Write predictions in the format the examples were read in, whole or not at all."""
 
-    def collate(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Feature]], Batch]:
-        """A function that pads features to the longest of the batch (a multiple of 8) and stacks them to tensors."""
-        return Collator(tokenizer, self.padding, self.word_padding)
+    def collate(
+        self, tokenizer: PreTrainedTokenizerBase, *, teacher: PreTrainedTokenizerBase | None = None
+    ) -> Callable[[list[Feature]], Batch]:
+        """A function that pads features to the longest of the batch (a multiple of 8) and stacks them to tensors.
+
+        Args:
+            teacher: the teacher's tokenizer, whose padding token "teacher_input_ids" get; default: the same one.
+        """
+        return Collator(tokenizer, self.padding, self.word_padding, teacher or tokenizer)
 
 
 @dataclass(frozen=True)
@@ -244,10 +261,17 @@ class Collator:
     tokenizer: PreTrainedTokenizerBase
     padding: Mapping[str, int]
     word_padding: Mapping[str, int]
+    teacher: PreTrainedTokenizerBase
 
     def __call__(self, features: list[Feature]) -> Batch:
-        pad = self.tokenizer.pad_token_id or 0
-        per_token = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, **self.padding}
+        per_token = {
+            "input_ids": self.tokenizer.pad_token_id or 0,
+            "attention_mask": 0,
+            "token_type_ids": 0,
+            "teacher_input_ids": self.teacher.pad_token_id or 0,
+            "teacher_token_type_ids": 0,
+            **self.padding,
+        }
         longest = max(len(feature["input_ids"]) for feature in features)
         tokens = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
         batch = {}
@@ -344,14 +368,16 @@ def boundaries(offsets: Sequence[tuple[int, int]]) -> int:
 
 
 def differing_boundaries(student: Sequence[Feature], teacher: Sequence[Feature]) -> set[int]:
-    """Indices of the examples whose tokens start or end elsewhere for the teacher than for the student."""
-    if len(student) == len(teacher):
-        return {a["example"] for a, b in zip(student, teacher, strict=True) if a["boundaries"] != b["boundaries"]}
-    seen: dict[int, tuple[list[int], list[int]]] = {}
+    """Indices of the examples whose tokens start or end elsewhere for the teacher than for the student.
+
+    So do those that come in another number of windows.
+    """
+    seen: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
     for side, features in enumerate((student, teacher)):
         for feature in features:
-            seen.setdefault(feature["example"], ([], []))[side].append(feature["boundaries"])
-    return {example for example, (a, b) in seen.items() if a != b}
+            place = len(feature["input_ids"]), feature["boundaries"]
+            seen.setdefault(feature["example"], ([], []))[side].append(place)
+    return {example for example, (ours, theirs) in seen.items() if ours != theirs}
 
 
 def position_limit(config: Any) -> int | None:

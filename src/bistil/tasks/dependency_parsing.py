@@ -18,6 +18,7 @@ from bistil.parsing.model import AutoModelForDependencyParsing, arc_scores, rela
 from bistil.parsing.trees import spanning_tree
 from bistil.reading import renamed, require_examples, require_known_label
 from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.tasks.hub import is_dataset
 from bistil.tasks.words import encode_words, split_words
 
 # https://universaldependencies.org/u/dep/: the part of a relation before the colon.
@@ -71,6 +72,8 @@ class DependencyParsing(Task):
         """Trees of `.conllu` files. Relations lose what follows the colon, as in the official evaluation's LAS."""
         examples = []
         for path in paths:
+            if is_dataset(path):
+                raise InputError(f"{path}: trees are read from CoNLL-U files only; give a .conllu file")
             for sentence in read_conllu(path):
                 found = [renamed(relation.split(":")[0], label_map) for relation in sentence.column(DEPREL)]
                 examples.append(

@@ -4,7 +4,7 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from bistil.tasks.base import (
     ratio,
     run,
 )
+from bistil.tasks.hub import is_dataset, read_dataset
 
 # Of each window, so many best starts and ends are combined; an answer has at most so many tokens (BERT's SQuAD script).
 N_BEST = 20
@@ -62,6 +63,7 @@ class QuestionAnswering(Task):
 
     kind = "question-answering"
     pipeline_tag = "question-answering"
+    passages = True
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}
 
     def metric(self, labels: Sequence[str]) -> str:
@@ -69,16 +71,23 @@ class QuestionAnswering(Task):
         return "f1"
 
     def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[Question]:
-        """SQuAD 1.1 JSON. Every answer must stand in its context at the place it names."""
+        """SQuAD 1.1 JSON, or data sets of its flat layout. Every answer must stand in its context where it says."""
         del label_map
         examples: list[Question] = []
         for path in map(Path, paths):
-            examples += _read_squad(path)
+            examples += _read_rows(path) if is_dataset(path) else _read_squad(path)
         require_examples(examples, paths)
         return examples
 
     def text_of(self, example: Question) -> str:
         return f"{example.text} {example.context}"
+
+    def texts_of(self, example: Question) -> list[str]:
+        return [example.text, example.context]
+
+    def unit_of(self, example: Question) -> str:
+        """The passage: who has learnt from other questions about it has seen it with answers."""
+        return example.context
 
     def labels(self, examples: Sequence[Question]) -> list[str]:
         """The two outputs of the head; there is nothing to learn from the data."""
@@ -191,7 +200,18 @@ class QuestionAnswering(Task):
     def write_predictions(
         self, path: Path, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]
     ) -> None:
-        """The official script's input: one JSON object from question id to answer text."""
+        """The official script's input: one JSON object from question id to answer text.
+
+        Raises:
+            InputError: two questions have one id, as those of XQuAD's languages have.
+        """
+        first: dict[str, Question] = {}
+        for example in examples:
+            if first.setdefault(example.id, example) is not example:
+                raise InputError(
+                    f"{example.where}: question {example.id!r} stands in {first[example.id].where} too, and "
+                    "predictions are written by id: write those of one file at a time"
+                )
         best = {e.id: answers[0].text if answers else "" for e, answers in zip(examples, predictions, strict=True)}
         with whole_file(path) as partial:
             partial.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -330,28 +350,42 @@ def _read_squad(path: Path) -> list[Question]:
             f'{path} is not in SQuAD\'s format: {{"data": [{{"paragraphs": [...]}}]}}; missing {error}'
         ) from error
     lines = _Lines(text)
-    questions = []
-    for paragraph in paragraphs:
-        for item in paragraph.get("qas", ()):
-            line = lines.of(item.get("id"))
-            where = f"{path}, line {line}"
-            try:
-                context, question, identity = paragraph["context"], item["question"], str(item["id"])
-                answers = [(answer["text"], int(answer["answer_start"])) for answer in item.get("answers", ())]
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{where}: question {item.get('id')!r} is incomplete: {error}") from error
-            for answer, start in answers:
-                if not answer or start < 0 or context[start : start + len(answer)] != answer:
-                    place = context.find(answer) if answer else -1
-                    hint = f"it stands at {place}" if place >= 0 else "it is nowhere in it"
-                    raise InputError(
-                        f"{where}: question {identity!r}: the answer {answer[:60]!r} is not in its context at "
-                        f"character {start} ({hint}); correct answer_start"
-                    )
-            questions.append(
-                Question(file=str(path), line=line, id=identity, text=question, context=context, answers=answers)
+    return [
+        _question(item, paragraph.get("context"), path, lines.of(item.get("id")))
+        for paragraph in paragraphs
+        for item in paragraph.get("qas", ())
+    ]
+
+
+def _read_rows(path: Path) -> Iterator[Question]:
+    """A data set with one question a row, whose "answers" hold a list of texts and one of starts, as "squad" has."""
+    for number, row in read_dataset(path):
+        item = dict(row)
+        if isinstance(answers := row.get("answers"), dict):
+            pairs = zip(answers.get("text", ()), answers.get("answer_start", ()), strict=False)
+            item["answers"] = [{"text": text, "answer_start": start} for text, start in pairs]
+        yield _question(item, row.get("context"), path, number)
+
+
+def _question(item: Mapping[str, Any], context: Any, path: Path, line: int) -> Question:
+    """A question after making sure that it is whole and that its answers stand where they say."""
+    where = f"{path}, line {line}"
+    try:
+        question, identity = item["question"], str(item["id"])
+        answers = [(answer["text"], int(answer["answer_start"])) for answer in item.get("answers", ())]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: question {item.get('id')!r} is incomplete: {error}") from error
+    if not all(isinstance(text, str) for text in (context, question, *(answer for answer, _ in answers))):
+        raise InputError(f"{where}: question {identity!r}: context, question and answers must be texts")
+    for answer, start in answers:
+        if not answer or start < 0 or context[start : start + len(answer)] != answer:
+            place = context.find(answer) if answer else -1
+            hint = f"it stands at {place}" if place >= 0 else "it is nowhere in it"
+            raise InputError(
+                f"{where}: question {identity!r}: the answer {answer[:60]!r} is not in its context at "
+                f"character {start} ({hint}); correct answer_start"
             )
-    return questions
+    return Question(file=str(path), line=line, id=identity, text=question, context=context, answers=answers)
 
 
 class _Lines:

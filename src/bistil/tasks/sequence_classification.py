@@ -33,11 +33,12 @@ from bistil.tasks.base import (
     ratio,
     run,
 )
+from bistil.tasks.hub import is_dataset, read_dataset
 
-# Column names of the first text, the second text and the label in published files (AmericasNLI, XNLI, MultiNLI ...).
+# Column names of the first text, the second text and the label in published files (AmericasNLI, XNLI, SIB-200 ...).
 FIRST = ("text", "premise", "sentence1", "sentence")
 SECOND = ("hypothesis", "sentence2", "text_pair")
-LABEL = ("label", "gold_label")
+LABEL = ("label", "gold_label", "category")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,9 @@ class SequenceClassification(Task):
 
     def text_of(self, example: TextExample) -> str:
         return example.text if example.pair is None else f"{example.text} {example.pair}"
+
+    def texts_of(self, example: TextExample) -> list[str]:
+        return [example.text] if example.pair is None else [example.text, example.pair]
 
     def labels(self, examples: Sequence[TextExample]) -> list[str]:
         return sorted({example.label for example in examples})
@@ -187,14 +191,16 @@ class SequenceClassification(Task):
         return [Counter(example.label for example in train).most_common(1)[0][0]] * len(test)
 
     def write_predictions(self, path: Path, examples: Sequence[TextExample], predictions: Sequence[str]) -> None:
-        table = bool(examples) and not plain_name(Path(examples[0].file)).endswith((".jsonl", ".json"))
+        # Rows of one table are a table again; everything else, and tables of different columns, is JSON lines.
+        headers = {tuple(e.fields) if _is_table(Path(e.file)) else None for e in examples}
+        table = len(headers) == 1 and None not in headers
         with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
             if table:
                 stream.write("\t".join(examples[0].fields) + "\n")
             for example, prediction in zip(examples, predictions, strict=True):
                 row = dict(example.fields)
                 row[_column(row, LABEL) or "label"] = prediction
-                stream.write("\t".join(row.values()) if table else json.dumps(row, ensure_ascii=False))
+                stream.write("\t".join(row.values()) if table else json.dumps(row, ensure_ascii=False, default=str))
                 stream.write("\n")
 
 
@@ -218,12 +224,17 @@ def make_pairs(sentences: Sequence[str], *, seed: int) -> list[tuple[str, str | 
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    name = plain_name(path)
-    if name.endswith((".jsonl", ".json")):
+    if is_dataset(path):
+        return read_dataset(path)
+    if plain_name(path).endswith((".jsonl", ".json")):
         return read_jsonl(path)
-    if name.endswith((".tsv", ".txt")):
+    if _is_table(path):
         return read_table(path)
-    raise InputError(f"{path}: unknown format; give .jsonl, or .tsv with a header (also .gz)")
+    raise InputError(f"{path}: unknown format; give .jsonl, .tsv with a header (also .gz), or dataset:NAME:SPLIT")
+
+
+def _is_table(path: Path) -> bool:
+    return not is_dataset(path) and plain_name(path).endswith((".tsv", ".txt"))
 
 
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

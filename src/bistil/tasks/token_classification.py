@@ -26,6 +26,7 @@ from bistil.reading import (
     require_known_label,
 )
 from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.tasks.hub import is_dataset, read_dataset
 from bistil.tasks.words import encode_words, split_words
 
 UPOS_TAGS = (
@@ -33,7 +34,7 @@ UPOS_TAGS = (
     *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
 )
 WORDS = ("tokens", "words")
-TAGS = ("labels", "tags", "ner_tags", "pos_tags")
+TAGS = ("labels", "tags", "ner_tags", "pos_tags", "upos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,17 @@ class TokenClassification(Task):
         return "f1" if marks_spans(labels) else "accuracy"
 
     def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[TaggedSentence]:
-        """Read `.conllu` (UPOS), `.jsonl` ("tokens" and "labels") or, else, CoNLL columns (first: word, last: tag)."""
+        """Read `.conllu` (UPOS), `.jsonl` and data sets ("tokens" and "labels") or, else, CoNLL columns.
+
+        In CoNLL columns the first is the word and the last its tag.
+        """
         examples: list[TaggedSentence] = []
         for path in map(Path, paths):
             name = plain_name(path)
-            if name.endswith(".conllu"):
-                examples += _read_upos(path, label_map)
-            elif name.endswith((".jsonl", ".json")):
+            if is_dataset(path) or name.endswith((".jsonl", ".json")):
                 examples += _read_objects(path, label_map)
+            elif name.endswith(".conllu"):
+                examples += _read_upos(path, label_map)
             else:
                 examples += _read_columns(path, label_map)
         require_examples(examples, paths)
@@ -210,7 +214,7 @@ class TokenClassification(Task):
                 elif isinstance(example.source, dict):
                     row = dict(example.source)
                     row[_key(row, TAGS) or "labels"] = list(tags)
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
                 else:
                     stream.writelines(f"{front}{tag}\n" for front, tag in zip(example.source, tags, strict=True))
                     stream.write("\n")
@@ -238,7 +242,7 @@ def _read_upos(path: Path, label_map: Mapping[str, str] | None) -> Iterator[Tagg
 
 
 def _read_objects(path: Path, label_map: Mapping[str, str] | None) -> Iterator[TaggedSentence]:
-    for line, row in read_jsonl(path):
+    for line, row in read_dataset(path) if is_dataset(path) else read_jsonl(path):
         where = f"{path}, line {line}"
         words_key, tags_key = _key(row, WORDS), _key(row, TAGS)
         if words_key is None or tags_key is None:

@@ -115,7 +115,8 @@ def encode_words(
                 "example": index,
                 "word_starts": starts,
                 "word_ends": ends,
-                "boundaries": boundaries(offsets),
+                # Special tokens stand in no word.
+                "boundaries": boundaries([(-1, -1)] * len(frame.before) + offsets + [(-1, -1)] * len(frame.after)),
             }
             yield feature, window
 
