@@ -296,6 +296,7 @@ def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: in
         logging_nan_inf_filter=False,
         eval_strategy="no",
         report_to=[name for name in settings.loggers if name != "tensorboard"] or "none",
+        project="bistil",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=settings.workers,

@@ -79,6 +79,7 @@ def register(app: typer.Typer) -> None:
         from bistil.distillation.general import distill_general
         from bistil.errors import InputError, RecipeError
         from bistil.recipe import StudentSettings, parse
+        from bistil.training import processes
 
         if preset not in PRESETS:
             raise RecipeError(f"--preset {preset!r}: choose one of {', '.join(PRESETS)}")
@@ -152,6 +153,8 @@ def register(app: typer.Typer) -> None:
                 language: Path(folder) for language, folder in _pairs(language_sft, "--language-sft", "DIR")
             },
         )
+        if not processes().is_main_process:
+            return
         for name, one in report["students"].items():
             losses = one["held_out"]
             change = (
