@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
+from bistil.artefacts import check_new
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
@@ -23,6 +24,7 @@ from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import SparseSettings, TrainingSettings, option
 from bistil.sparse import SparseFineTuning, train_sparse
 from bistil.tasks.base import quiet_transformers
+from bistil.training import processes
 
 # Held-out blocks beyond these cost time and tell little more.
 MOST_HELD_OUT = 200
@@ -150,13 +152,15 @@ def adapt(
         ArtefactError: a model that cannot be used.
         DivergenceError: the loss became NaN or infinite.
     """
-    if output.exists():
-        raise InputError(f"{output} already exists: name another output folder or remove it")
+    check_new(output)
+    if settings.steps is not None and settings.steps < 1:
+        raise InputError(f"steps is {settings.steps}; each phase needs at least 1 (or none, for the paper's length)")
     tokenizer = load_tokenizer(model)
     if tokenizer.mask_token_id is None:
         raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
     masked_lm, dense = masked_lm_model(model, seed=seed)
-    blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
+    with processes().main_process_first():
+        blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
     training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)
     batch_size = settings.training.batch_size
     steps = settings.steps or paper_steps(len(training), batch_size)
@@ -204,7 +208,10 @@ def adapt(
         **{f"held-out masked-LM {name} before": value for name, value in before.items()},
         **{f"held-out masked-LM {name} after": value for name, value in after.items()},
     }
-    sft.save(output)
+    # Several processes share the training; one writes.
+    if processes().is_main_process:
+        sft.save(output)
+    processes().wait_for_everyone()
     return sft
 
 

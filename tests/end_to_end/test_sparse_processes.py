@@ -35,6 +35,19 @@ def fine_tune(folder: Path, out: str) -> None:
         save_file({name: p.detach().cpu() for name, p in module.model.named_parameters()}, folder / f"{out}.worn")
 
 
+def adapt_language(folder: Path) -> None:
+    """A small language SFT."""
+    from bistil.adaptation import AdaptSettings, adapt
+    from bistil.recipe import TrainingSettings
+
+    training = TrainingSettings(steps=1, batch_size=4, learning_rate=5e-2)
+    settings = AdaptSettings(density=0.1, steps=8, block_length=24, held_out=0.2, training=training)
+    adapt(
+        str(folder / "model"), [folder / "sw.txt"], folder / "language", language="sw", settings=settings,
+        work=folder / "work-language",
+    )  # fmt: skip
+
+
 def fork(folder: Path, out: str) -> int:
     """Run `fine_tune` in a child, which spares it the seconds of importing everything anew."""
     child = os.fork()
@@ -108,6 +121,11 @@ def test_killed_at_random_moments_the_sft_is_bit_identical(tmp_path):
 
 @pytest.mark.timeout(600)
 def test_two_processes_leave_frozen_entries_alone_and_agree_with_one(tmp_path):
+    import tiny
+
+    tiny.masked_lm(layers=2).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "sw.txt").write_text(tiny.SWAHILI * 4, encoding="utf-8")
     launch(__file__, "one", str(tmp_path))
     launch("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
            "--rdzv-endpoint=localhost:0", __file__, "two", str(tmp_path))  # fmt: skip
@@ -128,6 +146,10 @@ def test_two_processes_leave_frozen_entries_alone_and_agree_with_one(tmp_path):
         frozen[two.deltas[name].indices if name in two.deltas else []] = False
         before, after = parameter.detach().flatten().view(torch.int32), worn[name].flatten().view(torch.int32)
         assert torch.equal(before[frozen], after[frozen]), name
+    # A language SFT by the same two processes: one of them wrote it.
+    language = SparseFineTuning.load(tmp_path / "language").provenance
+    assert language.metrics["held-out masked-LM loss after"] < language.metrics["held-out masked-LM loss before"]
+    assert not list(tmp_path.glob(".language*"))
 
 
 if __name__ == "__main__":
@@ -136,3 +158,5 @@ if __name__ == "__main__":
         kill_again_and_again(where)
     else:
         fine_tune(where, what)
+    if what == "two":
+        adapt_language(where)

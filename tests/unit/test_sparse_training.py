@@ -11,6 +11,7 @@ from transformers import AutoModelForTokenClassification
 
 import bistil.sparse.training as sparse_training
 from bistil.errors import InputError
+from bistil.families import family_of
 from bistil.recipe import SparseSettings, TrainingSettings
 from bistil.sparse import SparseFineTuning, fingerprint, train_sparse
 
@@ -217,19 +218,28 @@ def test_another_seed_starts_afresh(tmp_path):
     )
 
 
-def test_tied_embeddings_share_one_delta(tmp_path):
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_tied_embeddings_share_one_delta(tmp_path, family):
     class Masked(Tagger):
         def forward(self, **batch):
             return {"loss": self.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss}
 
     def masked_lm():
-        return Masked(tiny.masked_lm(layers=2))
+        return Masked(tiny.masked_lm(family, layers=2))
 
-    module, sft = run(tmp_path, masked_lm(), dense_parameters=["cls.predictions.bias"])
+    base = masked_lm().model
+    names = {id(p): name for name, p in base.named_parameters(remove_duplicate=False)}
+    bias = names[id(base.get_output_embeddings().bias)]
+    module, sft = run(tmp_path, masked_lm(), dense_parameters=[bias])
     model = module.model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert "cls.predictions.decoder.weight" not in sft.deltas
-    assert len(sft.deltas["bert.embeddings.word_embeddings.weight"].indices)
+    # Under the encoder's name, so that the encoder wears it under any head.
+    words = f"{model.base_model_prefix}.{family_of(model).word_embeddings}"
+    assert [name for name, delta in sft.deltas.items() if delta.shape == base.get_input_embeddings().weight.shape] == [
+        words
+    ]
+    assert len(sft.deltas[words].indices)
+    assert sft.provenance.fingerprint == fingerprint(base.base_model)
 
 
 def test_chosen_weights_make_the_sft(tmp_path):

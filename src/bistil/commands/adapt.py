@@ -25,7 +25,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Learn what a language adds to a multilingual encoder, as a sparse fine-tuning.
 
-        The same command goes on where an earlier one stopped.
+        The same command goes on where an earlier one stopped. With `torchrun --nproc-per-node N -m bistil adapt ...`
+        N processes share every batch.
 
         Example, an hour on two cores (the default is the paper's length, for a GPU):
         bistil adapt --model e5-small --language rw --text kinyarwanda.txt --steps 500 --output sfts/rw
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
 
         from bistil import adaptation
         from bistil.recipe import TrainingSettings, parse
+        from bistil.training import processes
 
         training = parse(
             TrainingSettings,
@@ -64,6 +66,8 @@ def register(app: typer.Typer) -> None:
             work=work,
             seed=seed,
         )
+        if not processes().is_main_process:
+            return
         shutil.rmtree(work, ignore_errors=True)
         size = (output / "sft.safetensors").stat().st_size
         typer.echo(f"{output}: {sft.count:,} entries ({sft.density:.2%}), {size / 1e6:.1f} MB")

@@ -62,14 +62,15 @@ def fingerprint(model: nn.Module) -> str:
 
     All bytes count, because two checkpoints of one training run agree in everything else; hashing runs at memory-like
     speed. Half formats are widened to float32 first, which loses nothing, so that a checkpoint is the same base in
-    whichever of the two it was loaded. Heads, the pooler and output embeddings are left out, so that one base is the same under every head. SFTs
-    that the model wears are taken off meanwhile.
+    whichever of the two it was loaded. Heads, the pooler and output embeddings are left out, so that one base is the
+    same under every head. SFTs that the model wears are taken off meanwhile.
     """
     prefix = base_prefix(model)
     with undressed(model):
         encoder = {
             name.removeprefix(prefix): parameter
-            for name, parameter in model.named_parameters()
+            # With all names: in some classes a tied embedding stands first under the output layer's.
+            for name, parameter in model.named_parameters(remove_duplicate=False)
             if name.startswith(prefix) and not name.removeprefix(prefix).startswith("pooler.")
         }
         names = sorted(encoder)

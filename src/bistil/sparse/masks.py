@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bistil.errors import DivergenceError, InputError
+from bistil.sparse.base import base_prefix
 
 # Entries handled at a time: bounds the extra memory of a choice among hundreds of millions.
 CHUNK = 1 << 22
@@ -18,7 +19,11 @@ CHUNK = 1 << 22
 
 @dataclass(kw_only=True, frozen=True)
 class ParameterRoles:
-    """What happens to each parameter of a model, by name. Tied parameters stand once, under their first name."""
+    """What happens to each parameter of a model, by name.
+
+    Tied parameters stand once: under their name in the encoder, so that the SFT fits it under other heads, else under
+    their first.
+    """
 
     maskable: list[str]
     dense: list[str]
@@ -56,7 +61,14 @@ def parameter_roles(
         norms = [m for m in model.modules() if type(m).__name__.endswith(("LayerNorm", "RMSNorm"))]
         held |= {id(p) for norm in norms for p in norm.parameters(recurse=False)}
     roles = ParameterRoles(maskable=[], dense=[], frozen=[])
-    for name, parameter in model.named_parameters():
+    prefix = base_prefix(model)
+    names: dict[int, str] = {}
+    for name, parameter in named.items():
+        known = names.get(id(parameter))
+        if known is None or (name.startswith(prefix) and not known.startswith(prefix)):
+            names[id(parameter)] = name
+    for parameter in model.parameters():
+        name = names[id(parameter)]
         if id(parameter) in held:
             roles.frozen.append(name)
         elif id(parameter) in whole:
@@ -205,7 +217,7 @@ def baseline_mask(
     roles = parameter_roles(
         model, dense=dense, freeze_embeddings=freeze_embeddings, freeze_layer_norms=freeze_layer_norms
     )
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     sizes = {name: named[name].numel() for name in roles.maskable}
     if kind == "biases":
         return {name: torch.arange(size) for name, size in sizes.items() if name.endswith("bias")}

@@ -81,7 +81,7 @@ def train_sparse(
         freeze_layer_norms=settings.freeze_layer_norms,
     )
     was_training = module.training
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
     sizes = {name: named[name].numel() for name in roles.maskable}
     total = sum(sizes.values())
     if mask is None:
@@ -180,7 +180,7 @@ def _dense_phase(
     """Train everything, choose the K entries that moved furthest, rewind. A finished mask is taken up at once."""
     done = folder / MASK_DONE
     if not done.exists():
-        named = dict(model.named_parameters())
+        named = dict(model.named_parameters(remove_duplicate=False))
         theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
         result = run().result
         before = {name: theta_0[named[name]] for name in maskable}
@@ -210,15 +210,16 @@ def _open_folder(folder: Path, identity: str) -> None:
 @contextmanager
 def _only_trainable(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     """Inside the block these parameters of the model require gradients and its others do not."""
-    named = dict(model.named_parameters())
-    before = {name: parameter.requires_grad for name, parameter in named.items()}
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in names)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    chosen = {id(named[name]) for name in names}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(id(parameter) in chosen)
     try:
         yield
     finally:
-        for name, parameter in named.items():
-            parameter.requires_grad_(before[name])
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
 
 
 def _snapshot(parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
