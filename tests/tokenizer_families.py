@@ -4,10 +4,28 @@ import json
 from functools import cache
 
 import tiny
+import transformers
 from scripts import SENTENCES
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    DebertaV2Tokenizer,
+    GemmaTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
 
-FAMILIES = ("wordpiece", "unigram", "unigram-bytes", "byte-bpe", "sentencepiece-bpe", "whole-word-bpe")
+FAMILIES = (
+    "wordpiece",
+    "wordpiece-uncased",
+    "unigram",
+    "unigram-bytes",
+    "byte-bpe",
+    "sentencepiece-bpe",
+    "whole-word-bpe",
+)
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -35,9 +53,10 @@ def build(family: str) -> str:
     return tokenizer.to_str()
 
 
-def _wordpiece() -> Tokenizer:
+def _wordpiece(*, lowercase: bool = False) -> Tokenizer:
+    """As mBERT's; lower case strips accents too."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.train_from_iterator(corpus(), trainers.WordPieceTrainer(vocab_size=1500, special_tokens=SPECIAL))
@@ -115,9 +134,46 @@ def _whole_word_bpe() -> Tokenizer:
 
 _UNTRAINED = {
     "wordpiece": _wordpiece,
+    "wordpiece-uncased": lambda: _wordpiece(lowercase=True),
     "unigram": _unigram,
     "unigram-bytes": lambda: _unigram(byte_fallback=True),
     "byte-bpe": _byte_bpe,
     "sentencepiece-bpe": _sentencepiece_bpe,
     "whole-word-bpe": _whole_word_bpe,
 }
+
+
+def of_class(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer of one of transformers' own classes, which build themselves from vocabulary and merges."""
+    model = {family: json.loads(build(family))["model"] for family in ("unigram", "byte-bpe", "sentencepiece-bpe")}
+    pieces = [(piece, score) for piece, score in model["unigram"]["vocab"] if piece not in SPECIAL]
+    merges = {family: [tuple(pair) for pair in one["merges"]] for family, one in model.items() if "merges" in one}
+    if name in ("BertTokenizer", "DistilBertTokenizer", "BertTokenizer uncased"):
+        lowercase = name.endswith("uncased")
+        words = json.loads(build("wordpiece-uncased" if lowercase else "wordpiece"))["model"]["vocab"]
+        renamed = dict(zip(SPECIAL, ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"), strict=True))
+        vocab = {renamed.get(token, token): i for token, i in words.items()}
+        return getattr(transformers, name.split()[0])(vocab=vocab, do_lower_case=lowercase)
+    if name == "XLMRobertaTokenizer":
+        return XLMRobertaTokenizer(vocab=[(token, 0.0) for token in SPECIAL[:4]] + pieces)
+    if name == "DebertaV2Tokenizer":
+        return DebertaV2Tokenizer(vocab=[(token, 0.0) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")] + pieces)
+    if name == "T5Tokenizer":
+        return T5Tokenizer(vocab=[(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + pieces)
+    if name == "RobertaTokenizer":
+        return RobertaTokenizer(vocab=model["byte-bpe"]["vocab"], merges=merges["byte-bpe"])
+    if name == "GemmaTokenizer":
+        renamed = dict(zip(SPECIAL, ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), strict=True))
+        vocab = {renamed.get(token, token): i for token, i in model["sentencepiece-bpe"]["vocab"].items()}
+        return GemmaTokenizer(vocab=vocab, merges=merges["sentencepiece-bpe"])
+    # EuroBERT's and ModernBERT's: the plain fast class around a tokenizer.json.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(build(name)),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+    )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from itertools import pairwise
 
 import numpy as np
@@ -86,7 +87,9 @@ def test_other_text_keeps_its_offsets_and_decodes_as_before(family, text, seed, 
     assert all(0 <= start <= end <= len(text) for start, end in after.offsets)
     unknown = small.token_to_id("<unk>")
     if vocabulary.unknown not in before.ids and unknown not in after.ids:
-        assert positions(after) == positions(before)
+        # Accents that the normalizer strips belong to no token; a token that spans one covers it.
+        stripped = {at for at, c in enumerate(text) if unicodedata.category(c) == "Mn" and family.endswith("uncased")}
+        assert positions(after) - stripped == positions(before) - stripped
         for skip in (True, False):
             decoded = small.decode(after.ids, skip_special_tokens=skip)
             assert decoded == full.decode(before.ids, skip_special_tokens=skip)
@@ -186,10 +189,11 @@ def best_score(word, scores, unknown):
     return best[-1]
 
 
+@pytest.mark.parametrize("family", ["wordpiece", "wordpiece-uncased"])
 @relaxed
 @given(text=lines.filter(without_specials), seed=st.integers(0, 5), share=st.sampled_from([0.1, 0.5, 0.9]))
-def test_wordpiece_is_greedy_longest_match(text, seed, share):
-    _, _, small, _, state = trimmed("wordpiece", seed, share)
+def test_wordpiece_is_greedy_longest_match(family, text, seed, share):
+    _, _, small, _, state = trimmed(family, seed, share)
     vocab = state["model"]["vocab"]
     expected = [token for word in pieces(small, text) for token in longest_match(word, vocab)]
     assert small.encode(text, add_special_tokens=False).tokens == expected

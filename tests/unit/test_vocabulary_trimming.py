@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 import typer
 from safetensors.torch import load_file
+from tokenizer_families import corpus, of_class
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,6 +22,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from bistil.cli import main
 from bistil.commands import trim as command
 from bistil.errors import ArtefactError, InputError
 from bistil.recipe import TrimSettings
@@ -182,6 +185,81 @@ def test_a_stale_sentencepiece_file_is_left_out(texts, tmp_path):
     assert not names & {"sentencepiece.bpe.model", "vocab.txt"}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "small")
     assert len(tokenizer) == len(kept_ids(tmp_path / "small"))
+
+
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+NAMED = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+DEBERTA = {
+    "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
+REAL = {
+    # model as published: (tokenizer class or fast tokenizer, model class, configuration, spare rows)
+    "mBERT": ("BertTokenizer", "BertForMaskedLM", ENCODER, 0),
+    "mBERT, uncased": ("BertTokenizer uncased", "BertForMaskedLM", ENCODER, 0),
+    "DistilmBERT": ("DistilBertTokenizer", "DistilBertForMaskedLM",
+                    {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}, 0),
+    "XLM-R": ("XLMRobertaTokenizer", "XLMRobertaForMaskedLM", {**ENCODER, **NAMED}, 0),
+    "mDeBERTa": ("DebertaV2Tokenizer", "DebertaV2ForMaskedLM", {**ENCODER, **DEBERTA}, 30),
+    "mT5's encoder": ("T5Tokenizer", "MT5EncoderModel", T5, 20),
+    "T5's encoder": ("T5Tokenizer", "T5EncoderModel", T5, 20),
+    "RoBERTa": ("RobertaTokenizer", "RobertaForMaskedLM", {**ENCODER, **NAMED}, 0),
+    "ModernBERT": ("byte-bpe", "ModernBertForMaskedLM",
+                   {**ENCODER, **NAMED, "cls_token_id": 0, "sep_token_id": 2}, 8),
+    "mmBERT": ("GemmaTokenizer", "ModernBertForMaskedLM",
+               {**ENCODER, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "cls_token_id": 2,
+                "sep_token_id": 1}, 0),
+    "EuroBERT": ("whole-word-bpe", "EuroBertForMaskedLM",
+                 {**ENCODER, **NAMED, "mask_token_id": 4, "num_key_value_heads": 4}, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_tokenizer_class_with_its_model(name, tmp_path):
+    """Trimmed to half of the text, in all its scripts: what is kept is encoded as before, under the same class."""
+    kind, model_class, config, spare = REAL[name]
+    tokenizer, folder = of_class(kind), tmp_path / "full"
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)
+    model(model.config_class(vocab_size=len(tokenizer) + spare, **config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lines = corpus()
+    (tmp_path / "half.txt").write_text("\n".join(lines[::2]), encoding="utf-8")
+    report = trim_vocabulary(folder, {"half": [tmp_path / "half.txt"]}, tmp_path / "small")
+    full, small = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(tmp_path / "small")
+    assert type(small) is type(full) and report.tokenizer_class == type(full).__name__
+    assert report.after.tokens == len(small) < report.before.tokens == len(full)
+    assert (report.spare_rows, report.verified["largest_difference"]) == (spare, 0.0)
+    kept = kept_ids(tmp_path / "small")
+    special = " ".join(full.all_special_tokens[-3:])
+    unchanged = 0
+    for line in [*lines, special]:
+        before, after = full(line).input_ids, small(line).input_ids
+        assert max(after) < len(kept)
+        if set(before) <= set(kept.tolist()) and full.unk_token_id not in before[1:-1]:
+            unchanged += 1
+            assert kept[torch.tensor(after)].tolist() == before
+            assert small.decode(after) == full.decode(before)
+    assert len(lines) // 4 < unchanged < len(lines)
+    loaded = model.from_pretrained(tmp_path / "small")
+    assert loaded.get_input_embeddings().weight.shape[0] == len(kept) == loaded.config.vocab_size
+    for role in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
+        if config.get(role) is not None:
+            assert kept[getattr(loaded.config, role)] == config[role]
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_trimming_again_changes_nothing(family, texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.masked_lm(family, layers=1), family)
+    trim_vocabulary(folder, texts, tmp_path / "once", settings=COARSE)
+    again = trim_vocabulary(tmp_path / "once", texts, tmp_path / "twice", settings=COARSE)
+    assert again.before == again.after
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
+    # Another threshold or another text is another trim.
+    coarser = trim_vocabulary(tmp_path / "once", texts, tmp_path / "less", settings=TrimSettings(threshold=0.02))
+    assert coarser.after.tokens < again.after.tokens
 
 
 def test_trimming_a_trimmed_model_to_all_it_has_changes_nothing(texts, tmp_path):
@@ -351,6 +429,41 @@ def test_bad_options(run, texts, arguments, message, tmp_path):
     done = run("--model", folder, "--text", texts["eng"][0], *arguments)
     assert isinstance(done.exception, InputError)
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "slow", "--text", "eng.txt"), "slow has a slow tokenizer only"),
+        (("--model", "rows", "--text", "eng.txt"), "rows has 250 embedding rows but its tokenizer has 300 tokens"),
+        (("--model", "full", "--text", "latin.txt"), "latin.txt, line 1: not UTF-8 (byte 0xef)"),
+        (("--model", "full", "--text", "empty.txt"), "empty.txt holds no text"),
+        (("--model", "full", "--text", "eng.txt", "--threshold", "0.9"), "threshold 0.9 keeps no token"),
+    ],
+)
+@pytest.mark.usefixtures("texts")
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    model = tiny.model("bert", layers=1)
+    saved(tmp_path / "full", model)
+    saved(tmp_path / "rows", tiny.model("bert", layers=1, vocab=250))
+    model.save_pretrained(tmp_path / "slow")
+    (tmp_path / "slow" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    slow = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic"}
+    (tmp_path / "slow" / "tokenizer_config.json").write_text(json.dumps(slow))
+    (tmp_path / "latin.txt").write_bytes("naïve\n".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("")
+    before = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bistil", "trim", *arguments, "--output", "small"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert said.out == ""
+    assert said.err.startswith("bistil: error: ") and said.err.count("\n") == 1 and message in said.err
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_full_and_trimmed_ids_map_both_ways(texts, tmp_path):

@@ -100,6 +100,8 @@ def trim_vocabulary(
         "config": weights.fixed_ids(loaded, len(vocabulary)),
         "keep_list": read_keep_list(keep, vocabulary, plain) if keep is not None else set(),
     }
+    if _trimmed_before(Path(name), settings, counted):
+        required["trimmed_before"] = set(range(len(vocabulary)))
     selection = select(vocabulary, counted, settings, required=required)
     kept, before = selection.kept, _size(loaded, len(vocabulary))
     state = trim_state(vocabulary, kept)
@@ -207,6 +209,19 @@ def count_corpora(
             one = count_file(vocabulary, Path(path), tokenizer=tokenizer, cache=cache, progress=progress)
             counted[corpus] = counted[corpus] + one if corpus in counted else one
     return counted
+
+
+def _trimmed_before(folder: Path, settings: TrimSettings, counted: Mapping[str, TokenCounts]) -> bool:
+    """Whether a model is the result of this very trim. Then all it has stays: text has more tokens under the smaller
+    vocabulary, so each has a smaller share, and some near the threshold would be dropped."""
+    record = folder / REPORT_FILE
+    if not record.is_file():
+        return False
+    report = read_json(record)
+    before = {corpus: sorted(one["sources"]) for corpus, one in report["corpora"].items()}
+    return report["settings"] == to_dict(settings) and before == {
+        corpus: sorted(one.sources) for corpus, one in counted.items()
+    }
 
 
 def _check_corpora(
