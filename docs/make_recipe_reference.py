@@ -45,8 +45,8 @@ def presets() -> list[str]:
     lines = [
         "## Presets of a task",
         "",
-        "`preset` under `[task]` sets these defaults of `[finetune]`, `[phase2]` and `max_length`; what the recipe gives",
-        "wins. `paper` is the paper's table (where that is silent, its released code); `short` is a start for two",
+        "`preset` under `[task]` sets these defaults of `[finetune]`, `[phase2]` and `max_length`; explicit keys",
+        "win. `paper` is the paper's table (where that is silent, its released code); `short` is a start for two",
         "CPU cores, its lengths chosen for the time they take. Density is 8% in all.",
         "",
         "| preset | task | epochs, dense / sparse | batch | learning rate, teacher / student | evaluated every "

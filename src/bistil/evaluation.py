@@ -8,10 +8,10 @@ import torch
 
 import bistil
 from bistil.artefacts import folder_digest
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import ArtefactError
 from bistil.models import load_tokenizer
 from bistil.tasks import Metrics, Task, bootstrap, get_task
-from bistil.tasks.base import position_limit
+from bistil.tasks.base import check_length
 from bistil.tasks.hub import labelled_digest
 
 
@@ -121,14 +121,3 @@ def record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str,
         interval = list(bootstrap(metrics, samples, seed))
         result |= {"interval": interval, "interval_samples": samples, "interval_seed": seed}
     return result
-
-
-def check_length(config: Any, max_length: int) -> None:
-    """Refuse windows that are longer than the model's position embeddings.
-
-    Raises:
-        InputError: with the longest length that works.
-    """
-    limit = position_limit(config)
-    if limit is not None and max_length > limit:
-        raise InputError(f"max_length is {max_length}, but the model has {limit} positions: choose at most that")

@@ -119,14 +119,17 @@ def squad(*contexts, question="What is it all about?"):
 
 def test_passages(tmp_path):
     """Another question about a test passage is left out, and every sentence of the passage from plain text."""
-    passage = "Rain fell all night. The river stayed calm. Yes. Nobody crossed it."
+    passage = "Rain fell all night. The river stayed calm all day. Yes. Nobody crossed."
     found = data(
         tmp_path, ANSWERS, squad(passage, "A cat sat on the mat.", question="Who crossed the river?"),
         test=squad(passage.upper()),
-        target=["The river stayed calm.", "What is it all about?", "Yes.", "The river stayed calm and cold."],
+        target=[
+            "The river stayed calm all day.", "What is it all about?",
+            "Yes.", "Nobody crossed.", "The river stayed calm all night.",
+        ],
     )  # fmt: skip
     assert [example.context for example in found.train] == ["A cat sat on the mat."]
-    assert found.target_sentences == ["Yes.", "The river stayed calm and cold."]
+    assert found.target_sentences == ["Yes.", "Nobody crossed.", "The river stayed calm all night."]
 
 
 def test_containment_against_the_plain_way():
@@ -135,10 +138,10 @@ def test_containment_against_the_plain_way():
     def text(length):
         return "".join(generator.choices("ab", k=length))
 
-    texts = {text(200) for _ in range(5)}
-    keys = {text(12) for _ in range(300)} | {next(iter(texts))[50:90]}
+    texts = {text(200) for _ in range(50)}
+    keys = {text(20) for _ in range(300)} | {one[60 : 80 + i] for i, one in enumerate(sorted(texts)[:9])}
     assert _inside(texts, keys) == {key for key in keys if any(key in one for one in texts)}
-    assert 0 < len(_inside(texts, keys)) < len(keys)
+    assert 9 <= len(_inside(texts, keys)) < len(keys)
 
 
 def test_nothing_left_is_an_error(tmp_path):

@@ -81,6 +81,13 @@ BAD = {
     "header only": (TEXTS, "a.tsv", "text\tlabel\n", "the files are empty"),
     "answer elsewhere": (ANSWERS, "a.json", squad(start=3), "line 9: .*'Nairobi' is not in its context.*stands at 0"),
     "answer nowhere": (ANSWERS, "a.json", squad(answer="Rome"), "line 9: .*'Rome' is not in its context.*nowhere"),
+    "answer without start": (
+        ANSWERS,
+        "a.json",
+        squad().replace('"answer_start": 0', '"start": 0'),
+        "question 'q1' is incomplete: 'answer_start'",
+    ),
+    "context is no text": (ANSWERS, "a.json", squad().replace('"Nairobi is big."', "3"), "line 9: .*must be texts"),
     "not SQuAD": (ANSWERS, "a.json", '{"rows": []}', "not in SQuAD's format"),
     "no JSON": (ANSWERS, "a.json", "{", "not valid JSON"),
 }
@@ -183,6 +190,16 @@ def test_conllu_keeps_every_line(tmp_path):
 def test_conllu_without_final_newline(tmp_path):
     examples = read(TREES, tmp_path, "a.conllu", CONLLU.rstrip("\n"))
     assert examples[0].relations[-1] == "obl" and len(examples) == 1
+
+
+def test_an_empty_sentence_and_words_of_control_characters_are_examples(tmp_path):
+    """They get predictions like all others; an empty line of columns only ends a sentence."""
+    rows = '{"tokens": [], "labels": []}\n{"tokens": ["\\u0001"], "labels": ["O"]}\n'
+    empty, control = read(TAGS, tmp_path, "a.jsonl", rows)
+    assert empty.words == [] and control.words == ["\x01"]
+    (text,) = read(TEXTS, tmp_path, "b.jsonl", '{"text": "", "label": "x"}\n')
+    assert text.text == ""
+    assert [e.words for e in read(TAGS, tmp_path, "c.txt", "\n\na O\n\n \t\nb O")] == [["a"], ["b"]]
 
 
 def test_squad(tmp_path):

@@ -1,5 +1,6 @@
 """The task interface on tiny models of every family: encoding, heads, prediction, what L_pred sees, writing."""
 
+import copy
 import itertools
 import json
 
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 from transformers import AutoModel, pipeline
 from typer.testing import CliRunner
 
+from bistil.distillation.module import Distiller
+from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.evaluation import evaluate, measure
 from bistil.objectives import prediction_loss
 from bistil.parsing.model import AutoModelForDependencyParsing, word_vectors
+from bistil.recipe import ObjectiveSettings
 from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs, paired_gap
 from bistil.tasks.base import Metrics, build_head, ratio
-from bistil.tasks.dependency_parsing import Parser
+from bistil.tasks.dependency_parsing import ParsedSentence, Parser
 from bistil.tasks.question_answering import QuestionAnswerer
 from bistil.tasks.words import Frame, encode_words, split_words, windows
 
@@ -221,6 +225,102 @@ def test_a_sentence_of_5000_words(loaded, tmp_path):
     assert sum(len(feature["targets"]) for feature in features) == 5000
     (tags,) = task.predict(model, tokenizer, examples, features, batch_size=64)
     assert len(tags) == 5000 and all(tags)
+
+
+def test_a_sentence_of_5000_words_gets_one_tree(loaded):
+    _, _, tokenizer, _, model = loaded("trees", parser_projection=4)
+    task = get_task("dependency-parsing")
+    example = ParsedSentence(
+        file="", line=0, words=["w"] * 5000, heads=[0] * 5000, relations=["dep"] * 5000, source=None
+    )
+    features = task.encode([example], tokenizer, 128, labels=["dep"])
+    (tree,) = task.predict(model, tokenizer, [example], features)
+    assert len(tree) == 5000 and sum(head == 0 for head, _ in tree) == 1
+
+
+@pytest.mark.parametrize("case", ["ner", "trees", "texts", "questions"])
+def test_nothing_to_read_still_gets_a_prediction(case, loaded):
+    """Empty examples, and text of control characters only."""
+    task, examples, tokenizer, _, model = loaded(case)
+    one, values = examples[0], vars(examples[0])
+    if case == "ner":
+        odd = [{"words": [], "tags": []}, {"words": ["\x01\x02"], "tags": ["O"]}]
+    elif case == "trees":
+        odd = [{"words": ["\x01\x02"], "heads": [0], "relations": ["root"]}]
+    elif case == "texts":
+        odd = [{"text": ""}, {"text": "\x01\x02"}, {"text": "", "pair": ""}]
+    else:
+        odd = [{"text": "", "context": "", "answers": []}, {"text": "\x01", "context": "\x02", "answers": []}]
+    odd = [type(one)(**{**values, **changed}) for changed in odd]
+    features = task.encode(odd, tokenizer, LENGTH, labels=task.labels(examples))
+    predictions = task.predict(model, tokenizer, odd, features)
+    assert len(predictions) == len(odd)
+    if case == "questions":
+        assert predictions == [[], []]
+    else:
+        task.score(odd, predictions)
+        for example, prediction in zip(odd, predictions, strict=True):
+            assert case == "texts" or len(prediction) == len(example.words)
+
+
+def test_predictions_of_tables_and_of_mixed_files(tmp_path):
+    """Tables of the same columns are one table again; whatever else comes together is written as JSON lines."""
+    task = get_task("sequence-classification")
+    one = _file(tmp_path, "one.tsv", "text\tlabel\na\tx\n")
+    two = _file(tmp_path, "two.tsv", "id\ttext\tlabel\n7\tb\tx\n")
+    three = _file(tmp_path, "three.jsonl", '{"text": "c", "label": "x", "n": 1}\n')
+    for paths, expected in (
+        ([one, one], "text\tlabel\na\ty\na\ty\n"),
+        ([one, two], '{"text": "a", "label": "y"}\n{"id": "7", "text": "b", "label": "y"}\n'),
+        ([one, three], '{"text": "a", "label": "y"}\n{"text": "c", "label": "y", "n": 1}\n'),
+    ):
+        examples = task.read(paths)
+        task.write_predictions(tmp_path / "out", examples, ["y"] * len(examples))
+        assert (tmp_path / "out").read_text() == expected
+
+
+def test_questions_of_one_id_are_not_written_over_each_other(loaded, tmp_path):
+    task, examples, *_ = loaded("questions")
+    with pytest.raises(InputError, match=r"question 'q0' stands in .*questions.json, line 1 too"):
+        task.write_predictions(tmp_path / "out.json", [*examples, copy.copy(examples[0])], [[]] * 5)
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_a_teacher_with_other_ids_gives_the_same_losses(case, family, loaded):
+    """A teacher whose vocabulary is in another order reads the same text: every loss stays as it is."""
+    task, examples, tokenizer, features, student = loaded(case, family)
+    teacher = loaded(case, family)[4]
+    renumbered, old = tiny.renumbered(family, keep=0 if family == "bert" else 5)
+    theirs = task.encode(examples, renumbered, LENGTH, labels=task.labels(examples))
+    text = tiny.SWAHILI.splitlines()
+    objective = ObjectiveSettings(attention=1.0, hidden=1.0, prediction=1.0)
+    of_text = [task.unlabelled(text, one, LENGTH, seed=1) for one in (tokenizer, renumbered)]
+    for ours, others in ((features, theirs), of_text):
+        both, differing = with_teacher_ids(ours, others)
+        assert not differing and len(both) == len(ours)
+        plain, mixed = task.collate(tokenizer)(ours[:4]), task.collate(tokenizer, teacher=renumbered)(both[:4])
+        assert not torch.equal(mixed["input_ids"], mixed["teacher_input_ids"])
+        losses = []
+        for batch, model in ((plain, teacher), (mixed, _renumbered_copy(teacher, old, renumbered.pad_token_id))):
+            module = Distiller(
+                model, {"s": student}, objectives={"s": objective}, prediction_pairs=task.prediction_pairs
+            )
+            with torch.no_grad():
+                losses.append(module(**batch))
+            module.close()
+        assert losses[0].keys() == losses[1].keys()
+        for name, value in losses[0].items():
+            torch.testing.assert_close(losses[1][name], value, rtol=0, atol=0)
+
+
+def _renumbered_copy(model, old, pad):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.copy_(model.get_input_embeddings().weight[old])
+    other.config.pad_token_id = pad
+    return other
 
 
 def test_no_room_for_words():

@@ -22,7 +22,7 @@ from bistil.models import load_tokenizer, write_model
 from bistil.progress import say
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.tasks import Task, get_task, model_inputs
-from bistil.tasks.base import Example, Feature
+from bistil.tasks.base import Example, Feature, check_length
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
 from bistil.training import epoch_order, train
 
@@ -201,11 +201,13 @@ def fit_task(
 
     Raises:
         ArtefactError: the teacher has other labels.
-        InputError: target text is wanted and there is none, or the teacher's tokens can be compared in no example.
+        InputError: target text is wanted and there is none, the teacher's tokens can be compared in no example, or
+            `max_length` exceeds the model's positions.
         DivergenceError: the loss is no longer a number.
     """
     task, tokenizer = data.task, load_tokenizer(str(start))
     student = task.build_model(start, data.labels, seed=seed)
+    check_length(student.config, max_length)
     module: nn.Module = SelfTaught(student)
     unlabelled: list[Feature] = []
     ratio = 0.0
@@ -222,7 +224,7 @@ def fit_task(
         ratio = settings.target_text
         collate = task.collate(tokenizer, teacher=theirs)
         module = Distiller(
-            _task_teacher(teacher, data, seed=seed),
+            _task_teacher(teacher, data, max_length=max_length, seed=seed),
             {"student": student},
             objectives={"student": settings.objective},
             prediction_pairs=task.prediction_pairs,
@@ -361,9 +363,10 @@ def _sample(sentences: list[str], size: int | None, *, seed: int) -> list[str]:
     return [sentences[i] for i in chosen]
 
 
-def _task_teacher(folder: Path, data: TaskData, *, seed: int) -> PreTrainedModel:
+def _task_teacher(folder: Path, data: TaskData, *, max_length: int, seed: int) -> PreTrainedModel:
     """The task teacher, after making sure that its classes are the data's."""
     teacher = data.task.build_model(folder, data.labels, seed=seed)
+    check_length(teacher.config, max_length)
     from transformers import AutoConfig
 
     known = AutoConfig.from_pretrained(folder).id2label

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from bistil.errors import ArtefactError
+from bistil.errors import ArtefactError, InputError
 
 # Not a class: cross-entropy leaves such positions out (PyTorch's default).
 IGNORED = -100
@@ -390,3 +390,14 @@ def position_limit(config: Any) -> int | None:
         config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl") else 0
     )
     return int(limit) - offset
+
+
+def check_length(config: Any, max_length: int) -> None:
+    """Refuse windows that are longer than the model's position embeddings.
+
+    Raises:
+        InputError: with the longest length that works.
+    """
+    limit = position_limit(config)
+    if limit is not None and max_length > limit:
+        raise InputError(f"max_length is {max_length}, but the model has {limit} positions: choose at most that")

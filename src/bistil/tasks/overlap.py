@@ -16,6 +16,8 @@ from bistil.tasks.base import Task
 # What has fewer words and also fewer letters and digits, such as "Yes." or "Thank you.", is everybody's: it gives no
 # test example away. (The letters are for scripts without spaces.)
 SHORT_WORDS, SHORT_LETTERS = 3, 12
+# A sentence that stands in a passage has so many letters and digits: fewer are a turn of phrase ("In the morning").
+INSIDE_LETTERS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,30 +68,29 @@ def without_evaluation_text(
     """Sentences of unlabelled text that no dev or test example holds, and those that one does.
 
     Here short ones count too: leaving out every "Yes." costs nothing. A sentence is also left out when it stands in a
-    passage of a held-out question; for that it must not be short.
+    passage of a held-out question, from 20 letters and digits on.
     """
     texts = {comparable(text) for example in held_out for text in task.texts_of(example)} - {""}
     keys = [comparable(sentence) for sentence in sentences]
     seen = {key for key in keys if key in texts}
     if task.passages:
-        seen |= _inside(texts, {k for k, s in zip(keys, sentences, strict=True) if not is_short(s)})
+        seen |= _inside(texts, {key for key in keys if len(key) >= INSIDE_LETTERS})
     kept = [sentence for sentence, key in zip(sentences, keys, strict=True) if key not in seen]
     return kept, [sentence for sentence, key in zip(sentences, keys, strict=True) if key in seen]
 
 
 def _inside(texts: Iterable[str], keys: Iterable[str]) -> set[str]:
-    """Those of the keys that stand in one of the texts; keys of less than 12 letters are not looked for.
+    """Those of the keys that stand in one of the texts.
 
-    Each place of a text is looked up by its next 12 letters, so that time grows with the texts' length only.
+    Each place of a text is looked up by its next letters, so that time grows with the texts' length only.
     """
     by_start: dict[str, list[str]] = defaultdict(list)
     for key in keys:
-        if len(key) >= SHORT_LETTERS:
-            by_start[key[:SHORT_LETTERS]].append(key)
+        by_start[key[:INSIDE_LETTERS]].append(key)
     found = set()
     for text in texts:
-        for place in range(len(text) - SHORT_LETTERS + 1):
-            for key in by_start.get(text[place : place + SHORT_LETTERS], ()):
+        for place in range(len(text) - INSIDE_LETTERS + 1):
+            for key in by_start.get(text[place : place + INSIDE_LETTERS], ()):
                 if text.startswith(key, place):
                     found.add(key)
     return found
