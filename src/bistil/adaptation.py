@@ -28,6 +28,8 @@ from bistil.training import processes
 
 # Held-out blocks beyond these cost time and tell little more.
 MOST_HELD_OUT = 200
+# A token that the text lacks counts as a tenth of an occurrence in a new head's output bias.
+UNSEEN = 0.1
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -162,6 +164,8 @@ def adapt(
     with processes().main_process_first():
         blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
     training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)
+    if len(dense) > 1:  # a new head; of one that was there only the output bias is trained
+        _start_at_frequencies(masked_lm, blocks, training)
     batch_size = settings.training.batch_size
     steps = settings.steps or paper_steps(len(training), batch_size)
     schedule = language_schedule(
@@ -213,6 +217,22 @@ def adapt(
         sft.save(output)
     processes().wait_for_everyone()
     return sft
+
+
+@torch.no_grad()
+def _start_at_frequencies(model: PreTrainedModel, blocks: Any, indices: np.ndarray) -> None:
+    """Set a new head's output bias to the log shares of the tokens in the training blocks.
+
+    A head that starts there need not learn first which tokens are frequent: what it learns is what the context says.
+    """
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is None:
+        return
+    counts = np.full(len(bias), UNSEEN)
+    for start in range(0, len(indices), 1024):
+        ids = np.concatenate([np.asarray(row) for row in blocks[indices[start : start + 1024]]["input_ids"]])
+        counts += np.bincount(ids, minlength=len(bias))
+    bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
 
 
 @torch.no_grad()
