@@ -35,7 +35,7 @@ THIRD = ("hau", "lug", "pcm")
 LANGUAGES = ("eng", *ADAPTED, *THIRD)
 LABEL_MAP = {f"{place}-{name}": "O" for place in "BI" for name in ("MISC", "DATE")}
 DENSITY, LANGUAGE_DENSITY = 0.08, 0.04
-EXAMPLES, BATCH, MAX_LENGTH = 4000, 32, 128
+EXAMPLES, BATCH, MAX_LENGTH = 3000, 32, 128
 EPOCHS = 2.0
 # Chosen on English dev with seed 0 among RATES_TRIED (results/rates).
 RATES = {"lt-sft": 2e-4, "all": 2e-4, "random": 2e-4, "biases": 2e-3}
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, action="append", help="default: 0, 1, 2")
     parser.add_argument(
-        "--adapt-steps", type=int, default=150, help="of each phase of a language SFT, 2,048 tokens each"
+        "--adapt-steps", type=int, default=100, help="of each phase of a language SFT, 2,048 tokens each"
     )
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()

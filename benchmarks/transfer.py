@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+
 from bistil.artefacts import read_json, write_json
 from bistil.corpora import read_sentences
 from bistil.distillation.general import distill_general
@@ -79,11 +81,24 @@ class Study:
             tests = {f"{target}/{part}": [str(self.data / files[part])] for part in ("dev", "test") if part in files}
             sentences = read_sentences(self.texts(target)[target])
             found = read_task_data(replace(self.task_table, test=tests), target_sentences=sentences)
-            limit = self.settings.get("train_examples")
-            found.train = found.train[:limit]
             found.dev = found.dev[: self.settings.get("dev_examples")]
             self._read[target] = found
         return self._read[target]
+
+    def less_data(self, target: str) -> TaskData:
+        """What the students learn from: as many labelled examples and target sentences as the study's budget allows."""
+        found = self.task_data(target)
+        generator = np.random.default_rng(0)
+
+        def some(items: list, name: str) -> list:
+            count = min(self.settings.get(name, len(items)), len(items))
+            return [items[i] for i in np.sort(generator.choice(len(items), count, replace=False))]
+
+        return replace(
+            found,
+            train=some(found.train, "student_examples"),
+            target_sentences=some(found.target_sentences, "target_sentences"),
+        )
 
     # The stages, in the paper's order.
 
@@ -118,13 +133,22 @@ class Study:
                 copy_student(self.trimmed(), layers, output=folder / student.name)
         return folder
 
-    def fit(self, name: str, start: Path, target: str, settings: FinetuneSettings, seed: int, teacher=None) -> Path:
+    def fit(
+        self,
+        name: str,
+        start: Path,
+        target: str | None,
+        settings: FinetuneSettings,
+        seed: int,
+        teacher: Path | None = None,
+    ) -> Path:
+        """A fine-tuned model; without a target it is the task teacher, which learns from all labelled examples."""
         folder = self.output / "models" / name
         if not folder.exists():
             work = self.output / "work" / name.replace("/", "-")
             figures = fit_task(
                 start,
-                self.task_data(target),
+                self.less_data(target) if target else self.task_data(next(iter(self.targets))),
                 output=folder,
                 teacher=teacher,
                 settings=settings,
@@ -138,8 +162,7 @@ class Study:
         return folder
 
     def task_teacher(self, seed: int) -> Path:
-        first = next(iter(self.targets))
-        return self.fit(f"teacher-{seed}", self.trimmed(), first, self.finetune, seed)
+        return self.fit(f"teacher-{seed}", self.trimmed(), None, self.finetune, seed)
 
     def row(self, target: str, student: str, variant: str, seed: int) -> None:
         """Train and score one row, unless its result is there."""
