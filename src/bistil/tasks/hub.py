@@ -54,10 +54,16 @@ def _load(name: str) -> Any:
         raise InputError(f"{name} is no data set's name: write dataset:NAME:SPLIT or dataset:NAME:CONFIG:SPLIT")
     source, config, split = parts.groups()
     import datasets
+    from huggingface_hub import logging as hub_logging
 
-    bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    # What goes wrong is said below, in one line; the hub's client would add one for every try.
+    bars, levels = (
+        datasets.are_progress_bars_disabled(),
+        [one.get_verbosity() for one in (datasets.logging, hub_logging)],
+    )
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
     try:
         if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(source)
@@ -71,7 +77,8 @@ def _load(name: str) -> Any:
             f"cannot load {name}: {said}; check the name, CONFIG and SPLIT, and whether the hub can be reached"
         ) from error
     finally:
-        datasets.logging.set_verbosity(verbosity)
+        datasets.logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
         if not bars:
             datasets.enable_progress_bars()
     if not isinstance(found, datasets.Dataset):
