@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import typer
 from transformers import AutoModel, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
+from bistil import training
 from bistil.commands import distill
 from bistil.distillation.general import distill_general
-from bistil.errors import InputError, RecipeError
+from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, TrainingSettings, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +199,37 @@ def test_one_language_or_bad_names_are_refused(tmp_path, texts):
         settings = Phase1Settings(probabilities={"en": 1.0}, block_length=16, training=TrainingSettings(steps=2))
         distill_general(teacher, STUDENTS, texts, tmp_path / "out", settings=settings, seed=0, work=tmp_path / "w")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_mask_token_serves_but_for_masked_lm(tmp_path, texts):
+    teacher = teacher_folder(tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(teacher)
+    options = {"seed": 0, "work": tmp_path / "w"}
+    report = distill_general(teacher, STUDENTS, texts, tmp_path / "out", settings=phase1(steps=4), **options)
+    assert "held_out_masked_lm" not in report
+    with pytest.raises(ArtefactError, match="has no mask token"):
+        distill_general(teacher, STUDENTS, texts, tmp_path / "no", settings=phase1(objective=MANY), **options)
+
+
+# Dynamo itself looks at .grad of tensors that have none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_training_is_the_same(tmp_path, texts, monkeypatch):
+    """The whole module under torch.compile; without code generation, which takes half a minute."""
+    arguments = partial(training.TrainingArguments, torch_compile_backend="eager")
+    # A teacher without head is cut above the highest layer asked for: little to trace.
+    teacher = teacher_folder(tmp_path / "teacher", masked_lm=False)
+    student = StudentSettings(name="two", layers=[1, 2])
+    histories = []
+    for compiled in (False, True):
+        if compiled:
+            monkeypatch.setattr(training, "TrainingArguments", arguments)
+        settings = phase1(steps=4, compile=compiled)
+        out, work = tmp_path / f"out{compiled}", tmp_path / f"w{compiled}"
+        report = distill_general(teacher, [student], texts, out, settings=settings, seed=0, work=work)
+        histories.append(report["history"])
+    assert histories[1] == [pytest.approx(entry, rel=1e-4) for entry in histories[0]]
 
 
 def test_the_command(tmp_path, texts):

@@ -38,6 +38,7 @@ def distill_general(
     seed: int,
     work: Path,
     language_sfts: Mapping[str, str | Path] | None = None,
+    force_sfts: bool = False,
     label: str = "phase 1",
 ) -> dict[str, Any]:
     """Distil bilingual students out of a multilingual teacher, from plain text alone.
@@ -54,6 +55,7 @@ def distill_general(
         seed: of the held-out split, the order of training, random layers and masking.
         work: token blocks and checkpoints; the caller may remove it afterwards.
         language_sfts: per language, the sparse fine-tuning that the teacher wears on that language's batches.
+        force_sfts: wear them although they were made for another base.
         label: of the progress line.
 
     Returns:
@@ -76,15 +78,18 @@ def distill_general(
     has_head = multilingual.get_output_embeddings() is not None
     objectives = {student.name: student.objective or settings.objective for student in students}
     mask_tokens = _check_objectives(objectives, has_head=has_head)
+    can_mask = tokenizer.mask_token_id is not None
+    if mask_tokens and not can_mask:
+        raise ArtefactError(f"the tokenizer of {teacher} has no mask token: hard_labels (masked-LM) need one")
 
     # Student initialisation: every s-th layer of the teacher (section 3.2).
     depth = family_of(multilingual).depth(multilingual.config)
     layers = {student.name: choose_layers(depth, student) for student in students}
     small = {s.name: make_student(multilingual, layers[s.name], start=s.start, seed=seed) for s in students}
-    held_out_mlm = {"teacher": multilingual, **small} if has_head else {}
+    held_out_mlm = {"teacher": multilingual, **small} if has_head and can_mask else {}
 
     # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).
-    wardrobe = Wardrobe(multilingual, language_sfts or {}, trimmed=folder)
+    wardrobe = Wardrobe(multilingual, language_sfts or {}, trimmed=folder, force=force_sfts)
     if not has_head and family_of(multilingual).final_norm(multilingual) is None:
         without_upper_layers(multilingual, max(max(one) for one in layers.values()))
     module = Distiller(
@@ -132,7 +137,7 @@ def distill_general(
     end = evaluate(module) if has_held_out else {}
     wardrobe.wear(None)
     report = _report(students, layers, start, end, result, held_out=held_out, training=training)
-    if has_head and has_held_out:
+    if held_out_mlm and has_held_out:
         report["held_out_masked_lm"] = {
             name: _masked_lm_losses(model, tokenizer, blocks, held_out, batch_size=settings.training.batch_size)
             for name, model in held_out_mlm.items()
@@ -159,14 +164,17 @@ class Wardrobe:
         model: whose own weights are the base.
         folders: SFT (folder or hub name) per language; a language without one goes without.
         trimmed: the model's folder; an SFT of the untrimmed vocabulary is trimmed to the tokens that it kept.
+        force: put on SFTs that were made for another base.
 
     Raises:
-        ArtefactError: an SFT that does not fit the model.
+        ArtefactError: an SFT that was made for another base, or does not fit the model.
     """
 
-    def __init__(self, model: nn.Module, folders: Mapping[str, str | Path], *, trimmed: Path) -> None:
+    def __init__(
+        self, model: nn.Module, folders: Mapping[str, str | Path], *, trimmed: Path, force: bool = False
+    ) -> None:
         self.model = model
-        self.sfts = {language: _sft(path, model, trimmed) for language, path in folders.items()}
+        self.sfts = {language: own_sft(path, model, trimmed, force=force) for language, path in folders.items()}
         self.worn: str | None = None
         for sft in self.sfts.values():
             with sft.applied(model, heads=False):
@@ -184,33 +192,54 @@ class Wardrobe:
         self.worn = wanted
 
 
-def dressed_copy(model: Path, sft: str | Path, *, output: Path) -> Path:
+def dressed_copy(model: Path, sft: str | Path, *, output: Path, force: bool = False) -> Path:
     """Write a model that wears a language SFT for good: what the task teacher starts from (paper, section 3.3).
 
     Args:
         model: folder of the (trimmed) multilingual model.
         sft: folder or hub name; one of the untrimmed vocabulary is trimmed along.
         output: gets the model with its tokenizer; a folder that exists gives way.
+        force: put it on although it was made for another base.
+
+    Raises:
+        ArtefactError: it was made for another base, or does not fit the model.
     """
     multilingual = _load(model)
-    _sft(sft, multilingual, model).apply(multilingual, heads=False)
+    own_sft(sft, multilingual, model, force=force).apply(multilingual, heads=False)
     with whole_folder(output, replace=True) as folder:
         multilingual.save_pretrained(folder)
         load_tokenizer(str(model)).save_pretrained(folder)
     return output
 
 
-def _sft(path: str | Path, model: nn.Module, trimmed: Path) -> SparseFineTuning:
+def own_sft(path: str | Path, model: nn.Module, trimmed: Path, *, force: bool = False) -> SparseFineTuning:
+    """An SFT for a model out of a folder; one of the model before its vocabulary was trimmed is trimmed along.
+
+    Args:
+        path: folder or hub name of the SFT.
+        model: what is to wear it.
+        trimmed: the model's folder, which knows what was trimmed.
+        force: take it although it was made for another base.
+
+    Raises:
+        InputError: there is no such SFT.
+        ArtefactError: damaged, or made for another base.
+    """
     sft = SparseFineTuning.load(path)
     words = [name for name in sft.deltas if name.endswith(family_of(model).word_embeddings)]
     rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if words and sft.deltas[words[0]].shape[0] != rows and (trimmed / "vocabulary_map.safetensors").exists():
         from bistil.vocabulary import kept_ids
+        from bistil.vocabulary.trimming import untrimmed_fingerprint
 
+        if not force:
+            sft.check_fingerprint(untrimmed_fingerprint(trimmed))
         vocabulary = sft.deltas[words[0]].shape[0]
         tables = [name for name, delta in sft.deltas.items() if delta.shape[0] == vocabulary]
         tables += [name for name, value in sft.dense.items() if value.shape[:1] == (vocabulary,)]
         return sft.trimmed(kept_ids(trimmed), tables)
+    if not force:
+        sft.check_base(model)
     return sft
 
 
