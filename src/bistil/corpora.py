@@ -91,6 +91,8 @@ def token_blocks(
     Raises:
         InputError: an unreadable or empty file, or too little text.
     """
+    if length < 4:
+        raise InputError(f"block_length is {length}; blocks need at least 4 tokens")
     key = json_digest([_FORMAT, [file_digest(Path(f)) for f in files], _tokenizer_digest(tokenizer), length])
     target = cache / f"blocks-{key[:32]}.arrow"
     if not target.exists():

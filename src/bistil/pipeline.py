@@ -26,6 +26,8 @@ from bistil.recipe import FinetuneSettings, Phase2Settings, Recipe, to_dict
 from bistil.report.page import write_report
 from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary, save_summary
 from bistil.report.table import print_table
+from bistil.sparse import SparseFineTuning
+from bistil.sparse.hub import sft_folder
 from bistil.stages import RunFolder, StageResult
 from bistil.student import choose_layers, copy_student, depth_of
 from bistil.tasks import Metrics, get_task, paired_gap
@@ -50,6 +52,7 @@ class Inputs:
     files: dict[str, str] = field(metadata={"help": "SHA-256 per file"})
     layers: dict[str, list[int]] = field(metadata={"help": "per student, the teacher layers it starts from, 1-based"})
     counts: dict[str, int] = field(metadata={"help": "bytes of text and examples, by name"})
+    sfts: dict[str, str] = field(metadata={"help": "per language, the digest of its SFT"})
     left_out: dict[str, str] = field(metadata={"help": "digests of evaluation text that must not be learnt from"})
 
     def lines(self) -> list[str]:
@@ -102,6 +105,10 @@ def check_inputs(recipe: Recipe) -> Inputs:
         counts.update({f"test.{language}.examples": len(part) for language, part in data.test.items()})
         for path in [*recipe.task.train, *recipe.task.dev, *(p for part in recipe.task.test.values() for p in part)]:
             files[path] = labelled_digest(path)
+    sfts = {}
+    for language, name in recipe.language_sfts.items():
+        SparseFineTuning.load(name)  # a damaged one shows here; its base is compared when it is put on
+        sfts[language] = folder_digest(sft_folder(name))
     teacher = model_folder(recipe.teacher)
     depth = depth_of(teacher)
     layers = {student.name: choose_layers(depth, student) for student in recipe.students}
@@ -112,6 +119,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
         layers=layers,
         counts=counts,
         left_out=left_out,
+        sfts=sfts,
     )
 
 
@@ -214,15 +222,11 @@ class _Stages:
         return self.run.stage("trim", needs, [output], action)
 
     def distill_general(self, trimmed: StageResult) -> StageResult:
-        """All students from one pass of the trimmed teacher per batch; beside them, the copies they start from."""
+        """All students from one pass of the trimmed teacher per batch."""
 
         recipe, output = self.recipe, self.output / "phase1"
-        names = [student.name for student in recipe.students] if recipe.compare.copied else []
-        copies = [self.output / "copied" / name for name in names]
 
         def action(work: Path) -> dict[str, Any]:
-            for folder in copies:
-                copy_student(self.output / "trimmed", self.inputs.layers[folder.name], output=folder)
             return distill_general(
                 self.output / "trimmed",
                 recipe.students,
@@ -230,18 +234,19 @@ class _Stages:
                 output,
                 settings=recipe.phase1,
                 seed=recipe.seed,
-                language_sfts={code: Path(sft) for code, sft in recipe.language_sfts.items()} or None,
+                language_sfts=recipe.language_sfts or None,
+                force_sfts=recipe.force_sfts,
                 work=work,
             )
 
         needs = {
             "trimmed": trimmed.digest,
             "students": [to_dict(student) for student in recipe.students],
-            "language_sfts": recipe.language_sfts,
+            "language_sfts": self.inputs.sfts,
             "settings": to_dict(recipe.phase1),
             "seed": recipe.seed,
         }
-        return self.run.stage("phase1", needs, [output, *copies], action)
+        return self.run.stage("phase1", needs, [output], action)
 
     def task_teacher(self, trimmed: StageResult) -> StageResult:
         """Fine-tune the trimmed teacher; the undistilled teacher is the same with its whole vocabulary."""
@@ -255,7 +260,9 @@ class _Stages:
             start = self.output / "trimmed"
             if recipe.source in recipe.language_sfts:
                 # The task teacher is the multilingual model wearing the source language's SFT (section 3.3).
-                start = dressed_copy(start, recipe.language_sfts[recipe.source], output=work / "dressed")
+                start = dressed_copy(
+                    start, recipe.language_sfts[recipe.source], output=work / "dressed", force=recipe.force_sfts
+                )
             figures = fit_task(
                 start,
                 self.data,
@@ -274,7 +281,7 @@ class _Stages:
 
         needs = {
             "start": trimmed.digest,
-            "language_sft": recipe.language_sfts.get(recipe.source),
+            "language_sft": self.inputs.sfts.get(recipe.source),
             **self._task_inputs(recipe.finetune),
         }
         return self.run.stage(
@@ -311,7 +318,7 @@ class _Stages:
         assert recipe.task is not None
         max_length = recipe.task.max_length
         name = f"{student}-{variant.replace(' ', '-')}" if variant else student
-        start = self.output / ("copied" if variant == "copied" else "phase1") / student
+        start = Path("copied" if variant == "copied" else "phase1") / student
         output = self.output / ("baselines" if variant else "students") / name
         sft = self.output / "sfts" / name
         settings: FinetuneSettings = recipe.phase2
@@ -321,8 +328,12 @@ class _Stages:
             settings = _without_target_text(recipe.phase2)
 
         def action(work: Path) -> dict[str, Any]:
+            begin = self.output / start
+            if variant == "copied":
+                begin = work / start
+                copy_student(self.output / "trimmed", self.inputs.layers[student], output=begin)
             return fit_task(
-                start,
+                begin,
                 self.data,
                 output=output,
                 sft_output=sft,
@@ -336,7 +347,7 @@ class _Stages:
             )
 
         needs = {
-            "start": [bilingual.digest, start.relative_to(self.output).as_posix()],
+            "start": [bilingual.digest, start.as_posix()],
             "teacher": teacher.digest if teacher else None,
             **self._task_inputs(settings),
         }
@@ -374,7 +385,12 @@ class _Stages:
             }
 
         tests = {language: self.inputs.of(files) for language, files in recipe.task.test.items()}
-        needs = {"models": {m.name: m.digest for m in models}, "tests": tests, "max_length": max_length}
+        needs = {
+            "models": {m.name: m.digest for m in models},
+            "tests": tests,
+            "max_length": max_length,
+            **({} if recipe.compare.majority else {"majority": False}),
+        }
         return self.run.stage("evaluate", needs, [], action)
 
     def benchmark(self, models: list[Candidate]) -> StageResult:
@@ -385,7 +401,10 @@ class _Stages:
             rows = benchmark(measured, texts=self._benchmark_texts(), examples=BENCHMARK_EXAMPLES)
             return {name: asdict(row) for name, row in rows.items()}
 
-        return self.run.stage("benchmark", {"models": {m.name: m.digest for m in models}}, [], action)
+        recipe = self.recipe
+        measured_on = (recipe.task.test if recipe.task else {}).get(recipe.target) or recipe.text[recipe.target]
+        needs = {"models": {m.name: m.digest for m in models}, "texts": self.inputs.of(measured_on)}
+        return self.run.stage("benchmark", needs, [], action)
 
     def summarise(
         self,

@@ -31,6 +31,12 @@ def help_of(settings: type, name: str) -> str:
     return next(f.metadata.get("help", "") for f in fields(settings) if f.name == name)
 
 
+def _at_least(settings: Any, name: str, least: int) -> None:
+    value = getattr(settings, name)
+    if value is not None and not least <= value < float("inf"):
+        raise RecipeError(f"{name} is {value}; it must be at least {least}")
+
+
 @dataclass(kw_only=True, frozen=True)
 class TrimSettings:
     """Vocabulary reduction (paper, section 3.1)."""
@@ -65,6 +71,25 @@ class TrainingSettings:
     log_steps: int = option(10, "steps between lines of train_log.jsonl")
     loggers: list[str] = option(factory=list, help="extra loggers of the Trainer, such as tensorboard or trackio")
     workers: int = option(0, "processes that load data")
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a number that no training can have."""
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "checkpoint_steps",
+            "evaluate_steps",
+            "patience",
+            "log_steps",
+        ):
+            _at_least(self, name, 1)
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "workers"):
+            _at_least(self, name, 0)
+        for name in ("epochs", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise RecipeError(f"{name} is {value}; it must be above 0")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -285,6 +310,7 @@ class Recipe:
     seed: int = option(0, "seed of everything that is drawn")
     trim: TrimSettings = option(factory=TrimSettings, help="vocabulary reduction")
     language_sfts: dict[str, str] = option(factory=dict, help="per language, the teacher's language SFT")
+    force_sfts: bool = option(False, "wear language SFTs although they were made for another base")
     students: list[StudentSettings] = option(
         factory=lambda: [StudentSettings(name="lrf2", reduction=2)], help="the students to make"
     )
@@ -312,6 +338,9 @@ def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
     def located(files: list[str]) -> list[str]:
         return [_located(file, base) for file in files]
 
+    without_text = sorted(recipe.language_sfts.keys() - recipe.text.keys())
+    if without_text:
+        raise RecipeError(f"{path}: language_sfts has {without_text[0]!r}, which has no text: no batch would wear it")
     languages = {recipe.source, recipe.target}
     if len(languages) < 2:
         raise RecipeError(
@@ -386,7 +415,7 @@ def parse(settings: type[Settings], values: Any, where: str, *, base: Settings |
         base: where keys that are not given come from, instead of the class's own defaults.
 
     Raises:
-        RecipeError: unknown key (with the nearest known one), missing key, or value of another type.
+        RecipeError: unknown key (with the nearest known one), missing key, value of another type or out of range.
     """
     if not isinstance(values, dict):
         raise RecipeError(f"{where} must be a table, not {values!r}")
@@ -404,12 +433,13 @@ def parse(settings: type[Settings], values: Any, where: str, *, base: Settings |
         if given:
             # Whoever says steps does not want the default epochs as well.
             parsed.update({name: None for name in group if name != given[0]})
-    if base is not None:
-        return replace(base, **parsed)  # type: ignore[type-var]
-    for name, one in known.items():
+    for name, one in known.items() if base is None else ():
         if name not in parsed and one.default is MISSING and one.default_factory is MISSING:
             raise RecipeError(f"{where}: {name!r} is missing ({one.metadata.get('help', '')})")
-    return settings(**parsed)
+    try:
+        return settings(**parsed) if base is None else replace(base, **parsed)  # type: ignore[type-var]
+    except RecipeError as error:  # a value that the settings themselves refuse
+        raise RecipeError(f"{where}.{error}") from None
 
 
 def _default(one: Field[Any], base: Any) -> Any:

@@ -174,6 +174,10 @@ def test_the_summary_tells_what_was_made(finished):
     assert student["flops"] < 0.6 * teacher["flops"]
     assert student["vocabulary"] == len(AutoTokenizer.from_pretrained(output / "students/lrf2"))
     assert rows["majority class"]["target_score"] == 0.5
+    for row in (teacher, student):
+        assert row["bytes"] > 0 and row["milliseconds"] > 0 and row["speed_ratio"] > 0 and row["layers"] > 0
+        assert 0 <= row["source_score"] <= 1 and len(row["target_interval"]) == 2
+    assert summary["seed"] == 0 and {"python", "bistil", "torch", "transformers"} <= summary["versions"].keys()
     assert student["target_interval"][0] <= student["target_score"] <= student["target_interval"][1]
     assert student["gap_to_teacher"] == pytest.approx(student["target_score"] - teacher["target_score"])
     assert [s["name"] for s in summary["stages"]][:3] == ["trim", "phase1", "task-teacher"]
@@ -228,6 +232,15 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
 
     from dataclasses import replace
+
+    without = replace(recipe, compare=replace(recipe.compare, majority=False, copied=False))
+    summary = run_recipe(without, output)
+    assert {stage.name for stage in summary.stages if not stage.skipped} == {"evaluate", "benchmark"}
+    shown = {m.name for m in finished[1].models} - {"lrf2, copied", "lrf3, copied", "majority class"}
+    assert {m.name for m in summary.models} == shown
+    summary = run_recipe(recipe, output)
+    assert {stage.name for stage in summary.stages if not stage.skipped} == {"evaluate", "benchmark"}
+    assert {m.name for m in summary.models} == {m.name for m in finished[1].models}
 
     changed = replace(recipe, phase2=replace(recipe.phase2, target_text=0.0))
     skipped = {stage.name: stage.skipped for stage in run_recipe(changed, output).stages}

@@ -109,6 +109,43 @@ def test_an_output_below_a_file_is_one_line(command_line, tmp_path):
     assert "sw.txt" in said and ("Not a directory" in said or "File exists" in said)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, two texts, and a folder that holds somebody's file."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.model(layers=2).save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    (folder / "en.txt").write_text(tiny.ENGLISH)
+    (folder / "sw.txt").write_text(tiny.SWAHILI)
+    (folder / "mine").mkdir()
+    (folder / "mine/notes.txt").write_text("mine")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--learning-rate", "nan"], "learning_rate is nan; it must be above 0"),
+        (["--block-length", "0"], "block"),
+        (["--output", "mine"], "mine already exists"),
+        (["--output", "en.txt"], "en.txt already exists"),
+        (["--reduction", "3"], "does not divide the teacher's 2 layers"),
+        (["--language-sft", "fr=model"], "a language SFT for fr"),
+        (["--language-sft", "sw=model"], "sft_config.json"),
+        (["--language-sft", "sw"], "write LANGUAGE=SFT"),
+    ],
+)
+def test_distill_refuses_in_one_line_and_leaves_nothing(command_line, folder, monkeypatch, options, message):
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    standard = ["--teacher", "model", "--text", "en=en.txt", "--text", "sw=sw.txt", "--output", "out"]
+    code, _, said = command_line("distill", *standard, *options)
+    assert code == 2 and said.count("\n") == 1 and message in said
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def test_other_errors_keep_their_traceback(command_line, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.ECONNRESET, "a fault of the program")

@@ -87,3 +87,55 @@ def test_mistakes_are_one_line(folder, options, error, message):
         finetune(folder, folder / "out", *options)
     assert "\n" not in str(caught.value) and isinstance(caught.value, BistilError)
     assert not (folder / "out").exists()
+
+
+def test_several_sources_each_wearing_its_sft(folder):
+    """What is written is the base and the task's SFT alone; the languages' SFTs went into its training."""
+    import shutil
+
+    import torch
+    from test_sparse_artefact import random_sft
+    from transformers import AutoModel, AutoModelForTokenClassification
+
+    from bistil.sparse import SparseFineTuning
+
+    base = AutoModel.from_pretrained(folder / "model")
+    for seed, code in enumerate(("en", "sw")):
+        random_sft(base, seed=seed, density=0.02).save(folder / f"sft-{code}")
+    shutil.copyfile(folder / "test.txt", folder / "train.sw.txt")
+    short = ["--dense-epochs", "1", "--sparse-epochs", "1", "--learning-rate", "1e-3", "--batch-size", "4"]
+    command = ["finetune", "-m", folder / "model", "--task", TAGS, "--label-map", "B-Y=B-X", *short]
+    sources = ["--train", f"en={folder}/train.txt", "--train", f"sw={folder}/train.sw.txt"]
+    sfts = ["--language-sft", f"en={folder}/sft-en", "--language-sft", f"sw={folder}/sft-sw"]
+
+    def run(*options):
+        return CliRunner().invoke(app, list(map(str, [*command, *options])), catch_exceptions=False)
+
+    result = run(*sources, *sfts, "--dev", folder / "dev.txt", "--sft", folder / "sft-task", "-o", folder / "tagger")
+    assert result.exit_code == 0, result.output
+    record = json.loads((folder / "tagger/bistil.json").read_text())
+    assert record["metrics"]["sources"] == {"en": 10, "sw": 4}
+    tagger = AutoModelForTokenClassification.from_pretrained(folder / "tagger")
+    expected = AutoModelForTokenClassification.from_pretrained(folder / "model", num_labels=2)
+    task = SparseFineTuning.load(folder / "sft-task", base=expected)
+    task.apply(expected)
+    own = dict(tagger.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in expected.named_parameters())
+    # The SFTs made a difference to what was learnt.
+    assert run(*sources, *sfts[:2], "--sft", folder / "other", "-o", folder / "second").exit_code == 0
+    other = SparseFineTuning.load(folder / "other")
+    assert any(not torch.equal(other.dense[name], value) for name, value in task.dense.items())
+
+    with pytest.raises(InputError, match="write LANGUAGE=FILE"):
+        run("--train", folder / "train.txt", *sfts, "-o", folder / "third")
+    with pytest.raises(InputError, match="'sw', which no training file"):
+        run(*sources[:2], *sfts, "-o", folder / "third")
+    with pytest.raises(InputError, match="leave out the teacher"):
+        run(*sources, *sfts, "--dense", "-o", folder / "third")
+    tiny.model("bert", layers=2, seed=9).save_pretrained(folder / "another")
+    tiny.tokenizer("bert").save_pretrained(folder / "another")
+    command[2] = folder / "another"
+    with pytest.raises(BistilError, match="made for base"):
+        run(*sources, *sfts, "-o", folder / "third")
+    assert not (folder / "third").exists()
+    assert run(*sources, *sfts, "--force", "-o", folder / "third").exit_code == 0

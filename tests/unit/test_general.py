@@ -6,13 +6,14 @@ import torch
 from transformers import AutoModel
 
 from bistil.corpora import BlockCollator
-from bistil.distillation.general import Wardrobe, _freeze, dressed_copy
+from bistil.distillation.general import Wardrobe, _freeze, dressed_copy, own_sft
 from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, DivergenceError, InputError
-from bistil.recipe import ObjectiveSettings, TrainingSettings
-from bistil.sparse import SparseDelta, SparseFineTuning
+from bistil.recipe import ObjectiveSettings, TrainingSettings, TrimSettings
+from bistil.sparse import SparseDelta, SparseFineTuning, fingerprint
 from bistil.student import make_student
 from bistil.training import train
+from bistil.vocabulary import kept_ids, trim_vocabulary
 
 
 def sft(model, seed):
@@ -84,6 +85,43 @@ def test_an_sft_of_another_model_is_refused_before_training(dressed, tmp_path):
         Wardrobe(tiny.model("bert", hidden=48), folders, trimmed=tmp_path)
     with pytest.raises(InputError):
         Wardrobe(tiny.model("bert"), {"en": tmp_path / "none"}, trimmed=tmp_path)
+
+
+def test_an_sft_of_another_base_is_refused_unless_forced(dressed, tmp_path):
+    model, _, _ = dressed
+    made_for = sft(model, 0)
+    made_for.provenance.base, made_for.provenance.fingerprint = "its base", fingerprint(model)
+    made_for.save(tmp_path / "own")
+    other = tiny.model("bert", seed=9)
+    before = {name: p.detach().clone() for name, p in other.named_parameters()}
+    with pytest.raises(ArtefactError, match="made for its base"):
+        Wardrobe(other, {"en": tmp_path / "own"}, trimmed=tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
+    Wardrobe(other, {"en": tmp_path / "own"}, trimmed=tmp_path, force=True)
+    Wardrobe(model, {"en": tmp_path / "own"}, trimmed=tmp_path)
+
+
+def test_an_sft_of_the_untrimmed_base_knows_its_base_after_trimming(dressed, tmp_path):
+    model, _, _ = dressed
+    (tmp_path / "sw.txt").write_text(tiny.SWAHILI)
+    for name, base in (("one", model), ("two", tiny.model("bert", seed=9))):
+        base.save_pretrained(tmp_path / name)
+        tiny.tokenizer("bert").save_pretrained(tmp_path / name)
+        trim_vocabulary(
+            tmp_path / name, {"sw": [tmp_path / "sw.txt"]}, tmp_path / f"{name}-trimmed",
+            settings=TrimSettings(threshold=1e-3), verify=False,
+        )  # fmt: skip
+    made_for = sft(model, 0)
+    made_for.provenance.fingerprint = fingerprint(model)
+    made_for.save(tmp_path / "own")
+    small, other = (AutoModel.from_pretrained(tmp_path / f"{name}-trimmed") for name in ("one", "two"))
+    kept = kept_ids(tmp_path / "one-trimmed")
+    assert len(kept) < len(tiny.tokenizer("bert"))
+    with own_sft(tmp_path / "own", small, tmp_path / "one-trimmed").applied(small), made_for.applied(model):
+        assert torch.equal(small.get_input_embeddings().weight, model.get_input_embeddings().weight[kept])
+    with pytest.raises(ArtefactError, match="another base"):
+        own_sft(tmp_path / "own", other, tmp_path / "two-trimmed")
+    own_sft(tmp_path / "own", other, tmp_path / "two-trimmed", force=True).apply(other)
 
 
 def test_what_gets_no_gradient_is_not_trained():

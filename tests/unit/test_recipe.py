@@ -71,6 +71,13 @@ def test_an_alternative_replaces_the_default_one():
         (('teacher = "e5-small"', "teacher = "), "not valid TOML"),
         (("[text]", "[phase1.training]\nsteps = true\n[text]"), r"phase1.training.steps is True; expected int"),
         (("[text]", '[phase1.training]\nprecision = "fp8"\n[text]'), "must be one of 'float32', 'bf16'"),
+        (
+            ("[text]", "[phase1.training]\nbatch_size = 0\n[text]"),
+            "phase1.training.batch_size is 0; it must be at least",
+        ),
+        (("[text]", "[phase2.training]\nlearning_rate = inf\n[text]"), "phase2.training.learning_rate is inf; it must"),
+        (("[text]", "[finetune.training]\nepochs = 0\n[text]"), "finetune.training.epochs is 0.0; it must be above 0"),
+        (("[text]", '[language_sfts]\nfr = "sfts/fr"\n[text]'), "language_sfts has 'fr', which has no text"),
         (("[text]", '[[students]]\nname = "a"\n[[students]]\nname = "a"\n[text]'), "name of its own"),
         (("[text]", "phase1 = 3\n[text]"), "phase1 must be a table"),
     ],

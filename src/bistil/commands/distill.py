@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
         spread: str = typer.Option("even", help="Where --depth takes its layers from: even, first or last."),
         layers: list[str] = typer.Option([], help="A student of these teacher layers, such as 1,4,8,12."),
         random_start: bool = typer.Option(False, "--random-start", help="Layers start random instead of copied."),
-        language_sft: list[str] = typer.Option([], help="LANGUAGE=FOLDER of the SFT that the teacher wears."),
+        language_sft: list[str] = typer.Option(
+            [], help="LANGUAGE=SFT (folder or hub name) that the teacher wears in that language's batches."
+        ),
+        force: bool = typer.Option(False, "--force", help="Wear SFTs that were made for another base too."),
         probability: list[str] = typer.Option(
             [], help="LANGUAGE=NUMBER: how often a batch is in it, for each language.  [default: equal]"
         ),
@@ -76,6 +79,7 @@ def register(app: typer.Typer) -> None:
         import shutil
         from typing import Any
 
+        from bistil.artefacts import check_new
         from bistil.distillation.general import distill_general
         from bistil.errors import InputError, RecipeError
         from bistil.recipe import StudentSettings, parse
@@ -104,7 +108,7 @@ def register(app: typer.Typer) -> None:
             ),
         ]
         texts: dict[str, list[Path]] = {}
-        for language, file in _pairs(text, "--text", "FILE"):
+        for language, file in language_pairs(text, "--text", "FILE"):
             texts.setdefault(language, []).append(Path(file))
         given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                  "evaluate_steps": evaluate_steps}  # fmt: skip
@@ -122,7 +126,7 @@ def register(app: typer.Typer) -> None:
         settings = parse(
             Phase1Settings,
             {
-                "block_length": block_length or PRESETS[preset]["block_length"],
+                "block_length": PRESETS[preset]["block_length"] if block_length is None else block_length,
                 "held_out": _number(shares[-1], "--held-out") if shares else phase1.held_out,
                 "held_out_shares": _numbers_by_language([one for one in held_out if "=" in one], "--held-out"),
                 "held_out_blocks": blocks,
@@ -137,10 +141,12 @@ def register(app: typer.Typer) -> None:
             },
             "bistil distill",
         )  # fmt: skip
-        if (output / "phase1.json").exists():
-            raise InputError(f"{output} holds a finished distillation: name another output folder or remove it")
         # Beside the output, so that the same command finds it again.
         work = output.with_name(f".{output.name}.work")
+        if (output / "phase1.json").exists():
+            raise InputError(f"{output} holds a finished distillation: name another output folder or remove it")
+        if not work.exists():
+            check_new(output)
         report = distill_general(
             teacher,
             students or [StudentSettings(name="lrf2", reduction=2, start=start)],
@@ -149,8 +155,9 @@ def register(app: typer.Typer) -> None:
             settings=settings,
             seed=seed,
             work=work,
+            force_sfts=force,
             language_sfts={
-                language: Path(folder) for language, folder in _pairs(language_sft, "--language-sft", "DIR")
+                language: Path(folder) for language, folder in language_pairs(language_sft, "--language-sft", "SFT")
             },
         )
         if not processes().is_main_process:
@@ -183,7 +190,12 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def _pairs(values: list[str], option: str, what: str) -> list[tuple[str, str]]:
+def language_pairs(values: list[str], option: str, what: str) -> list[tuple[str, str]]:
+    """`["sw=a.txt"]` as `[("sw", "a.txt")]`.
+
+    Raises:
+        InputError: an entry is not LANGUAGE=WHAT.
+    """
     from bistil.errors import InputError
 
     pairs = []
@@ -205,7 +217,9 @@ def _numbers(value: str) -> list[int]:
 
 
 def _numbers_by_language(values: list[str], option: str) -> dict[str, float]:
-    return {language: _number(value, f"{option} {language}") for language, value in _pairs(values, option, "NUMBER")}
+    return {
+        language: _number(value, f"{option} {language}") for language, value in language_pairs(values, option, "NUMBER")
+    }
 
 
 def _number(value: str, option: str) -> float:

@@ -12,7 +12,9 @@ def register(app: typer.Typer) -> None:
     def finetune(
         model: str = typer.Option(..., "--model", "-m", help="Where to start: a folder, a hub name, or e5-small."),
         task: str = typer.Option(..., help="; ".join(["Which task", "such as sequence-classification"])),
-        train: list[str] = typer.Option(..., help=help_of(TaskSettings, "train") + " (repeat for several)"),
+        train: list[str] = typer.Option(
+            ..., help=help_of(TaskSettings, "train") + "; LANGUAGE=FILE with --language-sft (repeat for several)"
+        ),
         output: Path = typer.Option(..., "--output", "-o", help="Folder for the fine-tuned model; must not exist."),
         dev: list[str] = typer.Option([], help=help_of(TaskSettings, "dev")),
         test: list[str] = typer.Option([], help="Test files: what stands in them is not learnt from. Nothing else."),
@@ -28,6 +30,10 @@ def register(app: typer.Typer) -> None:
         preset: str | None = typer.Option(
             None, help="paper: the paper's settings for this task; short: for two CPU cores. Options given win."
         ),
+        language_sft: list[str] = typer.Option(
+            [], help="LANGUAGE=SFT (folder or hub name) that the model wears in that language's batches; repeatable."
+        ),
+        force: bool = typer.Option(False, "--force", help="Wear SFTs that were made for another base too."),
         dense: bool = typer.Option(False, "--dense", help="Train all parameters instead of a sparse fine-tuning."),
         density: float | None = typer.Option(None, help=help_of(SparseSettings, "density")),
         dense_epochs: float | None = typer.Option(
@@ -52,24 +58,35 @@ def register(app: typer.Typer) -> None:
         Example, a student that learns from it (phase 2):
         bistil finetune --model phase1/lrf2 --teacher teacher --text news.sw.txt
         --task token-classification --train train.txt --dev dev.txt --test test.sw.txt -o student
+
+        Example, several source languages, each batch in one of them and wearing its SFT (multi-source training):
+        bistil finetune --model e5-small --task token-classification --train en=train.txt --train sw=train.sw.txt
+        --language-sft en=sfts/en --language-sft sw=sfts/sw --dev dev.txt --sft sfts/ner -o tagger
         """
         import shutil
         from dataclasses import replace
         from typing import Any
 
+        from bistil.artefacts import check_new
+        from bistil.commands.distill import language_pairs
         from bistil.commands.evaluate import parse_label_map
         from bistil.corpora import read_sentences
         from bistil.distillation.task import fit_task, read_task_data
         from bistil.errors import InputError
         from bistil.models import model_folder
         from bistil.recipe import FinetuneSettings, parse, task_preset
+        from bistil.training import processes
 
-        if output.exists():
-            raise InputError(f"{output} already exists: name another output folder or remove it")
+        check_new(output)
         if text and teacher is None:
             raise InputError("--text is learnt from through a teacher: give --teacher too")
         if not text and (target_text or target_sentences):
             raise InputError("--target-text and --target-sentences need text of the target language: give --text too")
+        sources: dict[str, list[str]] = {}
+        if language_sft:
+            for language, file in language_pairs(train, "--train", "FILE"):
+                sources.setdefault(language, []).append(file)
+            train = [file for files in sources.values() for file in files]
         where = "bistil finetune"
         data_settings = parse(
             TaskSettings,
@@ -102,7 +119,9 @@ def register(app: typer.Typer) -> None:
             ratio = 0.0 if not text else target_text if target_text is not None else 1.0
             given |= {"target_text": ratio, "target_sentences": target_sentences}
             settings = parse(Phase2Settings, given, where, base=student)
-        data = read_task_data(data_settings, target_sentences=read_sentences(text) if text else None)
+        data = read_task_data(
+            data_settings, target_sentences=read_sentences(text) if text else None, sources=sources or None
+        )
         # Beside the output, so that the same command finds it again.
         work = output.with_name(f".{output.name}.work")
         fit_task(
@@ -116,5 +135,10 @@ def register(app: typer.Typer) -> None:
             work=work,
             seed=seed,
             label=f"fine-tuning {output.name}",
+            languages=list(sources),
+            language_sfts=dict(language_pairs(language_sft, "--language-sft", "SFT")),
+            force_sfts=force,
         )
+        if not processes().is_main_process:
+            return
         shutil.rmtree(work, ignore_errors=True)

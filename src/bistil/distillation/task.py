@@ -3,7 +3,7 @@
 The task teacher is made here too: it is the multilingual model, fine-tuned from labels only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil.artefacts import folder_digest
+from bistil.distillation.general import own_sft
 from bistil.distillation.module import Distiller
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
@@ -21,10 +22,11 @@ from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, write_model
 from bistil.progress import say
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
+from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.tasks import Task, get_task, model_inputs
 from bistil.tasks.base import Example, Feature, check_length
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
-from bistil.training import epoch_order, train
+from bistil.training import epoch_order, processes, train
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,8 @@ class TaskData:
     test: dict[str, list[Example]]
     target_sentences: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
+    sources: dict[str, list[Example]] = field(default_factory=dict)
+    """`train` per language, where it is in several."""
 
     @property
     def metric(self) -> str:
@@ -46,7 +50,11 @@ class TaskData:
 
 
 def read_task_data(
-    settings: TaskSettings, *, target_sentences: list[str] | None = None, quiet: bool = False
+    settings: TaskSettings,
+    *,
+    target_sentences: list[str] | None = None,
+    sources: Mapping[str, list[str]] | None = None,
+    quiet: bool = False,
 ) -> TaskData:
     """Read a task's files; every problem of theirs shows here, before any training.
 
@@ -56,6 +64,7 @@ def read_task_data(
 
     Args:
         target_sentences: plain text of the target language.
+        sources: per language, the training files, where they are in several; `settings.train` is then not looked at.
         quiet: say nothing of what is left out.
 
     Raises:
@@ -63,7 +72,9 @@ def read_task_data(
             left to learn from.
     """
     task = get_task(settings.kind, parser_projection=settings.parser_projection)
-    examples = task.read(settings.train, label_map=settings.label_map)
+    files = sources or {"": settings.train}
+    parts = {language: task.read(own, label_map=settings.label_map) for language, own in files.items()}
+    examples = [example for part in parts.values() for example in part]
     labels = task.labels(examples)
 
     def held_out(files: list[str]) -> list[Example]:
@@ -76,7 +87,8 @@ def read_task_data(
     train_examples, repeats = without_test_examples(task, examples, tested)
     sentences, seen = without_evaluation_text(task, target_sentences or [], [*dev, *tested])
     if not train_examples:
-        raise InputError(f"every example of {', '.join(settings.train)} stands in a test set: give other training data")
+        named = ", ".join(file for own in files.values() for file in own)
+        raise InputError(f"every example of {named} stands in a test set: give other training data")
     if target_sentences and not sentences:
         raise InputError("every line of the target language's text stands in a dev or test set: give other text")
     if repeats and not quiet:
@@ -85,10 +97,14 @@ def read_task_data(
     if seen and not quiet:
         say(f"{len(seen):,} of {len(target_sentences or []):,} lines of target text are left out, for they stand in a "
             f"dev or test set (the first: {seen[0][:60]!r})")  # fmt: skip
+    gone = {id(example) for example in repeats}
     return TaskData(
         task=task,
         labels=labels,
         train=train_examples,
+        sources={language: [one for one in part if id(one) not in gone] for language, part in parts.items()}
+        if sources
+        else {},
         dev=dev,
         test=test,
         target_sentences=sentences,
@@ -178,8 +194,12 @@ def fit_task(
     seed: int,
     label: str,
     languages: Sequence[str] = (),
+    language_sfts: Mapping[str, str | Path] | None = None,
+    force_sfts: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a model for a task, sparsely or densely, from a task teacher or from labels only.
+
+    Several processes share the training; one of them writes.
 
     Args:
         start: the model, with or without a task head; its tokenizer encodes the examples.
@@ -192,6 +212,11 @@ def fit_task(
         seed: of the head, the order and dropout.
         label: for the progress line.
         languages: for the model's card.
+        language_sfts: per language of `data.sources`, an SFT of `start` (folder or hub name) that the model wears in
+            that language's batches, so that what is learnt goes with other languages' SFTs (multi-source training,
+            LT-SFT section 5). Each batch is then in one language; the dev set is scored wearing the first one's. What
+            is written wears none of them.
+        force_sfts: wear them although they were made for another base.
 
     Returns:
         Figures for the record: steps, tokens, dev scores; "examples" and "target_text", how many features there are of
@@ -200,17 +225,20 @@ def fit_task(
         cannot be compared, for its tokens begin or end elsewhere.
 
     Raises:
-        ArtefactError: the teacher has other labels.
-        InputError: target text is wanted and there is none, the teacher's tokens can be compared in no example, or
-            `max_length` exceeds the model's positions.
+        ArtefactError: the teacher has other labels; a language SFT was made for another base.
+        InputError: language SFTs without their language's examples, with a teacher or in dense fine-tuning; target
+            text is wanted and there is none, the teacher's tokens can be compared in no example, or `max_length`
+            exceeds the model's positions.
         DivergenceError: the loss is no longer a number.
     """
     task, tokenizer = data.task, load_tokenizer(str(start))
     student = task.build_model(start, data.labels, seed=seed)
+    worn = _worn(language_sfts or {}, data, student, Path(start), settings, teacher=teacher, force=force_sfts)
     check_length(student.config, max_length)
     module: nn.Module = SelfTaught(student)
     unlabelled: list[Feature] = []
     ratio = 0.0
+    collate: Callable[[list[Any]], dict[str, Any]]
     if teacher is None:
         labelled = task.encode(data.train, tokenizer, max_length, labels=data.labels)
         collate = task.collate(tokenizer)
@@ -232,12 +260,18 @@ def fit_task(
         figures = {"examples": len(labelled), "target_text": len(unlabelled), **compared}
     figures["left_out"] = data.left_out.counts
     figures["truncated"] = sum(feature.get("truncated", False) for feature in labelled)
-    train_data = MixedData(labelled, unlabelled, ratio=ratio)
+    train_data: MixedData | SourceBatches = MixedData(labelled, unlabelled, ratio=ratio)
+    if worn:
+        parts = {
+            language: task.encode(examples, tokenizer, max_length, labels=data.labels)
+            for language, examples in data.sources.items()
+        }
+        train_data = SourceBatches(parts, collate)
+        collate = train_data.collate
+        figures["sources"] = {language: len(part) for language, part in parts.items()}
     evaluate = _dev_scores(data, student, tokenizer, max_length=max_length)
     best_by: Any = (data.metric, "max") if evaluate else None
     if settings.sparse is not None:
-        from bistil.sparse import train_sparse
-
         sft = train_sparse(
             module,
             train_data,
@@ -250,9 +284,10 @@ def fit_task(
             seed=seed,
             evaluate=evaluate,
             best_by=best_by,
+            sources=worn or None,
             label=label,
         )
-        if sft_output is not None:
+        if sft_output is not None and processes().is_main_process:
             sft.save(sft_output, replace=True)
         figures |= {"dev": sft.provenance.metrics, "density": sft.density, "phases": sft.provenance.phases}
     else:
@@ -270,6 +305,9 @@ def fit_task(
         figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best}
     if isinstance(module, Distiller):
         module.close()
+    if not processes().is_main_process:
+        processes().wait_for_everyone()
+        return figures
     write_model(
         output,
         student,
@@ -298,7 +336,33 @@ def fit_task(
         metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
         pipeline_tag=task.pipeline_tag,
     )
+    processes().wait_for_everyone()
     return figures
+
+
+def _worn(
+    names: Mapping[str, str | Path],
+    data: TaskData,
+    student: PreTrainedModel,
+    start: Path,
+    settings: FinetuneSettings,
+    *,
+    teacher: Path | None,
+    force: bool,
+) -> dict[str, SparseFineTuning]:
+    """The language SFTs of multi-source training, in the order of the sources."""
+    if not names:
+        return {}
+    if settings.sparse is None or teacher is not None:
+        raise InputError(
+            "language SFTs are worn in sparse fine-tuning from labels: leave out the teacher, and not dense"
+        )
+    unknown = sorted(names.keys() - data.sources.keys())
+    if unknown:
+        raise InputError(
+            f"a language SFT for {unknown[0]!r}, which no training file is in: write --train {unknown[0]}=FILE"
+        )
+    return {code: own_sft(names[code], student, start, force=force) for code in data.sources if code in names}
 
 
 def _compared(

@@ -352,11 +352,17 @@ class SparseFineTuning:
             ArtefactError: it is another base.
         """
         resolve_names(model, self.deltas, what=self.name)
+        if self.provenance.fingerprint is not None:
+            self.check_fingerprint(fingerprint(model))
+
+    def check_fingerprint(self, other: str | None) -> None:
+        """As `check_base`, for a model of which only the fingerprint is at hand; None: it is not known.
+
+        Raises:
+            ArtefactError: it is another base.
+        """
         own = self.provenance.fingerprint
-        if own is None:
-            return
-        other = fingerprint(model)
-        if own != other:
+        if own is not None and other is not None and own != other:
             raise ArtefactError(
                 f"{self.name} was made for {self.provenance.base or 'another base'} (fingerprint {own[:12]}), this "
                 f"model's is {other[:12]}: load its own base, or force it (force=True, --force) if you know better"

@@ -83,6 +83,8 @@ def trim_vocabulary(
             unknown kind, or the output exists.
         ArtefactError: the checkpoint is damaged, does not fit its tokenizer, or the trimmed model is not equal.
     """
+    from bistil.sparse.base import fingerprint
+
     settings = settings or TrimSettings()
     if output.exists() and not replace and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} already exists: name another output folder or remove it")
@@ -110,6 +112,7 @@ def trim_vocabulary(
 
     batches = model_batches(checks, kept, required["special"]) if verify else []
     expected = outputs(loaded, batches, torch.from_numpy(kept))
+    base = fingerprint(loaded)
     names = weights.trim_model(loaded, torch.from_numpy(kept), len(vocabulary))
     after = _size(loaded, len(kept))
     with whole_folder(output, replace=replace) as folder:
@@ -136,7 +139,7 @@ def trim_vocabulary(
             parameters=names,
             verified=verified,
         )
-        _write_records(report, kept, len(vocabulary), folder)
+        _write_records(report, kept, len(vocabulary), folder, base=base)
     return report
 
 
@@ -183,6 +186,19 @@ def kept_ids(folder: Path) -> torch.Tensor:
     try:
         with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
             return stored.get_tensor("kept_ids")
+    except Exception as error:
+        raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+
+
+def untrimmed_fingerprint(folder: Path) -> str | None:
+    """`sparse.fingerprint` of the model before it was trimmed; None for a folder that does not say it.
+
+    Raises:
+        ArtefactError: the folder holds no vocabulary map.
+    """
+    try:
+        with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
+            return (stored.metadata() or {}).get("fingerprint")
     except Exception as error:
         raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
 
@@ -323,11 +339,11 @@ def _write_tokenizer(
     raise ArtefactError("the trimmed tokenizer does not load as it was written; please report this tokenizer")
 
 
-def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Path) -> None:
+def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Path, *, base: str) -> None:
     save_file(
         {"kept_ids": torch.from_numpy(kept)},
         folder / MAP_FILE,
-        metadata={"full_size": str(tokens), "parameters": json.dumps(report.parameters)},
+        metadata={"full_size": str(tokens), "parameters": json.dumps(report.parameters), "fingerprint": base},
     )
     write_json(folder / REPORT_FILE, report.to_dict())
     record = {
