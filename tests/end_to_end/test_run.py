@@ -248,6 +248,29 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
     assert not skipped["phase2-lrf2"] and not skipped["evaluate"]
 
 
+def test_the_readme_s_example_is_true(recipe_folder, finished, tmp_path, monkeypatch, capsys):
+    """Word for word, but for the task of this recipe; the run is there already, so its stages are skipped."""
+    import shutil
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0].replace("token-classification", "text-classification")
+    inputs = [path for path in recipe_folder.iterdir() if path.suffix in (".txt", ".jsonl")]
+    for path in inputs:
+        shutil.copyfile(path, tmp_path / path.name)
+    shutil.copytree(recipe_folder / "teacher", tmp_path / "teacher")
+    (tmp_path / "my-language.toml").write_text(
+        RECIPE.replace('teacher = "teacher"', f'teacher = "{recipe_folder}/teacher"')
+    )
+    shutil.copytree(finished[0], tmp_path / "runs/mine")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    student = next(model for model in finished[1].models if model.name == "lrf2")
+    assert f"lrf2 {student.parameters} {student.target_score}" in out
+    assert "'label': 'even" in out
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--output", str(output)]
