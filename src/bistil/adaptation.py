@@ -23,7 +23,7 @@ from bistil.models import load_tokenizer, model_folder
 from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import SparseSettings, TrainingSettings, option
 from bistil.sparse import SparseFineTuning, train_sparse
-from bistil.tasks.base import quiet_transformers
+from bistil.tasks.base import check_length, quiet_transformers
 from bistil.training import processes
 
 # Held-out blocks beyond these cost time and tell little more.
@@ -161,6 +161,7 @@ def adapt(
     if tokenizer.mask_token_id is None:
         raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
     masked_lm, dense = masked_lm_model(model, seed=seed)
+    check_length(masked_lm.config, settings.block_length, name="block_length")
     with processes().main_process_first():
         blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
     training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)

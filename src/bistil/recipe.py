@@ -174,6 +174,11 @@ class TaskSettings:
     label_map: dict[str, str] = option(factory=dict, help="labels to rename on reading, such as B-DATE to O")
     parser_projection: int | None = option(None, "dependency parsing: dimensions before the biaffine; none: full head")
 
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a length or size that no example fits in."""
+        _at_least(self, "max_length", 4)
+        _at_least(self, "parser_projection", 1)
+
 
 @dataclass(kw_only=True, frozen=True)
 class FinetuneSettings:

@@ -172,6 +172,13 @@ def test_bad_input(tmp_path):
                 tmp_path / "sft",
                 **{**options, "settings": settings(steps=steps)},
             )
+    with pytest.raises(InputError, match="block_length is 141, but the model has 140 positions"):
+        adapt(
+            str(tmp_path / "model"),
+            text(tmp_path),
+            tmp_path / "sft",
+            **{**options, "settings": settings(block_length=141)},
+        )
     (tmp_path / "short.txt").write_text("a")
     with pytest.raises(InputError, match="tokens of text"):
         adapt(str(tmp_path / "model"), [tmp_path / "short.txt"], tmp_path / "sft", **options)

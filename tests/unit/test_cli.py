@@ -103,7 +103,7 @@ def test_an_output_below_a_file_is_one_line(command_line, tmp_path):
     (tmp_path / "sw.txt").write_text(tiny.SWAHILI)
     code, _, said = command_line(
         "adapt", "--model", tmp_path / "model", "--language", "sw", "--text", tmp_path / "sw.txt", "--output",
-        tmp_path / "sw.txt" / "out",
+        tmp_path / "sw.txt" / "out", "--block-length", "16", "--steps", "1",
     )  # fmt: skip
     assert code == 2 and said.count("\n") == 1
     assert "sw.txt" in said and ("Not a directory" in said or "File exists" in said)
@@ -128,7 +128,8 @@ def folder(tmp_path_factory):
         (["--steps", "0"], "steps is 0; it must be at least 1"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--learning-rate", "nan"], "learning_rate is nan; it must be above 0"),
-        (["--block-length", "0"], "block"),
+        (["--block-length", "0"], "block_length is 0; blocks need at least 4 tokens"),
+        (["--block-length", "141"], "block_length is 141, but the model has 140 positions"),
         (["--output", "mine"], "mine already exists"),
         (["--output", "en.txt"], "en.txt already exists"),
         (["--reduction", "3"], "does not divide the teacher's 2 layers"),

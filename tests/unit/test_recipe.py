@@ -77,6 +77,10 @@ def test_an_alternative_replaces_the_default_one():
         ),
         (("[text]", "[phase2.training]\nlearning_rate = inf\n[text]"), "phase2.training.learning_rate is inf; it must"),
         (("[text]", "[finetune.training]\nepochs = 0\n[text]"), "finetune.training.epochs is 0.0; it must be above 0"),
+        (
+            ("[text]", '[task]\nkind = "token-classification"\ntrain = "x"\nmax_length = 0\n[text]'),
+            "task.max_length is 0; it must be at least 4",
+        ),
         (("[text]", '[language_sfts]\nfr = "sfts/fr"\n[text]'), "language_sfts has 'fr', which has no text"),
         (("[text]", '[[students]]\nname = "a"\n[[students]]\nname = "a"\n[text]'), "name of its own"),
         (("[text]", "phase1 = 3\n[text]"), "phase1 must be a table"),

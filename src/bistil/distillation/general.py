@@ -23,6 +23,7 @@ from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to_dict
 from bistil.sparse import SparseFineTuning
 from bistil.student import alignment, choose_layers, make_student, without_upper_layers
+from bistil.tasks.base import check_length
 from bistil.training import TENSORBOARD, TrainingResult, check_loggers, planned_steps, processes, train
 
 Figures = dict[str, float]
@@ -75,6 +76,7 @@ def distill_general(
     folder = model_folder(str(teacher))
     tokenizer = load_tokenizer(str(folder))
     multilingual = _load(folder)
+    check_length(multilingual.config, settings.block_length, name="block_length")
     has_head = multilingual.get_output_embeddings() is not None
     objectives = {student.name: student.objective or settings.objective for student in students}
     mask_tokens = _check_objectives(objectives, has_head=has_head)

@@ -392,12 +392,15 @@ def position_limit(config: Any) -> int | None:
     return int(limit) - offset
 
 
-def check_length(config: Any, max_length: int) -> None:
+def check_length(config: Any, length: int, *, name: str = "max_length") -> None:
     """Refuse windows that are longer than the model's position embeddings.
+
+    Args:
+        name: how the setting is called in the message.
 
     Raises:
         InputError: with the longest length that works.
     """
     limit = position_limit(config)
-    if limit is not None and max_length > limit:
-        raise InputError(f"max_length is {max_length}, but the model has {limit} positions: choose at most that")
+    if limit is not None and length > limit:
+        raise InputError(f"{name} is {length}, but the model has {limit} positions: choose at most that")
