@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from bistil.errors import ArtefactError, InputError
+from bistil.fast_linear import fast_linear
 
 # Not a class: cross-entropy leaves such positions out (PyTorch's default).
 IGNORED = -100
@@ -307,7 +308,7 @@ def run(
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size].tolist()
             batch = {name: value.to(model.device) for name, value in collate([features[i] for i in indices]).items()}
-            with torch.inference_mode():
+            with torch.inference_mode(), fast_linear():
                 output = model(**model_inputs(model, {k: v for k, v in batch.items() if k not in TARGETS}))
             yield indices, output, batch
     finally:
