@@ -11,7 +11,10 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def finetune(
         model: str = typer.Option(..., "--model", "-m", help="Where to start: a folder, a hub name, or e5-small."),
-        task: str = typer.Option(..., help="; ".join(["Which task", "such as sequence-classification"])),
+        task: str = typer.Option(
+            ...,
+            help="Which task: token-classification, dependency-parsing, sequence-classification, question-answering.",
+        ),
         train: list[str] = typer.Option(
             ..., help=help_of(TaskSettings, "train") + "; LANGUAGE=FILE with --language-sft (repeat for several)"
         ),
