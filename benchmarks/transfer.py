@@ -24,6 +24,7 @@ from bistil.corpora import read_sentences
 from bistil.distillation.general import distill_general
 from bistil.distillation.task import TaskData, fit_task, read_task_data
 from bistil.evaluation import record, score_examples
+from bistil.pipeline import without_target_text
 from bistil.pretrained import e5_small_folder
 from bistil.recipe import (
     FinetuneSettings,
@@ -74,16 +75,21 @@ class Study:
         """Plain text per language."""
         return {language: [self.data / "text" / f"{language}.txt"] for language in languages}
 
-    def task_data(self, target: str) -> TaskData:
-        """Labelled source examples, less those that a test set repeats; the target's test set and sentences."""
-        if target not in self._read:
-            files = self.targets[target]
-            tests = {f"{target}/{part}": [str(self.data / files[part])] for part in ("dev", "test") if part in files}
-            sentences = read_sentences(self.texts(target)[target])
+    def task_data(self, *targets: str) -> TaskData:
+        """Labelled source examples, less those that a test set repeats; the targets' test sets and the first's text."""
+        name = "+".join(targets)
+        if name not in self._read:
+            tests = {
+                f"{target}/{part}": [str(self.data / self.targets[target][part])]
+                for target in targets
+                for part in ("dev", "test")
+                if part in self.targets[target]
+            }
+            sentences = read_sentences(self.texts(targets[0])[targets[0]])
             found = read_task_data(replace(self.task_table, test=tests), target_sentences=sentences)
             found.dev = found.dev[: self.settings.get("dev_examples")]
-            self._read[target] = found
-        return self._read[target]
+            self._read[name] = found
+        return self._read[name]
 
     def less_data(self, target: str) -> TaskData:
         """What the students learn from: as many labelled examples and target sentences as the study's budget allows."""
@@ -148,7 +154,7 @@ class Study:
             work = self.output / "work" / name.replace("/", "-")
             figures = fit_task(
                 start,
-                self.less_data(target) if target else self.task_data(next(iter(self.targets))),
+                self.less_data(target) if target else self.task_data(*self.targets),
                 output=folder,
                 teacher=teacher,
                 settings=settings,
@@ -171,9 +177,8 @@ class Study:
             return
         how = VARIANTS[variant]
         start = (self.students_of(target) if how["phase1"] else self.copies()) / student
-        ratio = self.phase2.target_text
-        # Without target text the labelled batches take its place: the same number of steps.
-        settings = self.phase2 if how["target"] else replace(longer(self.phase2, 1 + ratio), target_text=0.0)
+        # Without target text labelled batches take its place: the same number of steps.
+        settings = self.phase2 if how["target"] else without_target_text(self.phase2)
         if not how["teacher"]:
             settings = FinetuneSettings(sparse=settings.sparse, training=settings.training)
         teacher = self.task_teacher(seed) if how["teacher"] else None
@@ -226,16 +231,6 @@ class Study:
             seeds = "/".join(str(len(found.get(t, []))) for t in self.targets)
             print(f"| {student}, {variant} | {' | '.join(cells)} | {gaps:+.1f} | {seeds} |")
         print(json.dumps({"study": self.settings["name"], "results": len(results)}))
-
-
-def longer(settings: Phase2Settings, factor: float) -> Phase2Settings:
-    """The same with more epochs of labelled examples."""
-    sparse, training = settings.sparse, settings.training
-    if sparse is not None:
-        sparse = replace(sparse, dense_epochs=sparse.dense_epochs * factor, sparse_epochs=sparse.sparse_epochs * factor)
-    elif training.epochs is not None:
-        training = replace(training, epochs=training.epochs * factor)
-    return replace(settings, sparse=sparse, training=training)
 
 
 def main() -> None:

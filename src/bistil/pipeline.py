@@ -325,7 +325,7 @@ class _Stages:
         if teacher is None:
             settings = FinetuneSettings(sparse=settings.sparse, training=settings.training)
         elif variant == "no target text":
-            settings = _without_target_text(recipe.phase2)
+            settings = without_target_text(recipe.phase2)
 
         def action(work: Path) -> dict[str, Any]:
             begin = self.output / start
@@ -497,7 +497,7 @@ class _Stages:
         )
 
 
-def _without_target_text(settings: Phase2Settings) -> Phase2Settings:
+def without_target_text(settings: Phase2Settings) -> Phase2Settings:
     """The same phase 2 on labelled batches only, with as many optimizer steps (up to the rounding of an epoch)."""
     factor = 1 + settings.target_text
 

@@ -18,7 +18,7 @@ from transformers import (
 from bistil.distillation.task import MixedData, _sample, fit_task, head_parameters, read_task_data
 from bistil.distillation.teacher_ids import same_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.pipeline import _without_target_text
+from bistil.pipeline import without_target_text
 from bistil.recipe import FinetuneSettings, Phase2Settings, SparseSettings, TaskSettings, TrainingSettings
 from bistil.student import copy_student
 from bistil.training import planned_steps
@@ -226,7 +226,7 @@ def test_target_sentences_limits_what_is_learnt_from(models, task, tmp_path):
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_without_target_text_the_steps_stay(ratio):
     settings = Phase2Settings(sparse=SPARSE, training=TRAINING, target_text=ratio)
-    control = _without_target_text(settings)
+    control = without_target_text(settings)
     assert control.target_text == 0 and control.sparse is not None
     for before, after in (
         (SPARSE.dense_epochs, control.sparse.dense_epochs),
@@ -237,7 +237,7 @@ def test_without_target_text_the_steps_stay(ratio):
         steps = [planned_steps(n, replace(TRAINING, epochs=e)) for n, e in ((mixed, before), (40, after))]
         assert steps[0] == steps[1]
     by_steps = replace(settings, sparse=None, training=TrainingSettings(steps=7))
-    assert _without_target_text(by_steps).training.steps == 7
+    assert without_target_text(by_steps).training.steps == 7
 
 
 def test_a_teacher_of_other_labels_is_refused(models, task, tmp_path):
