@@ -1,8 +1,9 @@
 """How often each token occurs in a text: counted once per file, kept on disk, merged by addition."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -104,7 +105,7 @@ def count_file(
     """Count the tokens of one text file, or read the counts of one that was counted before.
 
     The file streams through in batches; memory does not grow with it. The tokenizers library encodes a batch on all
-    cores (unless TOKENIZERS_PARALLELISM=false) while the ids of the batch before are summed up.
+    cores (unless TOKENIZERS_PARALLELISM=false) while the ids of batches before are summed up.
 
     Args:
         path: text, one sentence or paragraph a line, plain or .gz or .zst; or a `.counts` file.
@@ -134,16 +135,16 @@ def count_file(
     def encode(lines: list[str]) -> list[Sequence[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
 
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        pending = None
+    # One worker takes the ids out of its encodings, on one core, while the other encodes.
+    with ThreadPoolExecutor(max_workers=2) as workers:
+        pending: deque[Future[list[Sequence[int]]]] = deque()
         for lines in _counted_lines(path, progress):
-            following = worker.submit(encode, lines)
+            pending.append(workers.submit(encode, lines))
             sizes += (len(lines), sum(len(line.split()) for line in lines), sum(map(len, lines)))
-            if pending is not None:
-                counts += _occurrences(pending.result(), len(vocabulary))
-            pending = following
-        if pending is not None:
-            counts += _occurrences(pending.result(), len(vocabulary))
+            if len(pending) > 2:
+                counts += _occurrences(pending.popleft().result(), len(vocabulary))
+        for batch in pending:
+            counts += _occurrences(batch.result(), len(vocabulary))
     if not counts.any():
         raise InputError(f"{path} holds no text: give a file with at least one line that is not blank")
     lines_, words, characters = map(int, sizes)
