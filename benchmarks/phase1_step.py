@@ -101,7 +101,7 @@ def our_step(size, *, device, precision):
     """The step that `bistil.training.train` carries out on a `Distiller`, as a function."""
     from bistil.memory import return_freed_memory
 
-    return_freed_memory()
+    return_freed_memory(size["hidden"])
     import torch
 
     from bistil.distillation.module import Distiller

@@ -35,7 +35,7 @@ def work(size, steps, folder):
     """Train; every process of a run does this. The main one leaves result.json in the folder."""
     from bistil.memory import return_freed_memory
 
-    return_freed_memory()
+    return_freed_memory(size["hidden"])
     import numpy as np
     import torch
     from transformers import BertConfig, BertModel

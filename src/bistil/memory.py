@@ -5,15 +5,20 @@ import os
 import sys
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-_BYTES = 4 * 2**20
+# From this size on a block gets memory of its own. Below 512 dimensions tensors are small and many: their page faults
+# cost a fifth of a step's time and save a twentieth of its memory (docs/performance.md).
+_BYTES, _BYTES_OF_NARROW, _NARROW = 4 * 2**20, 16 * 2**20, 512
 
 
-def return_freed_memory() -> bool:
+def return_freed_memory(width: int) -> bool:
     """Let the C library serve large blocks from memory of their own, which goes back when they are freed.
 
     glibc raises its limit for that to the largest block ever freed; from then on tensors of all sizes share one heap,
     whose holes made a sixth of phase 1's peak memory (docs/performance.md). Huge pages, which PyTorch asks for when
     told so before its first large tensor, save most of the price in page faults.
+
+    Args:
+        width: hidden size of the widest model that is trained.
 
     Returns:
         Whether the C library took it (glibc on Linux); elsewhere nothing happens.
@@ -22,6 +27,6 @@ def return_freed_memory() -> bool:
     if sys.platform != "linux":
         return False
     try:
-        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _BYTES))
+        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _BYTES_OF_NARROW if width < _NARROW else _BYTES))
     except (OSError, AttributeError):
         return False

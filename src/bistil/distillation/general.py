@@ -72,9 +72,9 @@ def distill_general(
     _check_names(students, texts, language_sfts or {})
     _check_held_out(settings, texts)
     check_loggers(settings.training.loggers)
-    return_freed_memory()
     folder = model_folder(str(teacher))
     tokenizer = load_tokenizer(str(folder))
+    return_freed_memory(_width(folder))
     multilingual = _load(folder)
     check_length(multilingual.config, settings.block_length, name="block_length")
     has_head = multilingual.get_output_embeddings() is not None
@@ -284,6 +284,14 @@ def _check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: 
             "it: give it a weight for all students or for none, or distil them in two runs"
         )
     return bool(masking)
+
+
+def _width(folder: Path) -> int:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        return family_of(config).width(config)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
 
 
 def _load(folder: Path) -> Any:
