@@ -40,7 +40,7 @@ LABEL_MAP = {f"{place}-{name}": "O" for place in "BI" for name in ("MISC", "DATE
 DENSITY, LANGUAGE_DENSITY = 0.08, 0.04
 EXAMPLES, BATCH, MAX_LENGTH = 4500, 16, 128
 EPOCHS = 2.0
-# Peak learning rates, set beforehand: the same for all methods but the one with few free entries.
+# Peak learning rates, not tuned per method: the same for all but the one with few free entries.
 RATES = {"lt-sft": 3e-4, "lt-sft long": 3e-4, "all": 3e-4, "random": 3e-4, "biases": 3e-3}
 # A language SFT may be worn in part; its target's dev set chooses the share.
 SHARES = (0.25, 0.5, 1.0)
