@@ -3,107 +3,157 @@
     python benchmarks/transfer.py benchmarks/transfer/ner.toml --data DATA --output runs/ner
     python benchmarks/transfer.py benchmarks/transfer/ner.toml --data DATA --output runs/ner --table
 
-The study's file names languages, budgets and variants; the teacher is e5-small. One vocabulary, trimmed to all of the
-study's languages, serves all models, so that one task teacher per seed serves all targets. Phase 1 is bilingual: one
-run per target, all students from one teacher pass. Every row of a target trains for the same number of steps. Each
-result is a file of its own in OUTPUT/results: the same command goes on where it stopped, and `--only` restricts it to
-some targets. `--table` prints what is there, and its last line is one JSON object.
+The study's file names languages, budgets, groups and variants; the teacher is e5-small. One vocabulary, trimmed to all
+of the study's languages, serves all models, and one task teacher serves all targets. A group is the targets that share
+a student: with one target it is the paper's bilingual student, with several one student for all of them, distilled on
+the source and all of them, at the cost of one. A variant is a way to train a student; all variants of a student take
+the same number of steps. Each result is a file of its own in OUTPUT/results: the same command goes on where it stopped,
+and several may run side by side on different `--group`, `--variant`, `--student` or `--seed` once the parts they share
+(`--prepare`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints what is there,
+and its last line is one JSON object.
 """
 
 import argparse
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
-from bistil.artefacts import read_json, write_json
+from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.benchmark import benchmark
+from bistil.benchmark import record as speed_record
 from bistil.corpora import read_sentences
 from bistil.distillation.general import distill_general
 from bistil.distillation.task import TaskData, fit_task, read_task_data
 from bistil.evaluation import record, score_examples
+from bistil.models import load_tokenizer
 from bistil.pipeline import without_target_text
 from bistil.pretrained import e5_small_folder
 from bistil.recipe import (
     FinetuneSettings,
     Phase1Settings,
     Phase2Settings,
+    SparseSettings,
     StudentSettings,
     TaskSettings,
     load_toml,
+    option,
     parse,
 )
 from bistil.student import copy_student
+from bistil.tasks.base import resampled
 from bistil.vocabulary import trim_vocabulary
+from bistil.vocabulary.restoring import restore_vocabulary
+from bistil.vocabulary.trimming import kept_ids
 
-# How each row of the table is trained; `target`: batches of unlabelled target text per labelled batch.
-VARIANTS = {
-    "self-taught": {"teacher": False, "target": False, "phase1": True},
-    "teacher-forced": {"teacher": True, "target": False, "phase1": True},
-    "teacher-forced, target text": {"teacher": True, "target": True, "phase1": True},
-    "copied, teacher-forced": {"teacher": True, "target": False, "phase1": False},
-}
+RESAMPLES = 1000
 
 
+@dataclass(kw_only=True, frozen=True)
+class Variant:
+    """How a student is trained; what is not given is the study's."""
+
+    teacher: bool = option(True, "teacher-forced; false: self-taught")
+    target_text: bool = option(False, "batches of target text; without them labelled batches take their place")
+    phase1: bool = option(True, "false: copied layers")
+    phase1_steps: int | None = option(None, "another length of phase 1")
+    target_sentences: int | None = option(None, "another number of target sentences per group")
+    lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
+    sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
+    groups: list[str] = option(factory=list, help="only these groups")
+    students: list[str] = option(factory=list, help="only these students")
+    seeds: list[int] = option(factory=lambda: [0], help="of the student; the teacher's is the study's")
+
+
+@dataclass(kw_only=True, frozen=True)
+class StudySettings:
+    """A study's file."""
+
+    name: str = option(help="of the study")
+    source: str = option(help="language with labels")
+    targets: dict[str, dict[str, str]] = option(help="per language, dev and test files")
+    groups: dict[str, list[str]] = option(help="targets that share a student")
+    reductions: list[int] = option(help="the students: layer reduction factors")
+    variants: dict[str, Variant] = option(help="ways to train a student")
+    task: TaskSettings = option(help="training data")
+    phase1: Phase1Settings = option(help="general distillation of a group")
+    finetune: FinetuneSettings = option(help="the task teacher")
+    phase2: Phase2Settings = option(help="the students")
+    teacher_seed: int = option(0, "of the task teacher, the same for all students")
+    teacher_examples: int | None = option(None, "labelled examples that the teacher learns from; none: all")
+    student_examples: int | None = option(None, "labelled examples that students learn from; none: all")
+    target_sentences: int | None = option(None, "target sentences per group, equally many per language; none: all")
+    dev_examples: int | None = option(None, "of the source's dev set; none: all")
+    test_examples: int | None = option(None, "of each target's dev and test set; none: all")
+
+
+def _some(items: list[Any], count: int | None) -> list[Any]:
+    """So many of the items, drawn at random, in their order; a smaller draw is part of a larger one."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(items))[:count])
+    return [items[i] for i in chosen]
+
+
+@dataclass
 class Study:
-    """One task: its files, settings and results."""
+    """One task: its settings, files and results."""
 
-    def __init__(self, file: Path, data: Path, output: Path) -> None:
-        self.settings, self.data, self.output = load_toml(file), data, output
-        where = str(file)
-        self.source = self.settings["source"]
-        self.targets = self.settings["targets"]
-        self.phase1 = parse(Phase1Settings, self.settings["phase1"], f"{where}: phase1")
-        self.finetune = parse(FinetuneSettings, self.settings["finetune"], f"{where}: finetune")
-        self.phase2 = parse(Phase2Settings, self.settings["phase2"], f"{where}: phase2")
-        self.task_table = parse(TaskSettings, self.located(self.settings["task"]), f"{where}: task")
-        self.students = [
-            StudentSettings(name=f"lrf{factor}", reduction=factor) for factor in self.settings["reductions"]
-        ]
-        self._read: dict[str, TaskData] = {}
+    file: Path
+    data: Path
+    output: Path
+    settings: StudySettings = field(init=False)
 
-    def located(self, task: dict) -> dict:
-        """The task's table with whole paths."""
-        return {
-            key: [str(self.data / file) for file in value] if key in ("train", "dev") else value
-            for key, value in task.items()
-        }
+    def __post_init__(self) -> None:
+        self.settings = parse(StudySettings, load_toml(self.file), str(self.file))
+        self.students = [StudentSettings(name=f"lrf{factor}", reduction=factor) for factor in self.settings.reductions]
+        task = self.settings.task
+        self.task = replace(task, train=self.located(task.train), dev=self.located(task.dev))
+        self._read: dict[tuple[str, ...], TaskData] = {}
 
-    def texts(self, *languages: str) -> dict[str, list[Path]]:
-        """Plain text per language."""
-        return {language: [self.data / "text" / f"{language}.txt"] for language in languages}
+    def located(self, files: list[str]) -> list[str]:
+        return [str(self.data / file) for file in files]
 
-    def task_data(self, *targets: str) -> TaskData:
-        """Labelled source examples, less those that a test set repeats; the targets' test sets and the first's text."""
-        name = "+".join(targets)
-        if name not in self._read:
+    def text(self, language: str) -> list[Path]:
+        return [self.data / "text" / f"{language}.txt"]
+
+    def task_data(self) -> TaskData:
+        """Labelled source examples, less those that any target's test set repeats, and the targets' test sets."""
+        if () not in self._read:
             tests = {
-                f"{target}/{part}": [str(self.data / self.targets[target][part])]
-                for target in targets
-                for part in ("dev", "test")
-                if part in self.targets[target]
+                f"{target}/{part}": self.located([file])
+                for target, files in self.settings.targets.items()
+                for part, file in files.items()
             }
-            sentences = read_sentences(self.texts(targets[0])[targets[0]])
-            found = read_task_data(replace(self.task_table, test=tests), target_sentences=sentences)
-            found.dev = found.dev[: self.settings.get("dev_examples")]
-            self._read[name] = found
-        return self._read[name]
+            found = read_task_data(replace(self.task, test=tests))
+            found.dev = _some(found.dev, self.settings.dev_examples)
+            found.test = {name: _some(examples, self.settings.test_examples) for name, examples in found.test.items()}
+            self._read[()] = found
+        return self._read[()]
 
-    def less_data(self, target: str) -> TaskData:
-        """What the students learn from: as many labelled examples and target sentences as the study's budget allows."""
-        found = self.task_data(target)
-        generator = np.random.default_rng(0)
-
-        def some(items: list, name: str) -> list:
-            count = min(self.settings.get(name, len(items)), len(items))
-            return [items[i] for i in np.sort(generator.choice(len(items), count, replace=False))]
-
+    def student_data(self, group: str, variant: Variant) -> TaskData:
+        """What a group's students learn from: as many examples and target sentences as the budget allows."""
+        found = self.task_data()
+        sentences: list[str] = []
+        if variant.target_text:
+            languages = self.settings.groups[group]
+            count = variant.target_sentences or self.settings.target_sentences
+            tests = {
+                f"{language}/{part}": self.located([file])
+                for language in languages
+                for part, file in self.settings.targets[language].items()
+            }
+            for language in languages:
+                lines = read_sentences(self.text(language))
+                if variant.lines:
+                    lines = lines[slice(*variant.lines)]
+                # More than the share is read, for some lines stand in a test set.
+                read = read_task_data(replace(self.task, test=tests), target_sentences=lines, quiet=True)
+                sentences += _some(read.target_sentences, count and count // len(languages))
         return replace(
-            found,
-            train=some(found.train, "student_examples"),
-            target_sentences=some(found.target_sentences, "target_sentences"),
+            found, train=_some(found.train, self.settings.student_examples), target_sentences=sentences, test={}
         )
 
     # The stages, in the paper's order.
@@ -111,126 +161,238 @@ class Study:
     def trimmed(self) -> Path:
         folder = self.output / "trimmed"
         if not folder.exists():
-            trim_vocabulary(e5_small_folder(), self.texts(self.source, *self.targets), folder, verify=False)
-        return folder
-
-    def students_of(self, target: str) -> Path:
-        """Phase 1 of the pair, and the copies that the students start from."""
-        folder = self.output / "phase1" / target
-        if not (folder / "phase1.json").exists():
-            distill_general(
-                self.trimmed(),
-                self.students,
-                self.texts(self.source, target),
-                folder,
-                settings=self.phase1,
-                seed=0,
-                work=self.output / "work" / f"phase1-{target}",
-                label=f"phase 1, {target}",
+            languages = (self.settings.source, *self.settings.targets)
+            trim_vocabulary(
+                e5_small_folder(), {language: self.text(language) for language in languages}, folder, verify=False
             )
-            shutil.rmtree(self.output / "work" / f"phase1-{target}", ignore_errors=True)
         return folder
 
-    def copies(self) -> Path:
-        folder = self.output / "copied"
-        for student in self.students:
-            if not (folder / student.name).exists():
-                layers = list(range(student.reduction, 13, student.reduction))
-                copy_student(self.trimmed(), layers, output=folder / student.name)
-        return folder
-
-    def fit(
-        self,
-        name: str,
-        start: Path,
-        target: str | None,
-        settings: FinetuneSettings,
-        seed: int,
-        teacher: Path | None = None,
-    ) -> Path:
-        """A fine-tuned model; without a target it is the task teacher, which learns from all labelled examples."""
-        folder = self.output / "models" / name
+    def task_teacher(self) -> Path:
+        folder = self.output / "teacher"
         if not folder.exists():
-            work = self.output / "work" / name.replace("/", "-")
-            figures = fit_task(
-                start,
-                self.less_data(target) if target else self.task_data(*self.targets),
-                output=folder,
-                teacher=teacher,
-                settings=settings,
-                max_length=self.task_table.max_length,
-                work=work,
-                seed=seed,
-                label=name,
-            )
-            write_json(self.output / "models" / f"{name}.figures.json", figures)
+            data = self.task_data()
+            data = replace(data, train=_some(data.train, self.settings.teacher_examples))
+            self._fit(folder, self.trimmed(), data, self.settings.finetune, self.settings.teacher_seed)
+        return folder
+
+    def phase1(self, group: str, steps: int | None = None) -> Path:
+        """Students of a group, distilled on text of the source and its targets."""
+        folder = self.output / "phase1" / (group if steps is None else f"{group}-{steps}")
+        if not (folder / "phase1.json").exists():
+            settings = self.settings.phase1
+            if steps is not None:
+                settings = replace(settings, training=replace(settings.training, steps=steps))
+            work = self.output / "work" / f"phase1-{folder.name}"
+            languages = (self.settings.source, *self.settings.groups[group])
+            distill_general(
+                self.trimmed(), self.students, {language: self.text(language) for language in languages}, folder,
+                settings=settings, seed=0, work=work, label=f"{self.settings.name}, phase 1, {folder.name}",
+            )  # fmt: skip
             shutil.rmtree(work, ignore_errors=True)
         return folder
 
-    def task_teacher(self, seed: int) -> Path:
-        return self.fit(f"teacher-{seed}", self.trimmed(), None, self.finetune, seed)
+    def start(self, group: str, student: StudentSettings, variant: Variant) -> Path:
+        if variant.phase1:
+            return self.phase1(group, variant.phase1_steps) / student.name
+        folder = self.output / "copied" / student.name
+        if not folder.exists():
+            assert student.reduction is not None
+            layers = list(range(student.reduction, 13, student.reduction))
+            copy_student(self.trimmed(), layers, output=folder)
+        return folder
 
-    def row(self, target: str, student: str, variant: str, seed: int) -> None:
-        """Train and score one row, unless its result is there."""
-        name = f"{target}/{student}-{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
-        if (self.output / "results" / f"{name}.json").exists():
+    def row(self, group: str, student: StudentSettings, name: str, seed: int) -> None:
+        """Train and score one student, unless its result is there."""
+        variant = self.settings.variants[name]
+        where = f"{group}/{student.name}-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        if (self.output / "results" / f"{where}.json").exists():
             return
-        how = VARIANTS[variant]
-        start = (self.students_of(target) if how["phase1"] else self.copies()) / student
-        # Without target text labelled batches take its place: the same number of steps.
-        settings = self.phase2 if how["target"] else without_target_text(self.phase2)
-        if not how["teacher"]:
+        phase2 = self.settings.phase2
+        if variant.sparse is not None:
+            phase2 = replace(phase2, sparse=variant.sparse)
+        settings: FinetuneSettings = phase2 if variant.target_text else without_target_text(phase2)
+        if not variant.teacher:
             settings = FinetuneSettings(sparse=settings.sparse, training=settings.training)
-        teacher = self.task_teacher(seed) if how["teacher"] else None
-        folder = self.fit(name, start, target, settings, seed, teacher)
-        self.score(name, folder, target, student, variant, seed)
+        folder = self.output / "models" / where
+        training = self._fit(
+            folder,
+            self.start(group, student, variant),
+            self.student_data(group, variant),
+            settings,
+            seed,
+            self.task_teacher() if variant.teacher else None,
+        )
+        self.score(where, folder, group=group, student=student.name, variant=name, seed=seed, training=training)
         shutil.rmtree(folder)
 
-    def score(self, name: str, folder: Path, target: str, student: str, variant: str, seed: int) -> None:
-        """Every figure of one model: the source's dev set, and the target's dev and test sets."""
-        file = self.output / "results" / f"{name}.json"
+    def _fit(
+        self, folder: Path, start: Path, data: TaskData, settings: FinetuneSettings, seed: int,
+        teacher: Path | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        name = str(folder.relative_to(self.output))
+        work = self.output / "work" / name.replace("/", "-")
+        figures = fit_task(
+            start, data, output=folder, teacher=teacher, settings=settings, max_length=self.task.max_length,
+            work=work, seed=seed, label=f"{self.settings.name}, {name}",
+        )  # fmt: skip
+        shutil.rmtree(work, ignore_errors=True)
+        return figures
+
+    def score(self, where: str, folder: Path, *, group: str, **about: Any) -> None:
+        """Scores on the source's dev set and on the group's dev and test sets, and resampled scores."""
+        file = self.output / "results" / f"{where}.json"
         if file.exists():
             return
-        data = self.task_data(target)
-        figures = {}
-        for part, examples in {f"{self.source}/dev": data.dev, **data.test}.items():
-            metrics, _, _ = score_examples(folder, data.task, examples, max_length=self.task_table.max_length)
-            figures[part] = record(metrics)
-        trained = read_json(self.output / "models" / f"{folder.relative_to(self.output / 'models')}.figures.json")
-        write_json(
-            file,
-            {"target": target, "student": student, "variant": variant, "seed": seed, "scores": figures,
-             "training": trained},
-        )  # fmt: skip
+        data = self.task_data()
+        targets = self.settings.groups.get(group, list(self.settings.targets))
+        parts = {f"{self.settings.source}/dev": data.dev}
+        parts |= {name: examples for name, examples in data.test.items() if name.partition("/")[0] in targets}
+        scores = {}
+        for part, examples in parts.items():
+            metrics, _, _ = score_examples(folder, data.task, examples, max_length=self.task.max_length)
+            scores[part] = record(metrics, samples=RESAMPLES)
+            # All models are resampled alike, so that the gap between two has a paired interval.
+            resamples = self._resamples_file(where, part)
+            resamples.parent.mkdir(parents=True, exist_ok=True)
+            np.save(resamples, resampled(metrics, RESAMPLES))
+        write_json(file, {"group": group, **about, "scores": scores})
 
-    def run(self, only: list[str], variants: list[str], seeds: list[int]) -> None:
-        for seed in seeds:
-            for target in only:
-                teacher = self.task_teacher(seed)
-                self.score(f"{target}/teacher-{seed}", teacher, target, "teacher", "trimmed", seed)
+    def teachers(self) -> None:
+        """The task teacher with the trimmed and with the whole vocabulary."""
+        trimmed = self.task_teacher()
+        about: dict[str, Any] = {"student": "teacher", "seed": self.settings.teacher_seed}
+        self.score("teacher/trimmed", trimmed, group="teacher", variant="trim only", **about)
+        if not (self.output / "results/teacher/whole.json").exists():
+            whole = self.output / "whole"
+            restore_vocabulary(trimmed, base=Path(e5_small_folder()), kept=kept_ids(self.trimmed()), output=whole)
+            self.score("teacher/whole", whole, group="teacher", variant="undistilled", **about)
+
+    def prepare(self, groups: list[str] | None) -> None:
+        """What several rows share."""
+        self.teachers()
+        for group in groups or self.settings.groups:
+            self.phase1(group)
+
+    def run(
+        self, *, groups: list[str] | None, variants: list[str] | None, students: list[str] | None,
+        seeds: list[int] | None,
+    ) -> None:  # fmt: skip
+        self.teachers()
+        for name, variant in self.settings.variants.items():
+            if variants and name not in variants:
+                continue
+            for group in variant.groups or list(self.settings.groups):
                 for student in self.students:
-                    for variant in variants:
-                        self.row(target, student.name, variant, seed)
+                    skipped = (groups and group not in groups) or (students and student.name not in students)
+                    if skipped or (variant.students and student.name not in variant.students):
+                        continue
+                    for seed in variant.seeds:
+                        if not seeds or seed in seeds:
+                            self.row(group, student, name, seed)
 
-    def table(self) -> None:
-        """Mean over seeds per row and target, the gap to the teacher of the same seed, and the last line as JSON."""
-        results = [read_json(file) for file in sorted(self.output.glob("results/*/*.json"))]
-        rows: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-        teachers = {(r["target"], r["seed"]): r for r in results if r["student"] == "teacher"}
-        for result in results:
-            part = f"{result['target']}/test"
-            score = result["scores"][part]["score"]
-            gap = score - teachers[result["target"], result["seed"]]["scores"][part]["score"]
-            key = (result["student"], result["variant"])
-            rows.setdefault(key, {}).setdefault(result["target"], []).append((score, gap))
-        print(f"| model | {' | '.join(self.targets)} | mean gap | seeds |")
-        print("| --- |" + " --- |" * (len(self.targets) + 2))
-        for (student, variant), found in sorted(rows.items(), key=lambda item: (item[0][0] != "teacher", item[0])):
-            cells = [f"{mean(s for s, _ in found[t]):.1f}" if t in found else "" for t in self.targets]
-            gaps = mean(mean(g for _, g in values) for values in found.values())
-            seeds = "/".join(str(len(found.get(t, []))) for t in self.targets)
-            print(f"| {student}, {variant} | {' | '.join(cells)} | {gaps:+.1f} | {seeds} |")
-        print(json.dumps({"study": self.settings["name"], "results": len(results)}))
+    def speed(self) -> None:
+        """Cost of every model: parameters, bytes, FLOPs, and speed at batch 1 (weights do not change it)."""
+        data, folders = self.task_data(), {"undistilled": self.output / "whole", "trim only": self.task_teacher()}
+        tokenizer = load_tokenizer(str(self.trimmed()))
+        for student in self.students:
+            folders[student.name] = self.output / "speed" / student.name
+            start = self.start(next(iter(self.settings.groups)), student, Variant())
+            with whole_folder(folders[student.name], replace=True) as folder:
+                data.task.build_model(start, data.labels).save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        texts = [data.task.text_of(example) for example in next(iter(data.test.values()))]
+        rows = benchmark(folders, texts=texts, max_length=self.task.max_length, progress=print)
+        write_json(self.output / "speed.json", speed_record(rows, texts=next(iter(data.test))))
+
+    # The tables.
+
+    def table(self) -> dict[str, Any]:
+        """Per group and row: test scores, mean over targets, and the gap to the trimmed teacher with its interval."""
+        found = [read_json(file) for file in sorted(self.output.glob("results/*/*.json"))]
+        rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for result in found:
+            rows.setdefault((result["group"], result["student"], result["variant"]), []).append(result)
+        order = ["undistilled", "trim only", *self.settings.variants]
+
+        def place(row: tuple[str, str, str]) -> tuple[bool, str, int]:
+            return row[1] != "teacher", row[1], order.index(row[2])
+
+        table = []
+        for group, targets in self.settings.groups.items():
+            print(f"\n{self.settings.name}: {group}\n")
+            print(f"| model | source dev | {' | '.join(targets)} | mean | gap to the teacher | seeds |")
+            print("| --- |" + " --- |" * (len(targets) + 4))
+            for owner, student, variant in sorted(rows, key=place):
+                results = rows[owner, student, variant]
+                if owner not in (group, "teacher"):
+                    continue
+                row = self._row(group, student, variant, results)
+                table.append(row)
+                cells = [_spread(row["scores"][part]) for part in (f"{self.settings.source}/dev", *row["parts"])]
+                gap, (low, high) = row["gap"], row["interval"]
+                print(f"| {student}, {variant} | {' | '.join(cells)} | {_spread(row['means'])} | "
+                      f"{gap:+.1f} [{low:+.1f}, {high:+.1f}] | {len(results)} |")  # fmt: skip
+        speed = self.output / "speed.json"
+        phase1 = {file.parent.name: read_json(file) for file in sorted(self.output.glob("phase1/*/phase1.json"))}
+        return {
+            "study": self.settings.name,
+            "rows": table,
+            "phase1": {
+                name: {
+                    "tokens": record["tokens"],
+                    "held_out": {student: own["held_out"] for student, own in record["students"].items()},
+                }
+                for name, record in phase1.items()
+            },
+            "speed": read_json(speed)["models"] if speed.exists() else None,
+        }
+
+    def _row(self, group: str, student: str, variant: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """One line: mean over seeds; the gap's interval resamples each test set, the same way for both models."""
+        parts = [f"{target}/test" for target in self.settings.groups[group]]
+        scores = {
+            part: [result["scores"][part]["score"] for result in results]
+            for part in results[0]["scores"]
+            if part.partition("/")[0] in (self.settings.source, *self.settings.groups[group])
+        }
+        gaps = []
+        for part in parts:
+            teacher = self._resamples("teacher/trimmed", part)
+            own = []
+            for result in results:
+                name = f"{student}-{variant.replace(', ', '-').replace(' ', '-')}-{result['seed']}"
+                where = f"{result['group']}/{name}"
+                if student == "teacher":
+                    where = f"teacher/{'trimmed' if variant == 'trim only' else 'whole'}"
+                own.append(self._resamples(where, part) - teacher)
+            gaps.append(np.mean(own, axis=0))
+        low, high = np.percentile(np.mean(gaps, axis=0), [2.5, 97.5])
+        whole = read_json(self.output / "results/teacher/trimmed.json")["scores"]
+        return {
+            "group": group,
+            "student": student,
+            "variant": variant,
+            "parts": parts,
+            "scores": scores,
+            "means": [mean(result["scores"][part]["score"] for part in parts) for result in results],
+            "gap": mean(mean(scores[part]) - whole[part]["score"] for part in parts),
+            "interval": [float(low), float(high)],
+            "other": {
+                part: {name: mean(r["scores"][part]["scores"][name] for r in results) for name in first["scores"]}
+                for part, first in results[0]["scores"].items()
+                if part in parts
+            },
+        }
+
+    def _resamples(self, where: str, part: str) -> np.ndarray:
+        return np.load(self._resamples_file(where, part))
+
+    def _resamples_file(self, where: str, part: str) -> Path:
+        return self.output / "resamples" / where / f"{part.replace('/', '-')}.npy"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -238,20 +400,21 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", action="append", help="a target; default: all")
-    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="default: those of the study")
-    parser.add_argument("--seed", action="append", type=int, help="default: those of the study")
-    parser.add_argument("--table", action="store_true")
+    for name, kind in (("group", str), ("variant", str), ("student", str), ("seed", int)):
+        parser.add_argument(f"--{name}", action="append", type=kind, help="only this one; may be repeated")
+    parser.add_argument("--prepare", action="store_true", help="only the task teacher and phase 1")
+    parser.add_argument("--speed", action="store_true", help="only measure cost per model")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     study = Study(options.study, options.data, options.output)
-    if options.table:
-        study.table()
-        return
-    study.run(
-        options.only or list(study.targets),
-        options.variant or study.settings["variants"],
-        options.seed or study.settings["seeds"],
-    )
+    if options.prepare:
+        study.prepare(options.group)
+    elif options.speed:
+        study.speed()
+    elif not options.table:
+        study.run(groups=options.group, variants=options.variant, students=options.student, seeds=options.seed)
+    if not (options.prepare or options.speed):
+        print(json.dumps(study.table()))
 
 
 if __name__ == "__main__":
