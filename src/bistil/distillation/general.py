@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from bistil.artefacts import folder_digest, whole_folder, write_json
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
@@ -74,7 +74,8 @@ def distill_general(
     check_loggers(settings.training.loggers)
     folder = model_folder(str(teacher))
     tokenizer = load_tokenizer(str(folder))
-    return_freed_memory(_width(folder))
+    configuration = _configuration(folder)
+    return_freed_memory(family_of(configuration).width(configuration))
     multilingual = _load(folder)
     check_length(multilingual.config, settings.block_length, name="block_length")
     has_head = multilingual.get_output_embeddings() is not None
@@ -286,21 +287,22 @@ def _check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: 
     return bool(masking)
 
 
-def _width(folder: Path) -> int:
+def _configuration(folder: Path) -> PretrainedConfig:
+    """The model's configuration, of a supported family."""
     try:
         config = AutoConfig.from_pretrained(folder)
-        return family_of(config).width(config)
+        family_of(config)
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    return config
 
 
 def _load(folder: Path) -> Any:
     """The model, with its masked-LM head if the folder has one."""
+    configuration = _configuration(folder)
+    has_head = any(name.endswith("ForMaskedLM") for name in configuration.architectures or ())
+    auto = AutoModelForMaskedLM if has_head else AutoModel
     try:
-        config = AutoConfig.from_pretrained(folder)
-        family_of(config)
-        has_head = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
-        auto = AutoModelForMaskedLM if has_head else AutoModel
         return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     except (OSError, ValueError) as error:
         # DeBERTa-v2 has no SDPA attention to choose.
