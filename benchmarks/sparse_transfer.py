@@ -1,9 +1,11 @@
 """Sparse fine-tunings on real data: what a language SFT, the choice of entries and several sources are worth.
 
-    python benchmarks/sparse_transfer.py --data DATA --output runs/sparse            # all three studies
+    python benchmarks/sparse_transfer.py --data DATA --output runs/sparse            # all studies
     python benchmarks/sparse_transfer.py --data DATA --output runs/sparse --table
 
-1. language: masked-LM loss and zero-shot NER with and without the target language's SFT.
+1. language: masked-LM loss with language SFTs of two densities; zero-shot NER when the task is learnt on the bare base
+   and the target's SFT is put on afterwards, and when the task is learnt wearing the source's SFT and the target's
+   takes its place (`worn`), which is LT-SFT's way.
 2. methods: LT-SFT (8%) against all parameters, a random mask of the same size, and biases only. LT-SFT's two phases are
    once as long together as the other methods' training ("lt-sft"), and once its sparse phase is ("lt-sft long").
 3. sources: English and two African languages as sources against English alone, tested on a third language.
@@ -22,9 +24,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from transformers import AutoModel
 
 from bistil.adaptation import AdaptSettings, adapt
-from bistil.artefacts import read_json, write_json
+from bistil.artefacts import read_json, whole_folder, write_json
 from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters, read_task_data
 from bistil.models import load_tokenizer
 from bistil.pretrained import e5_small_folder
@@ -37,11 +40,14 @@ ADAPTED = ("swa", "kin")
 THIRD = ("hau", "lug", "pcm")
 LANGUAGES = ("eng", *ADAPTED, *THIRD)
 LABEL_MAP = {f"{place}-{name}": "O" for place in "BI" for name in ("MISC", "DATE")}
-DENSITY, LANGUAGE_DENSITY = 0.08, 0.04
+DENSITY = 0.08
+# Language SFTs: the paper's density, and one for short training, each with its peak learning rate.
+LANGUAGE_SFTS = {0.04: 3e-4, 0.3: 5e-4}
 EXAMPLES, BATCH, MAX_LENGTH = 4500, 16, 128
 EPOCHS = 2.0
-# Peak learning rates, not tuned per method: the same for all but the one with few free entries.
-RATES = {"lt-sft": 3e-4, "lt-sft long": 3e-4, "all": 3e-4, "random": 3e-4, "biases": 3e-3}
+# Peak learning rates, not tuned per method: the same for all but the one with few free entries; all parameters also
+# with half of it, for at the whole of it one seed of three does not learn.
+RATES = {"lt-sft": 3e-4, "lt-sft long": 3e-4, "all": 3e-4, "all, half rate": 1.5e-4, "random": 3e-4, "biases": 3e-3}
 # A language SFT may be worn in part; its target's dev set chooses the share.
 SHARES = (0.25, 0.5, 1.0)
 
@@ -92,11 +98,16 @@ class Studies:
 
     # Fine-tuning for the task.
 
-    def fit(self, method: str, seed: int, sources: Iterable[str] = ()) -> Any:
+    def fit(self, method: str, seed: int, sources: Iterable[str] = (), base: Path | None = None) -> Any:
         """The base fine-tuned by a method; several sources share the examples, and each wears its SFT."""
+        return self.fitted(method, seed, sources, base)[0]
+
+    def fitted(self, method: str, seed: int, sources: Iterable[str], base: Path | None) -> tuple[Any, Any]:
+        """The fine-tuned model and, if it was sparse, its SFT; `base`: another one than the study's."""
         english = self.data("eng")
         tokenizer = load_tokenizer(str(self.base()))
-        model = english.task.build_model(self.base(), english.labels, seed=seed)
+        model = english.task.build_model(base or self.base(), english.labels, seed=seed)
+        sft = None
         collate = english.task.collate(tokenizer)
         languages = ["eng", *sources]
         share = EXAMPLES // len(languages)
@@ -108,10 +119,10 @@ class Studies:
             collate = data.collate
             worn = {language: self.language_sft(language) for language in sources}
         module = SelfTaught(model)
-        name = f"{method}-{'-'.join(languages)}-{seed}"
+        name = f"{method}-{'-'.join(languages)}-{seed}" + (f"-{base.name}" if base else "")
         folder = self.output / "work" / name
         how = TrainingSettings(epochs=EPOCHS, batch_size=BATCH, learning_rate=RATES[method], checkpoint_steps=100)
-        if method == "all":
+        if method.startswith("all"):
             train(module, data, collate=collate, settings=how, folder=folder, seed=seed, label=name)
         else:
             heads = head_parameters(model)
@@ -119,14 +130,14 @@ class Studies:
             mask = None
             if method in ("random", "biases"):
                 mask = baseline_mask(model, method, dense=heads, seed=seed, count=count if method == "random" else None)
-            train_sparse(
+            sft = train_sparse(
                 module, data, model=model, dense_parameters=heads, mask=mask, sources=worn or None,
                 settings=SparseSettings(count=count, dense_epochs=EPOCHS / 2,
                                         sparse_epochs=EPOCHS / 2 if method == "lt-sft" else EPOCHS),
                 training=how, collate=collate, folder=folder, seed=seed, label=name,
             )  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
-        return model.eval()
+        return model.eval(), sft
 
     def score(self, model: Any, language: str, part: str) -> float:
         """Span F1 in percent."""
@@ -144,8 +155,10 @@ class Studies:
 
     # The three studies.
 
-    def language_sft(self, language: str, *, head_only: bool = False) -> SparseFineTuning:
-        folder = self.output / "sfts" / (f"{language}-head" if head_only else language)
+    def language_sft(
+        self, language: str, *, head_only: bool = False, density: float = min(LANGUAGE_SFTS)
+    ) -> SparseFineTuning:
+        folder = self.output / f"sfts-{density}" / (f"{language}-head" if head_only else language)
         if not folder.exists():
             adapt(
                 str(self.base()),
@@ -153,26 +166,62 @@ class Studies:
                 folder,
                 language=language,
                 settings=AdaptSettings(
-                    density=LANGUAGE_DENSITY,
+                    density=density,
                     steps=self.adapt_steps,
                     held_out=0.02,
                     training=TrainingSettings(
-                        steps=1, batch_size=8, learning_rate=3e-4, checkpoint_steps=50, evaluate_steps=None
+                        steps=1,
+                        batch_size=8,
+                        learning_rate=LANGUAGE_SFTS[density],
+                        checkpoint_steps=50,
+                        evaluate_steps=None,
                     ),
                 ),
-                work=self.output / "work" / folder.name,
+                work=self.output / "work" / f"{folder.parent.name}-{folder.name}",
                 mask={} if head_only else None,
             )
-            shutil.rmtree(self.output / "work" / folder.name, ignore_errors=True)
+            shutil.rmtree(self.output / "work" / f"{folder.parent.name}-{folder.name}", ignore_errors=True)
         return SparseFineTuning.load(folder)
 
     def languages(self) -> None:
         """What a language SFT does to the masked-LM loss, against the new head alone."""
         for language in ADAPTED:
-            for head_only in (True, False):
-                name = f"language/{language}-{'head' if head_only else 'sft'}"
-                sft = self.language_sft(language, head_only=head_only)
-                self.once(name, lambda sft=sft: dict(sft.provenance.metrics))
+            head = self.language_sft(language, head_only=True)
+            self.once(f"language/{language}-head", lambda head=head: dict(head.provenance.metrics))
+            for density in LANGUAGE_SFTS:
+                sft = self.language_sft(language, density=density)
+                self.once(f"language/{language}-{density}", lambda sft=sft: dict(sft.provenance.metrics))
+
+    def worn(self, seeds: Iterable[int]) -> None:
+        """LT-SFT learnt on the base that wears English's SFT; then that SFT stays, or the target's takes its place."""
+        for seed in seeds:
+            self.once(f"worn/lt-sft long-{seed}", lambda seed=seed: self._worn(seed))
+
+    def _worn(self, seed: int) -> dict[str, Any]:
+        density = max(LANGUAGE_SFTS)
+        english = self.language_sft("eng", density=density)
+        base = self.output / "base-eng"
+        if not base.exists():
+            encoder = AutoModel.from_pretrained(self.base())
+            english.apply(encoder, heads=False)
+            with whole_folder(base) as folder:
+                encoder.save_pretrained(folder)
+                load_tokenizer(str(self.base())).save_pretrained(folder)
+        _, task = self.fitted("lt-sft long", seed, (), base)
+        model = self.data("eng").task.build_model(self.base(), self.data("eng").labels, seed=seed)
+        found: dict[str, Any] = {"without": {}, "language SFT": {}}
+        with task.applied(model):
+            with english.applied(model, heads=False):
+                found["without"] = self.scores(model, ADAPTED)
+            for language in ADAPTED:
+                for share in SHARES[1:]:
+                    sft = self.language_sft(language, density=density).scaled(share)
+                    rest = english.scaled(1 - share)
+                    # Half and half: the source's SFT gives way in part.
+                    with sft.applied(model, heads=False), rest.applied(model, heads=False):
+                        for part in ("dev", "test"):
+                            found["language SFT"][f"{language}/{part} at {share:g}"] = self.score(model, language, part)
+        return found
 
     def _with_and_without(self, method: str, seed: int) -> dict[str, Any]:
         model = self.fit(method, seed)
@@ -212,9 +261,8 @@ class Studies:
     def table(self) -> dict[str, Any]:
         """All results: mean, standard deviation and number of seeds."""
         found: dict[str, dict[str, list[float]]] = {}
-        for file in sorted(self.output.glob("results/methods/*.json")) + sorted(
-            self.output.glob("results/sources/*.json")
-        ):
+        for file in [file for part in ("methods", "worn", "sources")
+                     for file in sorted(self.output.glob(f"results/{part}/*.json"))]:  # fmt: skip
             row = f"{file.parent.name}: {file.stem.rsplit('-', 1)[0]}"
             for dress, scores in read_json(file).items():
                 for part, score in scores.items():
@@ -248,7 +296,8 @@ def main() -> None:
         studies.languages()
         studies.methods(("all", "random", "lt-sft long"), seeds[:2])
         studies.sources(seeds[:2])
-        studies.methods(("lt-sft", "all", "random", "lt-sft long", "biases"), seeds)
+        studies.worn(seeds)
+        studies.methods(("lt-sft", "all", "all, half rate", "random", "lt-sft long", "biases"), seeds)
     print(json.dumps(studies.table()))
 
 
