@@ -61,6 +61,7 @@ class Variant:
     target_text: bool = option(False, "batches of target text; without them labelled batches take their place")
     phase1: bool = option(True, "false: copied layers")
     phase1_steps: int | None = option(None, "another length of phase 1")
+    phase1_group: str | None = option(None, "start from another group's phase 1")
     target_sentences: int | None = option(None, "another number of target sentences per group")
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
@@ -193,7 +194,7 @@ class Study:
 
     def start(self, group: str, student: StudentSettings, variant: Variant) -> Path:
         if variant.phase1:
-            return self.phase1(group, variant.phase1_steps) / student.name
+            return self.phase1(variant.phase1_group or group, variant.phase1_steps) / student.name
         folder = self.output / "copied" / student.name
         if not folder.exists():
             assert student.reduction is not None
