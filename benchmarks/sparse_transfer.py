@@ -192,15 +192,16 @@ class Studies:
                 sft = self.language_sft(language, density=density)
                 self.once(f"language/{language}-{density}", lambda sft=sft: dict(sft.provenance.metrics))
 
-    def worn(self, seeds: Iterable[int]) -> None:
+    def worn(self, density: float, seeds: Iterable[int], languages: Iterable[str] = ADAPTED) -> None:
         """LT-SFT learnt on the base that wears English's SFT; then that SFT stays, or the target's takes its place."""
         for seed in seeds:
-            self.once(f"worn/lt-sft long-{seed}", lambda seed=seed: self._worn(seed))
+            self.once(
+                f"worn/lt-sft long, {density:.0%}-{seed}", lambda seed=seed: self._worn(density, seed, tuple(languages))
+            )
 
-    def _worn(self, seed: int) -> dict[str, Any]:
-        density = max(LANGUAGE_SFTS)
+    def _worn(self, density: float, seed: int, languages: tuple[str, ...]) -> dict[str, Any]:
         english = self.language_sft("eng", density=density)
-        base = self.output / "base-eng"
+        base = self.output / f"base-eng-{density}"
         if not base.exists():
             encoder = AutoModel.from_pretrained(self.base())
             english.apply(encoder, heads=False)
@@ -212,8 +213,8 @@ class Studies:
         found: dict[str, Any] = {"without": {}, "language SFT": {}}
         with task.applied(model):
             with english.applied(model, heads=False):
-                found["without"] = self.scores(model, ADAPTED)
-            for language in ADAPTED:
+                found["without"] = self.scores(model, languages)
+            for language in languages:
                 for share in SHARES[1:]:
                     sft = self.language_sft(language, density=density).scaled(share)
                     rest = english.scaled(1 - share)
@@ -296,7 +297,8 @@ def main() -> None:
         studies.languages()
         studies.methods(("all", "random", "lt-sft long"), seeds[:2])
         studies.sources(seeds[:2])
-        studies.worn(seeds)
+        studies.worn(min(LANGUAGE_SFTS), seeds)
+        studies.worn(max(LANGUAGE_SFTS), seeds[:1], ADAPTED[1:])
         studies.methods(("lt-sft", "all", "all, half rate", "random", "lt-sft long", "biases"), seeds)
     print(json.dumps(studies.table()))
 
