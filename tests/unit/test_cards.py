@@ -23,12 +23,15 @@ def test_card_is_read_back_by_the_hub(tmp_path):
     )
     assert path == tmp_path / "README.md"
     card = ModelCard.load(path)
-    assert card.data.language == ["en", "it"]
-    assert card.data.library_name == "transformers"
-    assert card.data.base_model == "intfloat/multilingual-e5-small"
-    assert card.data.pipeline_tag == "text-classification"
-    assert card.data.license == "mit"
-    assert card.data.tags == ["bistil", "zero-shot-transfer"]
+    expected = {
+        "language": ["en", "it"],
+        "library_name": "transformers",
+        "base_model": "intfloat/multilingual-e5-small",
+        "pipeline_tag": "text-classification",
+        "license": "mit",
+        "tags": ["bistil", "zero-shot-transfer"],
+    }
+    assert card.data.to_dict() == expected
     for line in (
         "# Topics in Italian",
         "- layers 2, 4 and 6 of 12",
