@@ -7,7 +7,7 @@ labelled S ------> task teacher ------> phase 2: task distillation ------> evalu
 import platform
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from bistil.distillation.task import TaskData, fit_task, read_task_data
 from bistil.errors import InputError
 from bistil.evaluation import measure, record
 from bistil.models import model_folder
-from bistil.recipe import FinetuneSettings, Phase2Settings, Recipe, to_dict
+from bistil.recipe import FinetuneSettings, Phase2Settings, Recipe, to_dict, without_target_text
 from bistil.report.page import write_report
 from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary, save_summary
 from bistil.report.table import print_table
@@ -495,22 +495,6 @@ class _Stages:
         return [self.data.task.text_of(example) for example in examples[:BENCHMARK_EXAMPLES]] or read_sentences(
             self._texts()[self.recipe.target]
         )
-
-
-def without_target_text(settings: Phase2Settings) -> Phase2Settings:
-    """The same phase 2 on labelled batches only, with as many optimizer steps (up to the rounding of an epoch)."""
-    factor = 1 + settings.target_text
-
-    def longer(epochs: float | None) -> float | None:
-        return None if epochs is None else epochs * factor
-
-    sparse = settings.sparse and replace(
-        settings.sparse,
-        dense_epochs=longer(settings.sparse.dense_epochs),
-        sparse_epochs=longer(settings.sparse.sparse_epochs),
-    )
-    training = replace(settings.training, epochs=longer(settings.training.epochs))
-    return replace(settings, sparse=sparse, training=training, target_text=0.0, target_sentences=None)
 
 
 def _share(percent: float | None) -> float | None:

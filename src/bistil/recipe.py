@@ -204,6 +204,22 @@ class Phase2Settings(FinetuneSettings):
     target_sentences: int | None = option(None, "learn from so many lines of target text, drawn at random; none: all")
 
 
+def without_target_text(settings: Phase2Settings) -> Phase2Settings:
+    """The same phase 2 on labelled batches only, with as many optimizer steps (up to the rounding of an epoch)."""
+    factor = 1 + settings.target_text
+
+    def longer(epochs: float | None) -> float | None:
+        return None if epochs is None else epochs * factor
+
+    sparse = settings.sparse and replace(
+        settings.sparse,
+        dense_epochs=longer(settings.sparse.dense_epochs),
+        sparse_epochs=longer(settings.sparse.sparse_epochs),
+    )
+    training = replace(settings.training, epochs=longer(settings.training.epochs))
+    return replace(settings, sparse=sparse, training=training, target_text=0.0, target_sentences=None)
+
+
 @dataclass(kw_only=True, frozen=True)
 class TaskPreset:
     """Settings of one task that go together; what a recipe or a command line gives explicitly wins."""

@@ -18,8 +18,14 @@ from transformers import (
 from bistil.distillation.task import MixedData, _sample, fit_task, head_parameters, read_task_data
 from bistil.distillation.teacher_ids import same_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.pipeline import without_target_text
-from bistil.recipe import FinetuneSettings, Phase2Settings, SparseSettings, TaskSettings, TrainingSettings
+from bistil.recipe import (
+    FinetuneSettings,
+    Phase2Settings,
+    SparseSettings,
+    TaskSettings,
+    TrainingSettings,
+    without_target_text,
+)
 from bistil.student import copy_student
 from bistil.training import planned_steps
 
