@@ -19,15 +19,16 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from transformers import AutoModel
 
 from bistil.adaptation import AdaptSettings, adapt
-from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.artefacts import read_json, write_json
+from bistil.distillation.general import dressed_copy
 from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters, read_task_data
 from bistil.models import load_tokenizer
 from bistil.pretrained import e5_small_folder
@@ -98,12 +99,13 @@ class Studies:
 
     # Fine-tuning for the task.
 
-    def fit(self, method: str, seed: int, sources: Iterable[str] = (), base: Path | None = None) -> Any:
-        """The base fine-tuned by a method; several sources share the examples, and each wears its SFT."""
-        return self.fitted(method, seed, sources, base)[0]
+    def fit(
+        self, method: str, seed: int, sources: Iterable[str] = (), base: Path | None = None
+    ) -> tuple[Any, SparseFineTuning | None]:
+        """The base (or another one) fine-tuned by a method, and its SFT if it is sparse.
 
-    def fitted(self, method: str, seed: int, sources: Iterable[str], base: Path | None) -> tuple[Any, Any]:
-        """The fine-tuned model and, if it was sparse, its SFT; `base`: another one than the study's."""
+        Several sources share the examples, and each wears its SFT.
+        """
         english = self.data("eng")
         tokenizer = load_tokenizer(str(self.base()))
         model = english.task.build_model(base or self.base(), english.labels, seed=seed)
@@ -153,12 +155,16 @@ class Studies:
         parts = [("eng", "dev"), *((language, part) for language in languages for part in ("dev", "test"))]
         return {f"{language}/{part}": self.score(model, language, part) for language, part in parts}
 
-    # The three studies.
+    # The studies.
+
+    def _sft_folder(self, name: str, density: float) -> Path:
+        return self.output / f"sfts-{density}" / name
 
     def language_sft(
         self, language: str, *, head_only: bool = False, density: float = min(LANGUAGE_SFTS)
     ) -> SparseFineTuning:
-        folder = self.output / f"sfts-{density}" / (f"{language}-head" if head_only else language)
+        folder = self._sft_folder(f"{language}-head" if head_only else language, density)
+        work = self.output / "work" / f"{folder.parent.name}-{folder.name}"
         if not folder.exists():
             adapt(
                 str(self.base()),
@@ -177,38 +183,33 @@ class Studies:
                         evaluate_steps=None,
                     ),
                 ),
-                work=self.output / "work" / f"{folder.parent.name}-{folder.name}",
+                work=work,
                 mask={} if head_only else None,
             )
-            shutil.rmtree(self.output / "work" / f"{folder.parent.name}-{folder.name}", ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
         return SparseFineTuning.load(folder)
 
     def languages(self) -> None:
         """What a language SFT does to the masked-LM loss, against the new head alone."""
         for language in ADAPTED:
             head = self.language_sft(language, head_only=True)
-            self.once(f"language/{language}-head", lambda head=head: dict(head.provenance.metrics))
+            self.once(f"language/{language}-head", partial(dict, head.provenance.metrics))
             for density in LANGUAGE_SFTS:
                 sft = self.language_sft(language, density=density)
-                self.once(f"language/{language}-{density}", lambda sft=sft: dict(sft.provenance.metrics))
+                self.once(f"language/{language}-{density}", partial(dict, sft.provenance.metrics))
 
     def worn(self, density: float, seeds: Iterable[int], languages: Iterable[str] = ADAPTED) -> None:
         """LT-SFT learnt on the base that wears English's SFT; then that SFT stays, or the target's takes its place."""
         for seed in seeds:
-            self.once(
-                f"worn/lt-sft long, {density:.0%}-{seed}", lambda seed=seed: self._worn(density, seed, tuple(languages))
-            )
+            self.once(f"worn/lt-sft long, {density:.0%}-{seed}", partial(self._worn, density, seed, tuple(languages)))
 
     def _worn(self, density: float, seed: int, languages: tuple[str, ...]) -> dict[str, Any]:
         english = self.language_sft("eng", density=density)
         base = self.output / f"base-eng-{density}"
         if not base.exists():
-            encoder = AutoModel.from_pretrained(self.base())
-            english.apply(encoder, heads=False)
-            with whole_folder(base) as folder:
-                encoder.save_pretrained(folder)
-                load_tokenizer(str(self.base())).save_pretrained(folder)
-        _, task = self.fitted("lt-sft long", seed, (), base)
+            dressed_copy(self.base(), self._sft_folder("eng", density), output=base)
+        _, task = self.fit("lt-sft long", seed, base=base)
+        assert task is not None
         model = self.data("eng").task.build_model(self.base(), self.data("eng").labels, seed=seed)
         found: dict[str, Any] = {"without": {}, "language SFT": {}}
         with task.applied(model):
@@ -225,7 +226,7 @@ class Studies:
         return found
 
     def _with_and_without(self, method: str, seed: int) -> dict[str, Any]:
-        model = self.fit(method, seed)
+        model, _ = self.fit(method, seed)
         found: dict[str, Any] = {"without": self.scores(model, (*ADAPTED, *THIRD)), "language SFT": {}}
         for language in ADAPTED:
             whole, dev = self.language_sft(language), {}
@@ -245,19 +246,20 @@ class Studies:
         """LT-SFT, with and without the target's SFT beside it, and what it is compared with."""
         for seed in seeds:
             for method in methods:
-                self.once(f"methods/{method}-{seed}", lambda method=method, seed=seed: self._scored(method, seed))
+                self.once(f"methods/{method}-{seed}", partial(self._scored, method, seed))
 
     def _scored(self, method: str, seed: int) -> dict[str, Any]:
         if method.startswith("lt-sft"):
             return self._with_and_without(method, seed)
-        return {"without": self.scores(self.fit(method, seed), ADAPTED)}
+        return {"without": self.scores(self.fit(method, seed)[0], ADAPTED)}
 
     def sources(self, seeds: Iterable[int]) -> None:
+        """Three languages as sources, tested on what none of them is."""
         for seed in seeds:
-            self.once(
-                f"sources/{'-'.join(ADAPTED)}-{seed}",
-                lambda seed=seed: {"without": self.scores(self.fit("lt-sft long", seed, ADAPTED), THIRD)},
-            )
+            self.once(f"sources/{'-'.join(ADAPTED)}-{seed}", partial(self._several_sources, seed))
+
+    def _several_sources(self, seed: int) -> dict[str, Any]:
+        return {"without": self.scores(self.fit("lt-sft long", seed, ADAPTED)[0], THIRD)}
 
     def table(self) -> dict[str, Any]:
         """All results: mean, standard deviation and number of seeds."""

@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -31,7 +32,6 @@ from bistil.distillation.general import distill_general
 from bistil.distillation.task import TaskData, fit_task, read_task_data
 from bistil.evaluation import record, score_examples
 from bistil.models import load_tokenizer
-from bistil.pipeline import without_target_text
 from bistil.pretrained import e5_small_folder
 from bistil.recipe import (
     FinetuneSettings,
@@ -43,9 +43,11 @@ from bistil.recipe import (
     load_toml,
     option,
     parse,
+    without_target_text,
 )
 from bistil.student import copy_student
 from bistil.tasks.base import resampled
+from bistil.tasks.overlap import without_evaluation_text
 from bistil.vocabulary import trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 from bistil.vocabulary.trimming import kept_ids
@@ -112,7 +114,6 @@ class Study:
         self.students = [StudentSettings(name=f"lrf{factor}", reduction=factor) for factor in self.settings.reductions]
         task = self.settings.task
         self.task = replace(task, train=self.located(task.train), dev=self.located(task.dev))
-        self._read: dict[tuple[str, ...], TaskData] = {}
 
     def located(self, files: list[str]) -> list[str]:
         return [str(self.data / file) for file in files]
@@ -120,42 +121,43 @@ class Study:
     def text(self, language: str) -> list[Path]:
         return [self.data / "text" / f"{language}.txt"]
 
+    @cached_property
     def task_data(self) -> TaskData:
-        """Labelled source examples, less those that any target's test set repeats, and the targets' test sets."""
-        if () not in self._read:
-            tests = {
-                f"{target}/{part}": self.located([file])
-                for target, files in self.settings.targets.items()
-                for part, file in files.items()
-            }
-            found = read_task_data(replace(self.task, test=tests))
-            found.dev = _some(found.dev, self.settings.dev_examples)
-            found.test = {name: _some(examples, self.settings.test_examples) for name, examples in found.test.items()}
-            self._read[()] = found
-        return self._read[()]
+        """Labelled source examples, less those that any target's test set repeats, and the targets' whole test sets."""
+        tests = {
+            f"{target}/{part}": self.located([file])
+            for target, files in self.settings.targets.items()
+            for part, file in files.items()
+        }
+        return read_task_data(replace(self.task, test=tests))
 
-    def student_data(self, group: str, variant: Variant) -> TaskData:
-        """What a group's students learn from: as many examples and target sentences as the budget allows."""
-        found = self.task_data()
-        sentences: list[str] = []
-        if variant.target_text:
-            languages = self.settings.groups[group]
-            count = variant.target_sentences or self.settings.target_sentences
-            tests = {
-                f"{language}/{part}": self.located([file])
-                for language in languages
-                for part, file in self.settings.targets[language].items()
-            }
-            for language in languages:
-                lines = read_sentences(self.text(language))
-                if variant.lines:
-                    lines = lines[slice(*variant.lines)]
-                # More than the share is read, for some lines stand in a test set.
-                read = read_task_data(replace(self.task, test=tests), target_sentences=lines, quiet=True)
-                sentences += _some(read.target_sentences, count and count // len(languages))
+    def learnt_from(self, examples: int | None, sentences: list[str]) -> TaskData:
+        """As many of the labelled examples as the budget allows, with target text; tests are scored elsewhere."""
+        found = self.task_data
         return replace(
-            found, train=_some(found.train, self.settings.student_examples), target_sentences=sentences, test={}
+            found,
+            train=_some(found.train, examples),
+            dev=_some(found.dev, self.settings.dev_examples),
+            test={},
+            target_sentences=sentences,
         )
+
+    def target_text(self, group: str, variant: Variant) -> list[str]:
+        """Equally many sentences of each of the group's languages, none of them in a dev or test set."""
+        data, sentences = self.task_data, []
+        languages = self.settings.groups[group]
+        count = variant.target_sentences or self.settings.target_sentences
+        held_out = [
+            *data.dev,
+            *(one for part, some in data.test.items() if part.split("/")[0] in languages for one in some),
+        ]
+        for language in languages:
+            lines = read_sentences(self.text(language))
+            if variant.lines:
+                lines = lines[slice(*variant.lines)]
+            kept, _ = without_evaluation_text(data.task, lines, held_out)
+            sentences += _some(kept, count and count // len(languages))
+        return sentences
 
     # The stages, in the paper's order.
 
@@ -171,8 +173,7 @@ class Study:
     def task_teacher(self) -> Path:
         folder = self.output / "teacher"
         if not folder.exists():
-            data = self.task_data()
-            data = replace(data, train=_some(data.train, self.settings.teacher_examples))
+            data = self.learnt_from(self.settings.teacher_examples, [])
             self._fit(folder, self.trimmed(), data, self.settings.finetune, self.settings.teacher_seed)
         return folder
 
@@ -205,7 +206,8 @@ class Study:
     def row(self, group: str, student: StudentSettings, name: str, seed: int) -> None:
         """Train and score one student, unless its result is there."""
         variant = self.settings.variants[name]
-        where = f"{group}/{student.name}-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        words = name.replace(",", "").replace(" ", "-")
+        where = f"{group}/{student.name}-{words}-{seed}"
         if (self.output / "results" / f"{where}.json").exists():
             return
         phase2 = self.settings.phase2
@@ -218,7 +220,9 @@ class Study:
         training = self._fit(
             folder,
             self.start(group, student, variant),
-            self.student_data(group, variant),
+            self.learnt_from(
+                self.settings.student_examples, self.target_text(group, variant) if variant.target_text else []
+            ),
             settings,
             seed,
             self.task_teacher() if variant.teacher else None,
@@ -244,14 +248,16 @@ class Study:
         file = self.output / "results" / f"{where}.json"
         if file.exists():
             return
-        data = self.task_data()
+        data = self.task_data
         targets = self.settings.groups.get(group, list(self.settings.targets))
-        parts = {f"{self.settings.source}/dev": data.dev}
-        parts |= {name: examples for name, examples in data.test.items() if name.partition("/")[0] in targets}
+        parts = {f"{self.settings.source}/dev": _some(data.dev, self.settings.dev_examples)}
+        for part, examples in data.test.items():
+            if part.split("/")[0] in targets:
+                parts[part] = _some(examples, self.settings.test_examples)
         scores = {}
         for part, examples in parts.items():
             metrics, _, _ = score_examples(folder, data.task, examples, max_length=self.task.max_length)
-            scores[part] = record(metrics, samples=RESAMPLES)
+            scores[part] = record(metrics, samples=0)
             # All models are resampled alike, so that the gap between two has a paired interval.
             resamples = self._resamples_file(where, part)
             resamples.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +299,7 @@ class Study:
 
     def speed(self) -> None:
         """Cost of every model: parameters, bytes, FLOPs, and speed at batch 1 (weights do not change it)."""
-        data, folders = self.task_data(), {"undistilled": self.output / "whole", "trim only": self.task_teacher()}
+        data, folders = self.task_data, {"undistilled": self.output / "whole", "trim only": self.task_teacher()}
         tokenizer = load_tokenizer(str(self.trimmed()))
         for student in self.students:
             folders[student.name] = self.output / "speed" / student.name
@@ -309,7 +315,11 @@ class Study:
 
     def table(self) -> dict[str, Any]:
         """Per group and row: test scores, mean over targets, and the gap to the trimmed teacher with its interval."""
-        found = [read_json(file) for file in sorted(self.output.glob("results/*/*.json"))]
+        folder = self.output / "results"
+        found = [
+            read_json(file) | {"where": str(file.relative_to(folder).with_suffix(""))}
+            for file in sorted(folder.glob("*/*.json"))
+        ]
         rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for result in found:
             rows.setdefault((result["group"], result["student"], result["variant"]), []).append(result)
@@ -337,6 +347,7 @@ class Study:
         phase1 = {file.parent.name: read_json(file) for file in sorted(self.output.glob("phase1/*/phase1.json"))}
         return {
             "study": self.settings.name,
+            "metric": found[0]["scores"][f"{self.settings.source}/dev"]["metric"] if found else None,
             "rows": table,
             "phase1": {
                 name: {
@@ -359,13 +370,7 @@ class Study:
         gaps = []
         for part in parts:
             teacher = self._resamples("teacher/trimmed", part)
-            own = []
-            for result in results:
-                name = f"{student}-{variant.replace(', ', '-').replace(' ', '-')}-{result['seed']}"
-                where = f"{result['group']}/{name}"
-                if student == "teacher":
-                    where = f"teacher/{'trimmed' if variant == 'trim only' else 'whole'}"
-                own.append(self._resamples(where, part) - teacher)
+            own = [self._resamples(result["where"], part) - teacher for result in results]
             gaps.append(np.mean(own, axis=0))
         low, high = np.percentile(np.mean(gaps, axis=0), [2.5, 97.5])
         whole = read_json(self.output / "results/teacher/trimmed.json")["scores"]
@@ -386,6 +391,7 @@ class Study:
         }
 
     def _resamples(self, where: str, part: str) -> np.ndarray:
+        """(RESAMPLES,) scores of a result on resampled examples."""
         return np.load(self._resamples_file(where, part))
 
     def _resamples_file(self, where: str, part: str) -> Path:

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-SCORES = {"ner": "F1", "dp": "LAS", "pos": "accuracy", "nli": "accuracy", "qa": "F1"}
 SHOWN = ["teacher-forced, target text", "teacher-forced", "self-taught"]
 
 
@@ -38,7 +37,7 @@ def main() -> None:
             axes.plot(row["gap"], place, marker="o", color=color)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(rows)), [f"{row['student']}, {row['variant']}" for row in rows], fontsize=7)
-        axes.set_title(f"{record['study']}: {SCORES[record['study']]}, mean over languages", fontsize=8, loc="left")
+        axes.set_title(f"{record['study']}: {record['metric']}, mean over languages", fontsize=8, loc="left")
         axes.grid(axis="x", alpha=0.3)
     panels[-1, 0].set_xlabel("points to the task teacher (bar: 95% interval over test examples)")
     figure.tight_layout()
