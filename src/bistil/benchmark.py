@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -145,15 +146,47 @@ def peak_memory(folder: Path) -> int | None:
     if not Path("/proc/self/status").exists():
         return None
     code = (
-        "import sys, torch, pathlib; from bistil.benchmark import load_for_inference as load;"
+        "import sys, torch, pathlib; from bistil.benchmark import load_for_inference as load, random_inputs as inputs;"
         "model = load(pathlib.Path(sys.argv[1]));"
-        "torch.inference_mode().__enter__(); model(input_ids=torch.full((1, 16), 5));"
+        "torch.inference_mode().__enter__(); model(**inputs(model, 1, 16)[0]);"
         "print('VmHWM', next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ArtefactError(f"cannot load {folder} in a fresh process: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout.split()[-1]) * 1024
+
+
+def random_inputs(model: Any, examples: int, tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Inputs of batch 1 from random token ids, always the same ones; to a model that scores words each token is a word.
+
+    Ids below 10 are left out: they are mostly special tokens, and padding inside a sentence would shift position ids.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(min(10, rows - 1), rows, (examples, 1, tokens), generator=generator)
+    words = _word_positions([[None, *range(tokens - 1)]]) if _scores_words(model) else {}
+    return [{"input_ids": one, "attention_mask": torch.ones_like(one), **words} for one in ids]
+
+
+def _scores_words(model: Any) -> bool:
+    """Whether the model, a parser, must be told where words begin and end."""
+    return "word_starts" in inspect.signature(model.forward).parameters
+
+
+def _word_positions(rows: Sequence[Sequence[int | None]]) -> dict[str, torch.Tensor]:
+    """Per sentence the positions of each word's first token and behind its last, (batch, words), -1 at padded words.
+
+    Args:
+        rows: per sentence and token the number of its word; None at special tokens.
+    """
+    spans = []
+    for row in rows:
+        runs = [(word, list(run)) for word, run in groupby(range(len(row)), key=row.__getitem__)]
+        spans.append([(run[0], run[-1] + 1) for word, run in runs if word is not None])
+    longest = max(map(len, spans))
+    padded = torch.tensor([own + [(-1, -1)] * (longest - len(own)) for own in spans]).view(len(rows), longest, 2)
+    return {"word_starts": padded[..., 0], "word_ends": padded[..., 1]}
 
 
 def benchmark(
@@ -249,11 +282,7 @@ def _load(
     model = load_for_inference(folder)
     accepted = inspect.signature(model.forward).parameters
     if texts is None:
-        generator = torch.Generator().manual_seed(0)
-        rows = model.get_input_embeddings().num_embeddings
-        # Ids below 10 are mostly special tokens; padding inside a sentence would shift position ids.
-        ids = torch.randint(min(10, rows - 1), rows, (examples, 1, max_length), generator=generator)
-        inputs = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+        inputs = random_inputs(model, examples, max_length)
         batches = [] if batch_size is None else [_concatenated(part) for part in _parts(inputs, batch_size)]
         return _Loaded(name, folder, model, inputs, batches, None)
     try:
@@ -264,11 +293,13 @@ def _load(
 
     def encode(one: str | list[str]) -> dict[str, torch.Tensor]:
         encoded = tokenizer(one, truncation=True, max_length=limit, padding=not isinstance(one, str))
-        return {
+        known = {
             key: torch.tensor(value if isinstance(value[0], list) else [value])
             for key, value in encoded.items()
             if key in accepted
         }
+        sentences = range(len(known["input_ids"]))
+        return known | (_word_positions([encoded.word_ids(i) for i in sentences]) if _scores_words(model) else {})
 
     inputs, seconds = [], []
     for text in texts:

@@ -144,6 +144,63 @@ def test_the_students_are_ordinary_models(finished):
         assert bilingual.config.num_hidden_layers == layers
 
 
+def columns(lines):
+    """Each capitalised word a name."""
+    return "".join(
+        "".join(f"{word} {'B-PER' if word[0].isupper() else 'O'}\n" for word in line.split()) + "\n" for line in lines
+    )
+
+
+def trees(lines):
+    """Each word hangs on the one before."""
+    return "".join(
+        "".join(
+            f"{i}\t{word}\t_\tX\t_\t_\t{i - 1}\t{'root' if i == 1 else 'dep'}\t_\t_\n"
+            for i, word in enumerate(line.split(), 1)
+        )
+        + "\n"
+        for line in lines
+    )
+
+
+def questions(lines):
+    """The first word of each line is asked for."""
+    paragraphs = [
+        {"context": line, "qas": [{"id": line, "question": "Who?", "answers": [{"text": word, "answer_start": 0}]}]}
+        for line in lines
+        for word in line.split()[:1]
+    ]
+    return json.dumps({"data": [{"title": "", "paragraphs": paragraphs}]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "ending", "architecture"),
+    [
+        ("token-classification", columns, "conll", "BertForTokenClassification"),
+        ("dependency-parsing", trees, "conllu", "BertForDependencyParsing"),
+        ("question-answering", questions, "json", "BertForQuestionAnswering"),
+    ],
+)
+def test_the_other_tasks_run_to_the_end(kind, write, ending, architecture, recipe_folder, tmp_path):
+    english, swahili = tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines()
+    parts = {"train": english[:8], "dev": english[6:8], "test.en": english[8:], "test.sw": swahili[:4]}
+    for part, lines in parts.items():
+        (recipe_folder / f"{part}.{ending}").write_text(write(lines))
+    recipe = RECIPE.replace("sequence-classification", kind).replace(".jsonl", f".{ending}")
+    recipe = recipe.replace("dense_epochs = 3\nsparse_epochs = 3", "dense_epochs = 1\nsparse_epochs = 1")
+    recipe = recipe.replace("no_target_text = true", "copied = false\ntrimmed = false")
+    (recipe_folder / f"{kind}.toml").write_text(recipe)
+    summary = run_recipe(load_recipe(recipe_folder / f"{kind}.toml"), tmp_path / "run")
+    rows = {row.name: row for row in summary.models}
+    assert list(rows) == ["teacher", "lrf2", "lrf3", "majority class"]
+    assert rows["lrf2"].flops < rows["teacher"].flops and rows["lrf2"].milliseconds > 0
+    for row in rows.values():
+        assert 0 <= row.target_score <= 1
+    config = json.loads((tmp_path / "run/students/lrf2/config.json").read_text())
+    assert config["architectures"] == [architecture]
+    assert (tmp_path / "run/report.html").exists()
+
+
 def test_a_student_is_its_start_plus_its_sparse_fine_tuning(finished):
     from bistil.sparse import SparseFineTuning
 

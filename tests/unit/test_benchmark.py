@@ -15,6 +15,7 @@ from bistil.artefacts import read_json
 from bistil.benchmark import benchmark, count_flops, count_parameters, folder_bytes, load_for_inference
 from bistil.commands.benchmark import register
 from bistil.errors import ArtefactError, InputError
+from bistil.tasks.dependency_parsing import DependencyParsing
 
 TEXTS = tiny.ENGLISH.splitlines()
 
@@ -44,6 +45,27 @@ def test_every_family_is_measured(family, tmp_path):
     # Half the layers of the same shape on the same ids: half the operations of the encoder.
     assert rows["student"].flops < rows["teacher"].flops
     json.dumps(bench.record(rows, texts="tiny"), allow_nan=False)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_parser_is_told_where_words_are(family, tmp_path):
+    task, tokenizer = DependencyParsing(projection=8), tiny.tokenizer(family)
+    save(tmp_path / "encoder", family)
+    parser = task.build_model(tmp_path / "encoder", ["dep", "root"])
+    parser.save_pretrained(tmp_path / "parser")
+    tokenizer.save_pretrained(tmp_path / "parser")
+    # The same words as the task finds, whatever the tokenizer.
+    sentences = ["The cat sat on the mat", "The dog"]
+    features = task.unlabelled(sentences, tokenizer, 64)
+    encoded = tokenizer(sentences)
+    found = bench._word_positions([encoded.word_ids(i) for i in range(2)])
+    expected = task.collate(tokenizer)(features)
+    assert torch.equal(found["word_starts"], expected["word_starts"])
+    assert torch.equal(found["word_ends"], expected["word_ends"].where(expected["word_starts"] >= 0, -1))
+    models = {"encoder": tmp_path / "encoder", "parser": tmp_path / "parser"}
+    for texts in (TEXTS, None):
+        rows = benchmark(models, texts=texts, examples=4, rounds=1, batch_size=2, max_length=16)
+        assert rows["parser"].flops > rows["encoder"].flops and rows["parser"].head_parameters > 0
 
 
 def test_a_model_of_many_times_the_work_is_slower(tmp_path):
@@ -108,6 +130,13 @@ def test_short_memory_measures_in_pairs_with_the_reference(tmp_path, monkeypatch
     pairs = benchmark(folders, texts=TEXTS, rounds=1)
     assert list(pairs) == list(together) == ["a", "b", "c"]
     assert {row.reference for row in pairs.values()} == {"a"}
+
+
+def test_peak_memory_of_a_parser(tmp_path):
+    save(tmp_path / "encoder")
+    DependencyParsing().build_model(tmp_path / "encoder", ["dep", "root"]).save_pretrained(tmp_path / "parser")
+    peak = bench.peak_memory(tmp_path / "parser")
+    assert peak is not None and 100e6 < peak < 4e9
 
 
 def test_peak_memory_is_that_of_a_whole_process(tmp_path):
