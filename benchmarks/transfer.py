@@ -356,7 +356,12 @@ class Study:
                 }
                 for name, record in phase1.items()
             },
-            "speed": read_json(speed)["models"] if speed.exists() else None,
+            # Where the models were is nobody's business.
+            "speed": [
+                {name: value for name, value in row.items() if name != "folder"} for row in read_json(speed)["models"]
+            ]
+            if speed.exists()
+            else [],
         }
 
     def _row(self, group: str, student: str, variant: str, results: list[dict[str, Any]]) -> dict[str, Any]:
