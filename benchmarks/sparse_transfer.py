@@ -8,7 +8,9 @@
    takes its place (`worn`), which is LT-SFT's way.
 2. methods: LT-SFT (8%) against all parameters, a random mask of the same size, and biases only. LT-SFT's two phases are
    once as long together as the other methods' training ("lt-sft"), and once its sparse phase is ("lt-sft long").
-3. sources: English and two African languages as sources against English alone, tested on a third language.
+3. headed: as 1., but from a base that has learnt masked language modelling first, head and all, on four languages that
+   the teacher knows or nearly knows; a language SFT starts from that head and is put on beside the task's.
+4. sources: English and two African languages as sources against English alone, tested on a third language.
 
 Named entities: English CoNLL-2003 to MasakhaNER (PER, ORG, LOC), teacher e5-small with its vocabulary trimmed to the
 languages. Each result is a file of its own in OUTPUT/results: the same command goes on where it stopped. The last line
@@ -25,9 +27,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from datasets import concatenate_datasets
 
-from bistil.adaptation import AdaptSettings, adapt
-from bistil.artefacts import read_json, write_json
+from bistil.adaptation import AdaptSettings, MaskedLanguageModelling, adapt, masked_lm_model, start_at_frequencies
+from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.corpora import BlockCollator, language_schedule, token_blocks
 from bistil.distillation.general import dressed_copy
 from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters, read_task_data
 from bistil.models import load_tokenizer
@@ -49,6 +53,11 @@ EPOCHS = 2.0
 # Peak learning rates, not tuned per method: the same for all but the one with few free entries; all parameters also
 # with half of it, for at the whole of it one seed of three does not learn.
 RATES = {"lt-sft": 3e-4, "lt-sft long": 3e-4, "all": 3e-4, "all, half rate": 1.5e-4, "random": 3e-4, "biases": 3e-3}
+# A base with a masked-LM head: equally many lines of each language, all parameters free.
+HEADED_ON = ("eng", "swa", "hau", "pcm")
+HEADED = TrainingSettings(steps=250, batch_size=8, learning_rate=2e-4, warmup_steps=50, checkpoint_steps=50)
+HEADED_SFT_STEPS = 150
+BLOCK_LENGTH = 256
 # A language SFT may be worn in part; its target's dev set chooses the share.
 SHARES = (0.25, 0.5, 1.0)
 
@@ -65,6 +74,37 @@ class Studies:
         if not folder.exists():
             texts = {language: [self.data_folder / f"text/{language}.txt"] for language in LANGUAGES}
             trim_vocabulary(e5_small_folder(), texts, folder, verify=False)
+        return folder
+
+    def headed(self) -> Path:
+        """The base after a spell of masked language modelling with all parameters, with the head it learnt."""
+        folder = self.output / "headed"
+        if not folder.exists():
+            work = self.output / "work/headed"
+            model, _ = masked_lm_model(str(self.base()), seed=0)
+            tokenizer = load_tokenizer(str(self.base()))
+            blocks = {
+                language: token_blocks(
+                    [self.data_folder / f"text/{language}.txt"], tokenizer, length=BLOCK_LENGTH, cache=work / language
+                )
+                for language in LANGUAGES
+            }
+            alike = concatenate_datasets(
+                [some.select(range(min(map(len, blocks.values())))) for some in blocks.values()]
+            )
+            start_at_frequencies(model, alike, np.arange(len(alike)))
+            chosen = {language: blocks[language] for language in HEADED_ON}
+            rows = {language: np.arange(len(some)) for language, some in chosen.items()}
+            assert HEADED.steps is not None
+            schedule = language_schedule(chosen, rows, steps=HEADED.steps, batch_size=HEADED.batch_size, seed=0)
+            train(
+                MaskedLanguageModelling(model), schedule, collate=BlockCollator(tokenizer=tokenizer, mask_tokens=True),
+                settings=HEADED, folder=work / "training", seed=0, label="masked language modelling",
+            )  # fmt: skip
+            with whole_folder(folder) as part:
+                model.save_pretrained(part)
+                tokenizer.save_pretrained(part)
+            shutil.rmtree(work)
         return folder
 
     def data(self, language: str) -> TaskData:
@@ -161,19 +201,21 @@ class Studies:
         return self.output / f"sfts-{density}" / name
 
     def language_sft(
-        self, language: str, *, head_only: bool = False, density: float = min(LANGUAGE_SFTS)
+        self, language: str, *, head_only: bool = False, headed: bool = False, density: float = min(LANGUAGE_SFTS)
     ) -> SparseFineTuning:
-        folder = self._sft_folder(f"{language}-head" if head_only else language, density)
+        kind = "-head" if head_only else "-headed" if headed else ""
+        folder = self._sft_folder(language + kind, density)
         work = self.output / "work" / f"{folder.parent.name}-{folder.name}"
         if not folder.exists():
             adapt(
-                str(self.base()),
+                str(self.headed() if headed else self.base()),
                 [self.data_folder / f"text/{language}.txt"],
                 folder,
                 language=language,
                 settings=AdaptSettings(
                     density=density,
-                    steps=self.adapt_steps,
+                    steps=HEADED_SFT_STEPS if headed else self.adapt_steps,
+                    block_length=BLOCK_LENGTH,
                     held_out=0.02,
                     training=TrainingSettings(
                         steps=1,
@@ -225,11 +267,11 @@ class Studies:
                             found["language SFT"][f"{language}/{part} at {share:g}"] = self.score(model, language, part)
         return found
 
-    def _with_and_without(self, method: str, seed: int) -> dict[str, Any]:
-        model, _ = self.fit(method, seed)
+    def _with_and_without(self, method: str, seed: int, *, headed: bool = False) -> dict[str, Any]:
+        model, _ = self.fit(method, seed, base=self.headed() if headed else None)
         found: dict[str, Any] = {"without": self.scores(model, (*ADAPTED, *THIRD)), "language SFT": {}}
         for language in ADAPTED:
-            whole, dev = self.language_sft(language), {}
+            whole, dev = self.language_sft(language, headed=headed), {}
             for share in SHARES:
                 with whole.scaled(share).applied(model, heads=False):
                     dev[share] = self.score(model, language, "dev")
@@ -253,6 +295,14 @@ class Studies:
             return self._with_and_without(method, seed)
         return {"without": self.scores(self.fit(method, seed)[0], ADAPTED)}
 
+    def headed_sfts(self, seeds: Iterable[int]) -> None:
+        """Language SFTs of the base that has a masked-LM head, beside the task's."""
+        for language in ADAPTED:
+            sft = self.language_sft(language, headed=True)
+            self.once(f"language/{language}-headed", partial(dict, sft.provenance.metrics))
+        for seed in seeds:
+            self.once(f"headed/lt-sft long-{seed}", partial(self._with_and_without, "lt-sft long", seed, headed=True))
+
     def sources(self, seeds: Iterable[int]) -> None:
         """Three languages as sources, tested on what none of them is."""
         for seed in seeds:
@@ -264,7 +314,7 @@ class Studies:
     def table(self) -> dict[str, Any]:
         """All results: mean, standard deviation and number of seeds."""
         found: dict[str, dict[str, list[float]]] = {}
-        for file in [file for part in ("methods", "worn", "sources")
+        for file in [file for part in ("methods", "worn", "headed", "sources")
                      for file in sorted(self.output.glob(f"results/{part}/*.json"))]:  # fmt: skip
             row = f"{file.parent.name}: {file.stem.rsplit('-', 1)[0]}"
             for dress, scores in read_json(file).items():
@@ -301,6 +351,7 @@ def main() -> None:
         studies.sources(seeds[:2])
         studies.worn(min(LANGUAGE_SFTS), seeds)
         studies.worn(max(LANGUAGE_SFTS), seeds[:1], ADAPTED[1:])
+        studies.headed_sfts(seeds)
         studies.methods(("lt-sft", "all", "all, half rate", "random", "lt-sft long", "biases"), seeds)
     print(json.dumps(studies.table()))
 

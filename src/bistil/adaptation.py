@@ -166,7 +166,7 @@ def adapt(
         blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
     training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)
     if len(dense) > 1:  # a new head; of one that was there only the output bias is trained
-        _start_at_frequencies(masked_lm, blocks, training)
+        start_at_frequencies(masked_lm, blocks, training)
     batch_size = settings.training.batch_size
     steps = settings.steps or paper_steps(len(training), batch_size)
     schedule = language_schedule(
@@ -221,7 +221,7 @@ def adapt(
 
 
 @torch.no_grad()
-def _start_at_frequencies(model: PreTrainedModel, blocks: Any, indices: np.ndarray) -> None:
+def start_at_frequencies(model: PreTrainedModel, blocks: Any, indices: np.ndarray) -> None:
     """Set a new head's output bias to the log shares of the tokens in the training blocks.
 
     A head that starts there need not learn first which tokens are frequent: what it learns is what the context says.
