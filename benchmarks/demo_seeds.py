@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from bistil.report.schema import ModelRecord, Summary, load_summary
 
@@ -49,10 +50,10 @@ def main() -> None:
     print(json.dumps({"seeds": record["seeds"], "gaps": {k: v["gap_to_teacher"] for k, v in rows.items()}}))
 
 
-def row(name: str, runs: list[Summary]) -> dict[str, object]:
+def row(name: str, runs: list[Summary]) -> dict[str, Any]:
     """One model over all runs: sizes of the first, mean, spread and values of the rest."""
     models: list[ModelRecord] = [model for run in runs for model in run.models if model.name == name]
-    kept: dict[str, object] = {
+    kept: dict[str, Any] = {
         key: getattr(models[0], key) for key in ("parameters", "bytes", "vocabulary", "layers", "flops")
     }
     for key in ("source_score", "target_score", "gap_to_teacher", "speed_ratio"):

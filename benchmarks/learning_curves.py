@@ -10,11 +10,15 @@ line is one JSON object with each curve's end point.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 NAMES = {"copied2": "copied, reduction 2", "copied3": "copied, reduction 3", "random2": "random layers, reduction 2"}
 
 
-def curves(report, tokens_per_step):
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def curves(report: dict[str, Any], tokens_per_step: int) -> Curves:
     """Per student (tokens, mean over languages of attention + hidden) from the start."""
     found = {}
     for name, student in report["students"].items():
@@ -24,7 +28,7 @@ def curves(report, tokens_per_step):
     return found
 
 
-def draw(found, path):
+def draw(found: Curves, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
@@ -40,13 +44,13 @@ def draw(found, path):
     figure.savefig(path, metadata={"Date": None})
 
 
-def main():
+def main() -> None:
     from bistil.distillation.general import distill_general
     from bistil.pretrained import e5_small_folder
     from bistil.recipe import Phase1Settings, StudentSettings, TrainingSettings
     from bistil.vocabulary import trim_vocabulary
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--text", action="append", required=True, help="LANGUAGE=FILE")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=500)

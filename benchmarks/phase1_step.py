@@ -22,9 +22,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
-SIZES = {
+Size = dict[str, int]
+Clock = Callable[[], float]
+SIZES: dict[str, Size] = {
     "mbert": {"hidden": 768, "heads": 12, "vocabulary": 31_000, "layers": 12, "batch": 8, "tokens": 256},
     "demo": {"hidden": 384, "heads": 12, "vocabulary": 24_000, "layers": 12, "batch": 8, "tokens": 256},
     "tiny": {"hidden": 32, "heads": 4, "vocabulary": 500, "layers": 4, "batch": 2, "tokens": 32},
@@ -33,21 +37,22 @@ SIZES = {
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def step_flops(size):
+def step_flops(size: Size) -> int:
     """FLOPs that a lean step needs: the teacher's forward pass, the student's forward and backward passes."""
     rows, width = size["batch"] * size["tokens"], size["hidden"]
     layer = 24 * rows * width**2 + 4 * rows * size["tokens"] * width
     return layer * (size["layers"] + 3 * size["layers"] // 2)
 
 
-def models(size):
+def models(size: Size, kind: str = "BertForMaskedLM") -> tuple[Any, Any]:
+    """A teacher with random weights, of a transformers class of that name, and its student at reduction 2."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    import transformers
 
     from bistil.student import make_student
 
     torch.manual_seed(0)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=size["vocabulary"],
         hidden_size=size["hidden"],
         num_hidden_layers=size["layers"],
@@ -56,19 +61,19 @@ def models(size):
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    teacher = BertForMaskedLM(config).eval().requires_grad_(False)
+    teacher = getattr(transformers, kind)(config).eval().requires_grad_(False)
     student = make_student(teacher, list(range(2, size["layers"] + 1, 2)))
     return teacher, student.requires_grad_(True).train()
 
 
-def batch(size, device):
+def batch(size: Size, device: str) -> dict[str, Any]:
     import torch
 
     ids = torch.randint(5, size["vocabulary"], (size["batch"], size["tokens"]), device=device)
     return {"input_ids": ids}
 
 
-def official_step(size, *, device, precision):
+def official_step(size: Size, *, device: str, precision: str) -> Callable[[], float]:
     """The baseline's step as a function."""
     import torch
     from torch.nn import functional as F
@@ -78,14 +83,16 @@ def official_step(size, *, device, precision):
         model.to(device).set_attn_implementation("eager")
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, foreach=False, fused=False)
 
-    def step():
+    def step() -> float:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             inputs = {**batch(size, device), "output_hidden_states": True, "output_attentions": True}
             with torch.no_grad():
                 theirs = teacher(**inputs)
             ours = student(**inputs)
             count = len(ours.attentions)
-            attention = sum(F.mse_loss(ours.attentions[i], theirs.attentions[2 * i + 1]) for i in range(count)) / count
+            attention: Any = (
+                sum(F.mse_loss(ours.attentions[i], theirs.attentions[2 * i + 1]) for i in range(count)) / count
+            )
             hidden = sum(F.mse_loss(ours.hidden_states[i], theirs.hidden_states[2 * i]) for i in range(count + 1))
             loss = attention + hidden / (count + 1)
         loss.backward()
@@ -97,7 +104,7 @@ def official_step(size, *, device, precision):
     return step
 
 
-def our_step(size, *, device, precision):
+def our_step(size: Size, *, device: str, precision: str) -> Callable[[], float]:
     """The step that `bistil.training.train` carries out on a `Distiller`, as a function."""
     from bistil.memory import return_freed_memory
 
@@ -117,7 +124,7 @@ def our_step(size, *, device, precision):
         parameter.grad = None
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
-    def step():
+    def step() -> float:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             loss = module(**batch(size, device))["loss"]
         loss.backward()
@@ -129,7 +136,7 @@ def our_step(size, *, device, precision):
     return step
 
 
-def matrix_rates(size, *, precision, clock):
+def matrix_rates(size: Size, *, precision: str, clock: Clock) -> dict[str, float]:
     """FLOP/s of MKL and oneDNN over the step's linear maps: forward, and both backward products."""
     import torch
 
@@ -155,11 +162,11 @@ def matrix_rates(size, *, precision, clock):
     return {name: flops / value for name, value in seconds.items()}
 
 
-def peak_memory():
+def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def work(kind, size, precision, clock):
+def work(kind: str, size: Size, precision: str, clock: Clock) -> None:
     """A process that does one thing per line on standard input and answers with one line of JSON."""
     if clock is time.process_time:
         import torch
@@ -181,13 +188,22 @@ def work(kind, size, precision, clock):
         print(json.dumps(answer), flush=True)
 
 
-def ask(process):
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
+def pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """Its standard input and output."""
+    assert process.stdin and process.stdout
+    return process.stdin, process.stdout
 
 
-def compare(name, *, steps, precision, clock):
+def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """One more step, or measurement."""
+    questions, answers = pipes(process)
+    questions.write("go\n")
+    questions.flush()
+    answer: dict[str, Any] = json.loads(answers.readline())
+    return answer
+
+
+def compare(name: str, *, steps: int, precision: str, clock: str) -> dict[str, Any]:
     size = SIZES[name]
     processes = {}
     for kind in ("official", "ours", "rates"):
@@ -204,15 +220,15 @@ def compare(name, *, steps, precision, clock):
             clock,
         ]
         processes[kind] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert json.loads(processes[kind].stdout.readline())["ready"]
-    answers = {kind: [] for kind in processes}
+        assert json.loads(pipes(processes[kind])[1].readline())["ready"]
+    answers: dict[str, list[dict[str, Any]]] = {kind: [] for kind in processes}
     for number in range(steps):
         for kind in ("official", "ours"):
             answers[kind].append(ask(processes[kind]))
         if number % 2 == 0:
             answers["rates"].append(ask(processes["rates"]))
     for process in processes.values():
-        process.stdin.close()
+        pipes(process)[0].close()
         process.wait()
     seconds = {kind: statistics.median(a["seconds"] for a in answers[kind]) for kind in ("official", "ours")}
     memory = {kind: max(a["memory"] for a in answers[kind]) for kind in ("official", "ours")}
@@ -239,8 +255,8 @@ def compare(name, *, steps, precision, clock):
     return result
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["mbert", "demo"], choices=list(SIZES))
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])

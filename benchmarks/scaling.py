@@ -21,47 +21,35 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-SIZES = {
-    "demo": {"hidden": 384, "heads": 12, "vocabulary": 24_000, "layers": 12, "batch": 8, "tokens": 256},
-    "tiny": {"hidden": 32, "heads": 4, "vocabulary": 500, "layers": 4, "batch": 2, "tokens": 32},
-}
+from phase1_step import SIZES, Size, models
+
+OWN_SIZES = ("demo", "tiny")
+
 # name: processes, threads of each
 RUNS = {"one_process_two_threads": (1, 2), "one_process_one_thread": (1, 1), "two_processes_one_thread": (2, 1)}
 LANGUAGES = ("en", "sw")
 
 
-def work(size, steps, folder):
+def work(size: Size, steps: int, folder: Path) -> None:
     """Train; every process of a run does this. The main one leaves result.json in the folder."""
     from bistil.memory import return_freed_memory
 
     return_freed_memory(size["hidden"])
     import numpy as np
     import torch
-    from transformers import BertConfig, BertModel
 
     from bistil.corpora import language_schedule
     from bistil.distillation.general import _freeze
     from bistil.distillation.module import Distiller
     from bistil.recipe import ObjectiveSettings, TrainingSettings
-    from bistil.student import make_student
     from bistil.training import processes, train
 
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=size["vocabulary"],
-        hidden_size=size["hidden"],
-        num_hidden_layers=size["layers"],
-        num_attention_heads=size["heads"],
-        intermediate_size=4 * size["hidden"],
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    teacher = BertModel(config)
-    student = make_student(teacher, list(range(2, size["layers"] + 1, 2)))
+    teacher, student = models(size, "BertModel")
     module = Distiller(teacher, {"s": student}, objectives={"s": ObjectiveSettings()})
 
-    def collate(rows):
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]))
         return {"input_ids": ids, "language": rows[0]["language"]}
 
@@ -89,7 +77,7 @@ def work(size, steps, folder):
         (folder / "result.json").write_text(json.dumps(result))
 
 
-def launch(name, *, size, steps):
+def launch(name: str, *, size: str, steps: int) -> dict[str, Any]:
     """One run in processes of its own; its result."""
     count, threads = RUNS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,14 +90,14 @@ def launch(name, *, size, steps):
             capture_output=True,
             text=True,
         )
-        result = json.loads((Path(folder) / "result.json").read_text())
+        result: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
     assert (result["processes"], result["threads"]) == (count, threads), result
     return result
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="demo", choices=list(SIZES))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="demo", choices=OWN_SIZES)
     parser.add_argument("--steps", type=int, default=8, help="steps of each run; the first is not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", type=Path, help="also write the JSON here")
@@ -120,7 +108,7 @@ def main():
     if options.work:
         work(SIZES[options.size], options.steps, options.work)
         return
-    results = {name: [] for name in RUNS}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
     for number in range(options.rounds):
         for name in RUNS:
             results[name].append(launch(name, size=options.size, steps=options.steps))

