@@ -46,22 +46,28 @@ def presets() -> list[str]:
         "## Presets of a task",
         "",
         "`preset` under `[task]` sets these defaults of `[finetune]`, `[phase2]` and `max_length`; explicit keys",
-        "win. `paper` is the paper's table (where that is silent, its released code); `short` is a start for two",
-        "CPU cores, its lengths chosen for the time they take. Density is 8% in all.",
+        "win. `paper` is the paper's table (where that is silent, its released code): sparse, density 8%. `short` is",
+        "a start for two CPU cores, close to [the studies](tasks.md#what-is-measured): dense, for over so few steps",
+        "a sparse fine-tuning scores less. For an SFT write `[phase2.sparse]` and its epochs.",
         "",
-        "| preset | task | epochs, dense / sparse | batch | learning rate, teacher / student | evaluated every "
-        "| max_length | target text |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| preset | task | epochs, dense / sparse | batch | learning rate, teacher / student | warm-up "
+        "| evaluated every | max_length | target text |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
         for task in kinds:
             one = task_preset(name, task)
-            assert one.finetune.sparse is not None
             sparse, training, student = one.finetune.sparse, one.finetune.training, one.phase2.training
+            epochs = (
+                f"{sparse.dense_epochs:g} / {sparse.sparse_epochs:g}"
+                if sparse
+                else f"teacher {training.epochs:g}, student {student.epochs:g} / none"
+            )
+            warmup = f"{training.warmup_steps:.0%}"
             every = f"{training.evaluate_steps:,} steps" if training.evaluate_steps else "at the end"
             lines.append(
-                f"| `{name}` | {task} | {sparse.dense_epochs:g} / {sparse.sparse_epochs:g} | {training.batch_size} "
-                f"| {training.learning_rate:g} / {student.learning_rate:g} | {every} | {one.max_length} "
+                f"| `{name}` | {task} | {epochs} | {training.batch_size} "
+                f"| {training.learning_rate:g} / {student.learning_rate:g} | {warmup} | {every} | {one.max_length} "
                 f"| {one.phase2.target_text:g} |"
             )
     return [*lines, ""]

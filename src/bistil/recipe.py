@@ -60,7 +60,7 @@ class TrainingSettings:
     batch_size: int = option(16, "examples per optimizer step, over all processes and accumulated parts")
     accumulation: int = option(1, "parts that a batch is cut into to save memory")
     learning_rate: float = option(1e-4, "peak learning rate; decays linearly to 0")
-    warmup_steps: int = option(0, "steps of linear warm-up")
+    warmup_steps: float = option(0.0, "steps of linear warm-up; below 1: share of all steps")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are clipped to this L2 norm; 0 is off")
     precision: Literal["float32", "bf16"] = option("float32", "number format of the matrix products")
@@ -90,6 +90,10 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise RecipeError(f"{name} is {value}; it must be above 0")
+        if self.warmup_steps > 1 and self.warmup_steps % 1:
+            raise RecipeError(
+                f"warmup_steps is {self.warmup_steps}; give a whole number of steps, or a share of all steps below 1"
+            )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -231,20 +235,32 @@ class TaskPreset:
 
 @dataclass(kw_only=True, frozen=True)
 class _Lengths:
-    """One line of a preset's table: teacher and student train alike but for the student's learning rate."""
+    """One line of a preset's table: teacher and student train alike but for the student's rate and dense epochs."""
 
     dense_epochs: float
-    sparse_epochs: float
+    student_epochs: float | None = None
+    sparse_epochs: float | None
     batch_size: int
     learning_rate: float
     student_rate: float
+    warmup_steps: float = 0.0
     evaluate_steps: int | None
     max_length: int
 
 
+def _short(*, batch_size: int, max_length: int) -> _Lengths:
+    """A line of `short`: lengths for two CPU cores, close to those of the studies in docs/tasks.md.
+
+    Dense: over so few steps a sparse fine-tuning scores less, for its mask costs training too.
+    """
+    return _Lengths(
+        dense_epochs=2, student_epochs=1, sparse_epochs=None, batch_size=batch_size, learning_rate=1.5e-4,
+        student_rate=3e-4, warmup_steps=0.1, evaluate_steps=None, max_length=max_length,
+    )  # fmt: skip
+
+
 # `paper`: the paper's table; its released code evaluates taggers and parsers after every epoch (of 14,041 and 12,543
 # sentences), that of LT-SFT evaluates classifiers every 625 steps; max_length is ours but for question answering.
-# `short`: lengths for two CPU cores; a starting point, not tuned for each task.
 _PRESETS: dict[tuple[PresetName, Kind], _Lengths] = {
     ("paper", "token-classification"): _Lengths(
         dense_epochs=3, sparse_epochs=10, batch_size=8, learning_rate=5e-5, student_rate=5e-5,
@@ -262,43 +278,36 @@ _PRESETS: dict[tuple[PresetName, Kind], _Lengths] = {
         dense_epochs=5, sparse_epochs=5, batch_size=12, learning_rate=3e-5, student_rate=3e-5,
         evaluate_steps=2_000, max_length=384,
     ),
-    ("short", "token-classification"): _Lengths(
-        dense_epochs=1, sparse_epochs=1, batch_size=16, learning_rate=1.5e-4, student_rate=3e-4,
-        evaluate_steps=None, max_length=128,
-    ),
-    ("short", "dependency-parsing"): _Lengths(
-        dense_epochs=1, sparse_epochs=1, batch_size=16, learning_rate=1.5e-4, student_rate=3e-4,
-        evaluate_steps=None, max_length=128,
-    ),
-    ("short", "sequence-classification"): _Lengths(
-        dense_epochs=1, sparse_epochs=1, batch_size=32, learning_rate=1.5e-4, student_rate=3e-4,
-        evaluate_steps=None, max_length=128,
-    ),
-    ("short", "question-answering"): _Lengths(
-        dense_epochs=1, sparse_epochs=1, batch_size=12, learning_rate=1.5e-4, student_rate=3e-4,
-        evaluate_steps=None, max_length=256,
-    ),
+    ("short", "token-classification"): _short(batch_size=16, max_length=128),
+    ("short", "dependency-parsing"): _short(batch_size=16, max_length=128),
+    ("short", "sequence-classification"): _short(batch_size=32, max_length=128),
+    ("short", "question-answering"): _short(batch_size=12, max_length=256),
 }  # fmt: skip
 
 
 def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
-    """The settings of a preset for a task: `paper` (no target text) or `short`."""
+    """The settings of a preset for a task: `paper` (sparse, no target text) or `short` (dense, with target text)."""
     line = _PRESETS[name, kind]
-    sparse = SparseSettings(density=0.08, dense_epochs=line.dense_epochs, sparse_epochs=line.sparse_epochs)
+    sparse = None
+    if line.sparse_epochs is not None:
+        sparse = SparseSettings(density=0.08, dense_epochs=line.dense_epochs, sparse_epochs=line.sparse_epochs)
 
-    def training(learning_rate: float) -> TrainingSettings:
+    def training(epochs: float, learning_rate: float) -> TrainingSettings:
         return TrainingSettings(
-            epochs=line.dense_epochs,
+            epochs=epochs,
             batch_size=line.batch_size,
             learning_rate=learning_rate,
+            warmup_steps=line.warmup_steps,
             evaluate_steps=line.evaluate_steps,
         )
 
     return TaskPreset(
         max_length=line.max_length,
-        finetune=FinetuneSettings(sparse=sparse, training=training(line.learning_rate)),
+        finetune=FinetuneSettings(sparse=sparse, training=training(line.dense_epochs, line.learning_rate)),
         phase2=Phase2Settings(
-            sparse=sparse, training=training(line.student_rate), target_text=0.0 if name == "paper" else 1.0
+            sparse=sparse,
+            training=training(line.student_epochs or line.dense_epochs, line.student_rate),
+            target_text=0.0 if name == "paper" else 1.0,
         ),
     )
 

@@ -76,6 +76,10 @@ def test_an_alternative_replaces_the_default_one():
             "phase1.training.batch_size is 0; it must be at least",
         ),
         (("[text]", "[phase2.training]\nlearning_rate = inf\n[text]"), "phase2.training.learning_rate is inf; it must"),
+        (
+            ("[text]", "[phase2.training]\nwarmup_steps = 1.5\n[text]"),
+            "phase2.training.warmup_steps is 1.5; give a whole number of steps, or a share",
+        ),
         (("[text]", "[finetune.training]\nepochs = 0\n[text]"), "finetune.training.epochs is 0.0; it must be above 0"),
         (
             ("[text]", '[task]\nkind = "token-classification"\ntrain = "x"\nmax_length = 0\n[text]'),
@@ -139,7 +143,9 @@ def test_every_task_has_both_presets_and_target_text_outside_the_paper_s():
     for kind in KINDS:
         paper, short = task_preset("paper", kind), task_preset("short", kind)
         assert short.phase2.target_text == Phase2Settings().target_text == 1 and paper.phase2.target_text == 0
-        assert short.finetune.sparse.sparse_epochs < paper.finetune.sparse.sparse_epochs
+        assert paper.finetune.sparse == paper.phase2.sparse and paper.phase2.sparse.density == 0.08
+        assert short.finetune.sparse is short.phase2.sparse is None
+        assert 0 < short.phase2.training.warmup_steps < 1 and paper.phase2.training.warmup_steps == 0
 
 
 def test_the_paper_recipe_is_its_preset_written_out():

@@ -60,6 +60,17 @@ def test_an_interrupted_run_ends_bit_identical(tmp_path):
         assert steps == list(range(2, 21, 2))
 
 
+def test_warm_up_is_given_in_steps_or_as_a_share_of_all(tmp_path):
+    rates = {}
+    for warmup in (0, 8, 0.4):
+        run(Regression(), tmp_path / str(warmup), warmup_steps=warmup)
+        lines = (tmp_path / str(warmup) / "train_log.jsonl").read_text().splitlines()
+        rates[warmup] = {line["step"]: line["learning_rate"] for line in map(json.loads, lines)}
+    assert rates[8] == rates[0.4] != rates[0]
+    # The rate logged is that of the step done: 1/8 of the peak per step, from 0, and then down to 0 at step 20.
+    assert rates[8][2] == pytest.approx(0.05 / 8) and rates[8][14] == pytest.approx(0.05 * 7 / 12)
+
+
 def test_a_checkpoint_without_its_mark_is_not_used(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(Regression(stop_at=9), tmp_path)
