@@ -94,7 +94,7 @@ class DependencyParser(PreTrainedModel):
             input_ids: (batch, tokens).
             attention_mask: (batch, tokens).
             token_type_ids: (batch, tokens), where the family knows them.
-            word_starts: (batch, W) position of each word's first subword; -1 at padded words.
+            word_starts: (batch, W) position of each word's first subword with text; -1 at padded words.
             word_ends: (batch, W) position behind its last.
             labels: (batch, W) gold heads, 0 for the root; -100: does not count.
             relation_labels: (batch, W) gold relations; -100: does not count.

@@ -48,7 +48,7 @@ class TaggedSentence(Example):
 
 
 class TokenClassification(Task):
-    """One tag per word, read at its first subword: `AutoModelForTokenClassification`."""
+    """One tag per word, read at its first subword with text: `AutoModelForTokenClassification`."""
 
     kind = "token-classification"
     pipeline_tag = "token-classification"
@@ -106,6 +106,7 @@ class TokenClassification(Task):
     ) -> list[Feature]:
         """Labels (tokens,) stand at first subwords of the words that are the window's own, -100 elsewhere.
 
+        A bare boundary marker before the first subword has the word's label too: `pipeline` reads words there.
         "targets" lists (position of the first subword, index of the word) of the window's own words.
         """
         self.check_labels(examples, labels)
@@ -116,8 +117,8 @@ class TokenClassification(Task):
             feature["labels"] = [IGNORED] * len(feature["input_ids"])
             feature["targets"] = []
             for word in range(window.first, window.last):
-                position = feature["word_starts"][word - window.start]
-                feature["labels"][position] = index[tags[word]]
+                front, position = (feature[key][word - window.start] for key in ("word_fronts", "word_starts"))
+                feature["labels"][front : position + 1] = [index[tags[word]]] * (position + 1 - front)
                 feature["targets"].append((position, word))
             features.append(feature)
         return features

@@ -84,10 +84,16 @@ def encode_words(
     A word without any subword, such as one of control characters only, becomes the unknown token; a word that does
     not fit into a window keeps its first subwords. A quarter of a window is context on either side of a cut.
 
+    A word whose first piece the vocabulary lacks with a boundary marker begins with the bare marker of a SentencePiece
+    or byte-level tokenizer ("▁", "Ġ"), which stands for no text of it. It is part of the word, and the word starts
+    behind it: in English bare markers stand before punctuation, in Chinese before nine words of ten, so that a model
+    that reads words there takes the latter for the former.
+
     Yields:
-        A feature with "input_ids", "attention_mask", "example" (index of the sentence), "word_starts" (positions of
-        the first subwords of the window's words), "word_ends" (behind the last ones), "boundaries"; and its window.
-        A sentence without words yields nothing.
+        A feature with "input_ids", "attention_mask", "example" (index of the sentence), "word_fronts" (positions of
+        the first tokens of the window's words), "word_starts" (of their first subwords with text; the first token
+        where none has any), "word_ends" (behind the last ones), "boundaries"; and its window. A sentence without words
+        yields nothing.
 
     Raises:
         InputError: `max_length` leaves no room for a word.
@@ -96,16 +102,26 @@ def encode_words(
     room = max_length - len(frame.before) - len(frame.after)
     if room < 1:
         raise InputError(f"max_length {max_length} leaves no room for words beside the special tokens")
+    without_text: dict[int, bool] = {}
+
+    def marker(token: int) -> bool:
+        if token not in without_text:
+            text = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
+            without_text[token] = not text.strip()
+        return without_text[token]
+
     for index, words in enumerate(sentences):
         if not words:
             continue
         subwords = _subwords(words, tokenizer, room)
         lengths = [len(ids) for ids, _ in subwords]
         for window in windows(lengths, room, room // 4):
-            ids, offsets, starts, ends = list(frame.before), [], [], []
+            ids, offsets, fronts, starts, ends = list(frame.before), [], [], [], []
             for number in range(window.start, window.stop):
-                starts.append(len(ids))
-                ids += subwords[number][0]
+                own = subwords[number][0]
+                fronts.append(len(ids))
+                starts.append(len(ids) + next((i for i, token in enumerate(own) if not marker(token)), 0))
+                ids += own
                 ends.append(len(ids))
                 offsets += [(number, end) for _, end in subwords[number][1]]
             ids += frame.after
@@ -113,6 +129,7 @@ def encode_words(
                 "input_ids": ids,
                 "attention_mask": [1] * len(ids),
                 "example": index,
+                "word_fronts": fronts,
                 "word_starts": starts,
                 "word_ends": ends,
                 # Special tokens stand in no word.
