@@ -59,9 +59,11 @@ def test_a_parser_is_told_where_words_are(family, tmp_path):
     features = task.unlabelled(sentences, tokenizer, 64)
     encoded = tokenizer(sentences)
     found = bench._word_positions([encoded.word_ids(i) for i in range(2)])
-    expected = task.collate(tokenizer)(features)
-    assert torch.equal(found["word_starts"], expected["word_starts"])
-    assert torch.equal(found["word_ends"], expected["word_ends"].where(expected["word_starts"] >= 0, -1))
+    # From a word's first token on, be it a bare boundary marker: one vector more or less in a mean costs no time.
+    for row, feature in enumerate(features):
+        own = found["word_starts"][row] >= 0
+        assert found["word_starts"][row][own].tolist() == feature["word_fronts"]
+        assert found["word_ends"][row][own].tolist() == feature["word_ends"]
     models = {"encoder": tmp_path / "encoder", "parser": tmp_path / "parser"}
     for texts in (TEXTS, None):
         rows = benchmark(models, texts=texts, examples=4, rounds=1, batch_size=2, max_length=16)

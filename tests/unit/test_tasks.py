@@ -186,6 +186,30 @@ def _file(folder, name, text):
     return folder / name
 
 
+def test_words_start_behind_a_bare_boundary_marker(tmp_path):
+    """In Chinese nine words of ten begin with one, in English only what the vocabulary lacks, punctuation mostly."""
+    tokenizer, task = tiny.tokenizer("xlm-roberta"), get_task("token-classification")
+    words, marker = ["The", "dog", "sat"], "\u2581"
+    ((feature, _),) = encode_words([words], tokenizer, 64)
+    assert feature["input_ids"] == tokenizer(words, is_split_into_words=True)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(feature["input_ids"])
+    fronts, starts, ends = (feature[key] for key in ("word_fronts", "word_starts", "word_ends"))
+    assert [tokens[front] == marker for front in fronts] == [False, True, False]
+    assert [start - front for front, start in zip(fronts, starts, strict=True)] == [0, 1, 0]
+    assert tokens[starts[1]] == "do" and fronts == [1, *ends[:-1]] and ends[-1] == len(tokens) - 1
+    file = _file(tmp_path, "ner.txt", "The O\ndog B-X\nsat O\n")
+    (labelled,) = task.encode(task.read([file]), tokenizer, 64, labels=["O", "B-X"])
+    # The marker learns the word's label too, for `pipeline` reads words there; the word is read at its text.
+    expected = [-100] * len(tokens)
+    for word, label in enumerate([0, 1, 0]):
+        expected[starts[word]] = expected[fronts[word]] = label
+    assert labelled["labels"] == expected
+    assert labelled["targets"] == [(start, word) for word, start in enumerate(starts)]
+    # A window with room for the marker alone still has the word.
+    (short, *_), *_ = list(encode_words([["dog"]], tokenizer, 3))
+    assert short["word_starts"] == short["word_fronts"] == [1] and short["word_ends"] == [2]
+
+
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_words_are_encoded_as_the_tokenizer_does_and_never_lost(family):
     tokenizer = tiny.tokenizer(family)
