@@ -47,8 +47,9 @@ def presets() -> list[str]:
         "",
         "`preset` under `[task]` sets these defaults of `[finetune]`, `[phase2]` and `max_length`; explicit keys",
         "win. `paper` is the paper's table (where that is silent, its released code): sparse, density 8%. `short` is",
-        "a start for two CPU cores, close to [the studies](tasks.md#what-is-measured): dense, for over so few steps",
-        "a sparse fine-tuning scores less. For an SFT write `[phase2.sparse]` and its epochs.",
+        "a start for two CPU cores, close to [the studies](tasks.md#what-is-measured): dense, for a",
+        "sparse fine-tuning takes half as many steps again for the same score. For an SFT write `[phase2.sparse]` and",
+        "its epochs.",
         "",
         "| preset | task | epochs, dense / sparse | batch | learning rate, teacher / student | warm-up "
         "| evaluated every | max_length | target text |",
