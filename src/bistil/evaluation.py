@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 import bistil
 from bistil.artefacts import folder_digest
 from bistil.errors import ArtefactError
 from bistil.models import load_tokenizer
+from bistil.progress import say
 from bistil.tasks import Metrics, Task, bootstrap, get_task
-from bistil.tasks.base import check_length
+from bistil.tasks.base import Feature, check_length
 from bistil.tasks.hub import labelled_digest
+
+# From this share of unknown tokens on, a vocabulary does not fit the text that it is to read.
+WORTH_A_WARNING = 0.01
 
 
 def evaluate(
@@ -96,9 +101,23 @@ def score_examples(
     check_length(model.config, max_length)
     labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
     features = task.encode(examples, tokenizer, max_length, labels=labels)
+    unknown = unknown_share(features, tokenizer)
+    if unknown >= WORTH_A_WARNING:
+        say(
+            f"{folder}: {unknown:.1%} of the tokens in {examples[0].file} are unknown to the model's vocabulary; was "
+            "it trimmed on text of another script, spelling or domain?"
+        )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     predicted = task.predict(model, tokenizer, examples, features, batch_size=batch_size)
     return task.score(examples, predicted), predicted, len(features)
+
+
+def unknown_share(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the features' tokens that are the unknown token; 0 for a vocabulary without one."""
+    if tokenizer.unk_token_id is None:
+        return 0.0
+    tokens = sum(len(feature["input_ids"]) for feature in features)
+    return sum(feature["input_ids"].count(tokenizer.unk_token_id) for feature in features) / max(tokens, 1)
 
 
 def measure(

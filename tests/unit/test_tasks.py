@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bistil.distillation.module import Distiller
 from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.evaluation import evaluate, measure
+from bistil.evaluation import WORTH_A_WARNING, evaluate, measure, unknown_share
 from bistil.objectives import prediction_loss
 from bistil.parsing.model import AutoModelForDependencyParsing, word_vectors
 from bistil.recipe import ObjectiveSettings
@@ -657,6 +657,21 @@ def test_paired_gap_is_tighter_than_two_intervals():
     assert paired_gap(metrics(hits), metrics(hits)) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="300 examples against 5"):
         paired_gap(metrics(hits), Metrics("accuracy", np.ones((5, 2)), lambda s: {"accuracy": s[..., 0]}))
+
+
+def test_text_that_the_vocabulary_does_not_know_is_named(loaded, tmp_path, capsys):
+    task, examples, tokenizer, features, model = loaded("ner")
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    unknown = unknown_share(features, tokenizer)
+    ids = [token for feature in features for token in feature["input_ids"]]
+    assert unknown == ids.count(tokenizer.unk_token_id) / len(ids) < WORTH_A_WARNING
+    measure(tmp_path / "saved", task, examples, max_length=32)
+    assert "unknown" not in capsys.readouterr().err
+    other = task.read([_file(tmp_path, "other.txt", "The O\n這 O\n")])
+    measure(tmp_path / "saved", task, other, max_length=32)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other.txt are unknown to the model's vocabulary" in line and "25.0% of the tokens" in line
 
 
 def test_command_line(loaded, tmp_path):
