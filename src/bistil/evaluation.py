@@ -103,9 +103,10 @@ def score_examples(
     features = task.encode(examples, tokenizer, max_length, labels=labels)
     unknown = unknown_share(features, tokenizer)
     if unknown >= WORTH_A_WARNING:
+        files = ", ".join(dict.fromkeys(example.file for example in examples))
         say(
-            f"{folder}: {unknown:.1%} of the tokens in {examples[0].file} are unknown to the model's vocabulary; was "
-            "it trimmed on text of another script, spelling or domain?"
+            f"{folder}: {unknown:.1%} of the tokens in {files} are unknown to the model's vocabulary; was it trimmed "
+            "on text of another script, spelling or domain?"
         )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     predicted = task.predict(model, tokenizer, examples, features, batch_size=batch_size)

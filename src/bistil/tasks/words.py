@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import regex  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerBase
@@ -102,13 +103,11 @@ def encode_words(
     room = max_length - len(frame.before) - len(frame.after)
     if room < 1:
         raise InputError(f"max_length {max_length} leaves no room for words beside the special tokens")
-    without_text: dict[int, bool] = {}
 
+    @cache
     def marker(token: int) -> bool:
-        if token not in without_text:
-            text = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
-            without_text[token] = not text.strip()
-        return without_text[token]
+        text: str = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
+        return not text.strip()
 
     for index, words in enumerate(sentences):
         if not words:
