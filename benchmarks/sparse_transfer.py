@@ -131,10 +131,15 @@ class Studies:
         return self._read[language]
 
     def features(self, language: str, count: int) -> list[dict[str, Any]]:
-        """Encoded training examples, so many drawn once for all seeds."""
+        """Encoded training examples, so many drawn once for all seeds.
+
+        Sentences of the test set are left out, the short ones too that `read_task_data` lets stand.
+        """
         data, english = self.data(language), self.data("eng")
-        drawn = np.random.default_rng(0).permutation(len(data.train))[:count]
-        examples = [data.train[i] for i in np.sort(drawn)]
+        tests = {data.task.text_of(example) for example in data.test["test"]}
+        unseen = [example for example in data.train if data.task.text_of(example) not in tests]
+        drawn = np.random.default_rng(0).permutation(len(unseen))[:count]
+        examples = [unseen[i] for i in np.sort(drawn)]
         return data.task.encode(examples, load_tokenizer(str(self.base())), MAX_LENGTH, labels=english.labels)
 
     def once(self, name: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
