@@ -6,10 +6,10 @@
 The study's file names languages, budgets, groups and variants; the teacher is e5-small. One vocabulary, trimmed to all
 of the study's languages, serves all models, and one task teacher serves all targets. A group is the targets that share
 a student: with one target it is the paper's bilingual student, with several one student for all of them, distilled on
-the source and all of them, at the cost of one. A variant is a way to train a student; all variants of a student take
-the same number of steps. Each result is a file of its own in OUTPUT/results: the same command goes on where it stopped,
-and several may run side by side on different `--group`, `--variant`, `--student` or `--seed` once the parts they share
-(`--prepare`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints what is there,
+the source and all of them, at the cost of one. A variant is a way to train a student; variants differ in their number
+of steps only where they say so. Each result is a file of its own in OUTPUT/results: the same command goes on where it
+stopped, and several may run side by side on different `--group`, `--variant`, `--student` or `--seed` once the parts
+they share (`--prepare`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints what is there,
 and its last line is one JSON object.
 """
 
@@ -64,6 +64,7 @@ class Variant:
     phase1: bool = option(True, "false: copied layers")
     phase1_steps: int | None = option(None, "another length of phase 1")
     phase1_group: str | None = option(None, "start from another group's phase 1")
+    epochs: float | None = option(None, "another length of phase 2")
     target_sentences: int | None = option(None, "another number of target sentences per group")
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
@@ -213,6 +214,8 @@ class Study:
         phase2 = self.settings.phase2
         if variant.sparse is not None:
             phase2 = replace(phase2, sparse=variant.sparse)
+        if variant.epochs is not None:
+            phase2 = replace(phase2, training=replace(phase2.training, epochs=variant.epochs))
         settings: FinetuneSettings = phase2 if variant.target_text else without_target_text(phase2)
         if not variant.teacher:
             settings = FinetuneSettings(sparse=settings.sparse, training=settings.training)
