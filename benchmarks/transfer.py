@@ -9,8 +9,8 @@ a student: with one target it is the paper's bilingual student, with several one
 the source and all of them, at the cost of one. A variant is a way to train a student; variants differ in their number
 of steps only where they say so. Each result is a file of its own in OUTPUT/results: the same command goes on where it
 stopped, and several may run side by side on different `--group`, `--variant`, `--student` or `--seed` once the parts
-they share (`--prepare`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints what is there,
-and its last line is one JSON object.
+they share (`--prepare`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints
+what is there, and its last line is one JSON object.
 """
 
 import argparse
