@@ -3,7 +3,8 @@
     python benchmarks/transfer.py benchmarks/transfer/ner.toml --data DATA --output runs/ner
     python benchmarks/transfer.py benchmarks/transfer/ner.toml --data DATA --output runs/ner --table
 
-The study's file names languages, budgets, groups and variants; the teacher is e5-small. One vocabulary, trimmed to all
+The study's file names languages, budgets, groups and variants (those of all studies are in variants.toml beside it);
+the teacher is e5-small. One vocabulary, trimmed to all
 of the study's languages, serves all models, and one task teacher serves all targets. A group is the targets that share
 a student: with one target it is the paper's bilingual student, with several one student for all of them, distilled on
 the source and all of them, at the cost of one. A variant is a way to train a student; variants differ in their number
@@ -52,6 +53,7 @@ from bistil.vocabulary import trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 from bistil.vocabulary.trimming import kept_ids
 
+COMMON = "variants.toml"
 RESAMPLES = 1000
 
 
@@ -62,15 +64,15 @@ class Variant:
     teacher: bool = option(True, "teacher-forced; false: self-taught")
     target_text: bool = option(False, "batches of target text; without them labelled batches take their place")
     phase1: bool = option(True, "false: copied layers")
-    phase1_steps: int | None = option(None, "another length of phase 1")
+    phase1_length: float = option(1.0, "times the study's steps of phase 1")
     phase1_group: str | None = option(None, "start from another group's phase 1")
     epochs: float | None = option(None, "another length of phase 2")
     target_sentences: int | None = option(None, "another number of target sentences per group")
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
-    groups: list[str] = option(factory=list, help="only these groups")
+    groups: list[str] = option(factory=lambda: ["all"], help="for these groups")
     students: list[str] = option(factory=list, help="only these students")
-    seeds: list[int] = option(factory=lambda: [0], help="of the student; the teacher's is the study's")
+    seeds: list[int] = option(factory=list, help="of the student; none: the study's")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -82,11 +84,12 @@ class StudySettings:
     targets: dict[str, dict[str, str]] = option(help="per language, dev and test files")
     groups: dict[str, list[str]] = option(help="targets that share a student")
     reductions: list[int] = option(help="the students: layer reduction factors")
-    variants: dict[str, Variant] = option(help="ways to train a student")
+    variants: dict[str, Variant] = option(help="ways to train a student, on top of those of all studies")
     task: TaskSettings = option(help="training data")
     phase1: Phase1Settings = option(help="general distillation of a group")
     finetune: FinetuneSettings = option(help="the task teacher")
     phase2: Phase2Settings = option(help="the students")
+    seeds: list[int] = option(factory=lambda: [0, 1], help="of the students")
     teacher_seed: int = option(0, "of the task teacher, the same for all students")
     teacher_examples: int | None = option(None, "labelled examples that the teacher learns from; none: all")
     student_examples: int | None = option(None, "labelled examples that students learn from; none: all")
@@ -111,7 +114,9 @@ class Study:
     settings: StudySettings = field(init=False)
 
     def __post_init__(self) -> None:
-        self.settings = parse(StudySettings, load_toml(self.file), str(self.file))
+        own = load_toml(self.file)
+        own["variants"] = load_toml(self.file.with_name(COMMON)) | own.get("variants", {})
+        self.settings = parse(StudySettings, own, str(self.file))
         self.students = [StudentSettings(name=f"lrf{factor}", reduction=factor) for factor in self.settings.reductions]
         task = self.settings.task
         self.task = replace(task, train=self.located(task.train), dev=self.located(task.dev))
@@ -178,13 +183,20 @@ class Study:
             self._fit(folder, self.trimmed(), data, self.settings.finetune, self.settings.teacher_seed)
         return folder
 
-    def phase1(self, group: str, steps: int | None = None) -> Path:
-        """Students of a group, distilled on text of the source and its targets."""
-        folder = self.output / "phase1" / (group if steps is None else f"{group}-{steps}")
+    def phase1_steps(self, length: float) -> int:
+        steps = self.settings.phase1.training.steps
+        assert steps is not None
+        return round(length * steps)
+
+    def phase1_folder(self, group: str, length: float) -> Path:
+        return self.output / "phase1" / (group if length == 1 else f"{group}-{self.phase1_steps(length)}")
+
+    def phase1(self, group: str, length: float = 1.0) -> Path:
+        """Students of a group, distilled on text of the source and its targets, for so many times the study's steps."""
+        folder = self.phase1_folder(group, length)
         if not (folder / "phase1.json").exists():
             settings = self.settings.phase1
-            if steps is not None:
-                settings = replace(settings, training=replace(settings.training, steps=steps))
+            settings = replace(settings, training=replace(settings.training, steps=self.phase1_steps(length)))
             work = self.output / "work" / f"phase1-{folder.name}"
             languages = (self.settings.source, *self.settings.groups[group])
             distill_general(
@@ -196,7 +208,7 @@ class Study:
 
     def start(self, group: str, student: StudentSettings, variant: Variant) -> Path:
         if variant.phase1:
-            return self.phase1(variant.phase1_group or group, variant.phase1_steps) / student.name
+            return self.phase1(variant.phase1_group or group, variant.phase1_length) / student.name
         folder = self.output / "copied" / student.name
         if not folder.exists():
             assert student.reduction is not None
@@ -280,8 +292,14 @@ class Study:
     def prepare(self, groups: list[str] | None) -> None:
         """What several rows share."""
         self.teachers()
-        for group in groups or self.settings.groups:
-            self.phase1(group)
+        starts = {
+            (variant.phase1_group or group, variant.phase1_length)
+            for variant in self.settings.variants.values()
+            for group in variant.groups
+            if variant.phase1 and (not groups or group in groups)
+        }
+        for group, length in sorted(starts):
+            self.phase1(group, length)
 
     def run(
         self, *, groups: list[str] | None, variants: list[str] | None, students: list[str] | None,
@@ -291,12 +309,12 @@ class Study:
         for name, variant in self.settings.variants.items():
             if variants and name not in variants:
                 continue
-            for group in variant.groups or list(self.settings.groups):
+            for group in variant.groups:
                 for student in self.students:
                     skipped = (groups and group not in groups) or (students and student.name not in students)
                     if skipped or (variant.students and student.name not in variant.students):
                         continue
-                    for seed in variant.seeds:
+                    for seed in variant.seeds or self.settings.seeds:
                         if not seeds or seed in seeds:
                             self.row(group, student, name, seed)
 
@@ -388,6 +406,7 @@ class Study:
             "variant": variant,
             "parts": parts,
             "scores": scores,
+            "phase1_tokens": self._phase1_tokens(group, student, variant),
             "means": [mean(result["scores"][part]["score"] for part in parts) for result in results],
             "gap": mean(mean(scores[part]) - whole[part]["score"] for part in parts),
             "interval": [float(low), float(high)],
@@ -397,6 +416,16 @@ class Study:
                 if part in parts
             },
         }
+
+    def _phase1_tokens(self, group: str, student: str, name: str) -> int | None:
+        """Tokens that the student saw in phase 1; none for teachers."""
+        if student == "teacher":
+            return None
+        variant = self.settings.variants[name]
+        if not variant.phase1:
+            return 0
+        folder = self.phase1_folder(variant.phase1_group or group, variant.phase1_length)
+        return int(read_json(folder / "phase1.json")["tokens"])
 
     def _resamples(self, where: str, part: str) -> np.ndarray:
         """(RESAMPLES,) scores of a result on resampled examples."""
