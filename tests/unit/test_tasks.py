@@ -24,7 +24,8 @@ from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs
 from bistil.tasks.base import Metrics, build_head, ratio
 from bistil.tasks.dependency_parsing import ParsedSentence, Parser
 from bistil.tasks.question_answering import QuestionAnswerer
-from bistil.tasks.words import Frame, encode_words, split_words, windows
+from bistil.tasks.sequence_classification import make_pairs
+from bistil.tasks.words import Frame, count_words, encode_words, run_of_words, split_words, windows
 
 LENGTH = 32
 WORDS = (tiny.ENGLISH + " " + tiny.SWAHILI).split()
@@ -375,8 +376,32 @@ def test_split_words_is_language_neutral():
         *("N'Djamena", "ni", "mji", "(", "mkuu", ")", "wa", "Chad", ",", "3", ".", "5", "%"),
     ]
     assert split_words("हिन्दी में।") == ["हिन्दी", "में", "।"]
-    assert split_words("我喜欢猫。") == ["我喜欢猫", "。"]
+    assert split_words("我喜欢abc猫2020年。") == ["我", "喜", "欢", "abc", "猫", "2020", "年", "。"]
+    assert split_words("カタカナ한국어") == ["カ", "タ", "カ", "ナ", "한국어"]
     assert split_words(" \t") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "most", "runs"),
+    [
+        ("Paka (mkuu) amelala.", 3, 2, {"Paka (mkuu)", "(mkuu) amelala."}),
+        ("我喜欢，猫。", 6, 5, {"我喜欢，猫", "喜欢，猫。"}),
+        ("moja", 1, 4, {"moja"}),
+        (" ", 0, 4, {""}),
+    ],
+)
+def test_runs_of_words_are_stretches_of_the_text(text, words, most, runs):
+    generator = np.random.default_rng(0)
+    assert count_words(text) == words
+    assert {run_of_words(text, most, generator) for _ in range(50)} == runs
+
+
+def test_pairs_made_of_text_without_spaces_hold_half_a_sentence():
+    sentences = ["我喜欢猫和狗", "今天天气很好我们去公园"]
+    (_, following), (second, half) = make_pairs(sentences, seed=0)
+    assert following == sentences[1]
+    assert half in second
+    assert len(half) == len(second) // 2
 
 
 @pytest.mark.parametrize("case", CASES)

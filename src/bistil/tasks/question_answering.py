@@ -31,12 +31,15 @@ from bistil.tasks.base import (
     run,
 )
 from bistil.tasks.hub import is_dataset, read_dataset
+from bistil.tasks.words import run_of_words
 
 # Of each window, so many best starts and ends are combined; an answer has at most so many tokens (BERT's SQuAD script).
 N_BEST = 20
 MAX_ANSWER_TOKENS = 30
 # Context sentences that make up a passage out of plain text.
 PASSAGE_SENTENCES = 4
+# Words at most of a question made out of plain text.
+QUESTION_WORDS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +133,19 @@ class QuestionAnswering(Task):
         pairs: bool = False,
         seed: int = 0,
     ) -> list[Feature]:
-        """Passages of 4 consecutive sentences, one per sentence; the question is a random run of a passage sentence's
-        words, at most 12."""
+        """Passages of 4 consecutive sentences, one per sentence; the question is a random run of at most 12 words of
+        one of them."""
         del pairs
         generator = np.random.default_rng(seed)
         features = []
         for i in range(len(sentences)):
             passage = [sentences[(i + k) % len(sentences)] for k in range(min(PASSAGE_SENTENCES, len(sentences)))]
-            words = passage[int(generator.integers(len(passage)))].split()
-            start = int(generator.integers(max(1, len(words) - 11)))
+            asked = passage[int(generator.integers(len(passage)))]
             made = Question(
                 file="",
                 line=0,
                 id=str(i),
-                text=" ".join(words[start : start + 12]),
+                text=run_of_words(asked, QUESTION_WORDS, generator),
                 context=" ".join(passage),
                 answers=[],
             )

@@ -34,6 +34,7 @@ from bistil.tasks.base import (
     run,
 )
 from bistil.tasks.hub import is_dataset, read_dataset
+from bistil.tasks.words import count_words, run_of_words
 
 # Column names of the first text, the second text and the label in published files (AmericasNLI, XNLI, SIB-200 ...).
 FIRST = ("text", "premise", "sentence1", "sentence")
@@ -213,13 +214,11 @@ def make_pairs(sentences: Sequence[str], *, seed: int) -> list[tuple[str, str | 
     generator = np.random.default_rng(seed)
     pairs: list[tuple[str, str | None]] = []
     for i, sentence in enumerate(sentences):
-        words = sentence.split(" ")
-        half = max(1, len(words) // 2)
-        if i % 2 == 0 or len(words) == 1:
+        words = count_words(sentence)
+        if i % 2 == 0 or words < 2:
             pairs.append((sentence, sentences[(i + 1) % len(sentences)]))
         else:
-            start = int(generator.integers(0, len(words) - half + 1))
-            pairs.append((sentence, " ".join(words[start : start + half])))
+            pairs.append((sentence, run_of_words(sentence, words // 2, generator)))
     return pairs
 
 

@@ -4,25 +4,52 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import regex  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.tasks.base import Feature, boundaries
 
-# A run of letters, marks and digits with inner apostrophes or hyphens, or any other single visible character.
-# No language's rules are built in; a script without spaces comes out as runs between punctuation.
-WORD = regex.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}\p{Cf}]|['’\-](?=[\p{L}\p{N}]))*|\S")
+# A word is an ideograph or kana, a run of other letters, marks and digits with inner apostrophes or hyphens, or another
+# visible character. No language's rules are built in: other scripts without spaces stay whole up to punctuation.
+ALONE = r"[\p{L}&&\p{Line_Break=Ideographic}]"
+WORD = regex.compile(
+    rf"{ALONE}\p{{M}}*"
+    rf"|[[\p{{L}}\p{{N}}]--{ALONE}](?:[[\p{{L}}\p{{M}}\p{{N}}\p{{Cf}}]--{ALONE}]|['’\-](?=[\p{{L}}\p{{N}}]))*"
+    r"|\S",
+    regex.V1,
+)
+SPACED = regex.compile(rf"{ALONE}\p{{M}}*|[\S--{ALONE}]+", regex.V1)
 
 
 def split_words(sentence: str) -> list[str]:
-    """Split plain text at spaces and around punctuation, the same way for all languages.
+    """Split plain text at spaces and around punctuation and ideographs, the same way for all languages.
 
     Example:
         >>> split_words("N'Djamena ni mji (mkuu) wa Chad.")
         ["N'Djamena", 'ni', 'mji', '(', 'mkuu', ')', 'wa', 'Chad', '.']
+        >>> split_words("我喜欢猫。")
+        ['我', '喜', '欢', '猫', '。']
     """
     return WORD.findall(sentence)
+
+
+def count_words(text: str) -> int:
+    """Words between spaces; each ideograph or kana is one."""
+    return len(SPACED.findall(text))
+
+
+def run_of_words(text: str, most: int, generator: np.random.Generator) -> str:
+    """A random stretch of at most so many words of the text, as `count_words` counts them.
+
+    Unlike what `split_words` returns, it is text as it was written.
+    """
+    spans = [match.span() for match in SPACED.finditer(text)]
+    if not spans:
+        return ""
+    first = int(generator.integers(max(1, len(spans) - most + 1)))
+    return text[spans[first][0] : spans[min(first + most, len(spans)) - 1][1]]
 
 
 @dataclass(frozen=True)
