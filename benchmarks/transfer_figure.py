@@ -62,7 +62,7 @@ def draw_length(records: list[dict[str, Any]], pyplot: Any) -> Any:
         axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("points to the task teacher", fontsize=8)
     panels[0, len(records) // 2].set_xlabel("phase 1, millions of tokens", fontsize=8)
-    panels[0, 0].legend(fontsize=6)
+    panels[0, -1].legend(fontsize=6, loc="lower right")
     return figure
 
 
