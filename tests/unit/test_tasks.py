@@ -377,7 +377,8 @@ def test_split_words_is_language_neutral():
     ]
     assert split_words("हिन्दी में।") == ["हिन्दी", "में", "।"]
     assert split_words("我喜欢abc猫2020年。") == ["我", "喜", "欢", "abc", "猫", "2020", "年", "。"]
-    assert split_words("カタカナ한국어") == ["カ", "タ", "カ", "ナ", "한국어"]
+    assert split_words("今日はコーヒーを3杯。") == ["今", "日", "は", "コーヒー", "を", "3", "杯", "。"]
+    assert split_words("한국어 문장") == ["한국어", "문장"]
     assert split_words(" \t") == []
 
 

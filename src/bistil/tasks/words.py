@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from bistil.errors import InputError
 from bistil.tasks.base import Feature, boundaries
 
-# A word is an ideograph or kana, a run of other letters, marks and digits with inner apostrophes or hyphens, or another
-# visible character. No language's rules are built in: other scripts without spaces stay whole up to punctuation.
-ALONE = r"[\p{L}&&\p{Line_Break=Ideographic}]"
+# A word is an ideograph or hiragana (so Unicode's word boundaries, UAX #29), a run of other letters, marks and digits
+# with inner apostrophes or hyphens, or another visible character. No language's rules are built in: katakana and other
+# scripts without spaces stay whole up to punctuation.
+ALONE = r"[\p{L}&&[\p{Script=Han}\p{Script=Hiragana}]]"
 WORD = regex.compile(
     rf"{ALONE}\p{{M}}*"
     rf"|[[\p{{L}}\p{{N}}]--{ALONE}](?:[[\p{{L}}\p{{M}}\p{{N}}\p{{Cf}}]--{ALONE}]|['’\-](?=[\p{{L}}\p{{N}}]))*"
@@ -36,7 +37,7 @@ def split_words(sentence: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """Words between spaces; each ideograph or kana is one."""
+    """Words between spaces; each ideograph or hiragana is one."""
     return len(SPACED.findall(text))
 
 
