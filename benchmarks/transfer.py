@@ -4,19 +4,20 @@
     python benchmarks/transfer.py benchmarks/transfer/ner.toml --data DATA --output runs/ner --table
 
 The study's file names languages, budgets, groups and variants (those of all studies are in variants.toml beside it);
-the teacher is e5-small. One vocabulary, trimmed to all
-of the study's languages, serves all models, and one task teacher serves all targets. A group is the targets that share
-a student: with one target it is the paper's bilingual student, with several one student for all of them, distilled on
-the source and all of them, at the cost of one. A variant is a way to train a student; variants differ in their number
-of steps only where they say so. Each result is a file of its own in OUTPUT/results: the same command goes on where it
-stopped, and several may run side by side on different `--group`, `--variant`, `--student` or `--seed` once the parts
-they share (`--prepare`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints
+the teacher is e5-small. One vocabulary, trimmed to all of the study's languages, serves all models, and one task
+teacher serves all targets. A group is the targets that share a student: with one target it is the paper's bilingual
+student, with several one student for all of them, distilled on the source and all of them, at the cost of one. A
+variant is a way to train a student; variants differ in their number of steps only where they say so. Each result is a
+file of its own in OUTPUT/results: the same command goes on where it stopped, and several may run side by side on
+different `--group`, `--variant`, `--student` or `--seed` once the parts they share (`--prepare`, with the same
+`--group` and `--variant`) are made. `--speed` measures cost per model, on an otherwise idle machine. `--table` prints
 what is there, and its last line is one JSON object.
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +74,10 @@ class Variant:
     groups: list[str] = option(factory=lambda: ["all"], help="for these groups")
     students: list[str] = option(factory=list, help="only these students")
     seeds: list[int] = option(factory=list, help="of the student; none: the study's")
+
+    def start(self, group: str) -> tuple[str, float]:
+        """Group and length of the phase 1 that students of a group start from."""
+        return self.phase1_group or group, self.phase1_length
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -208,7 +213,7 @@ class Study:
 
     def start(self, group: str, student: StudentSettings, variant: Variant) -> Path:
         if variant.phase1:
-            return self.phase1(variant.phase1_group or group, variant.phase1_length) / student.name
+            return self.phase1(*variant.start(group)) / student.name
         folder = self.output / "copied" / student.name
         if not folder.exists():
             assert student.reduction is not None
@@ -289,15 +294,17 @@ class Study:
             restore_vocabulary(trimmed, base=Path(e5_small_folder()), kept=kept_ids(self.trimmed()), output=whole)
             self.score("teacher/whole", whole, group="teacher", variant="undistilled", **about)
 
-    def prepare(self, groups: list[str] | None) -> None:
+    def chosen(self, groups: list[str] | None, variants: list[str] | None) -> Iterator[tuple[str, Variant, str]]:
+        """Variants by name, with each of their groups."""
+        for name, variant in self.settings.variants.items():
+            for group in variant.groups:
+                if (not variants or name in variants) and (not groups or group in groups):
+                    yield name, variant, group
+
+    def prepare(self, groups: list[str] | None, variants: list[str] | None) -> None:
         """What several rows share."""
         self.teachers()
-        starts = {
-            (variant.phase1_group or group, variant.phase1_length)
-            for variant in self.settings.variants.values()
-            for group in variant.groups
-            if variant.phase1 and (not groups or group in groups)
-        }
+        starts = {variant.start(group) for _, variant, group in self.chosen(groups, variants) if variant.phase1}
         for group, length in sorted(starts):
             self.phase1(group, length)
 
@@ -306,17 +313,13 @@ class Study:
         seeds: list[int] | None,
     ) -> None:  # fmt: skip
         self.teachers()
-        for name, variant in self.settings.variants.items():
-            if variants and name not in variants:
-                continue
-            for group in variant.groups:
-                for student in self.students:
-                    skipped = (groups and group not in groups) or (students and student.name not in students)
-                    if skipped or (variant.students and student.name not in variant.students):
-                        continue
-                    for seed in variant.seeds or self.settings.seeds:
-                        if not seeds or seed in seeds:
-                            self.row(group, student, name, seed)
+        for name, variant, group in self.chosen(groups, variants):
+            for student in self.students:
+                if any(names and student.name not in names for names in (students, variant.students)):
+                    continue
+                for seed in variant.seeds or self.settings.seeds:
+                    if not seeds or seed in seeds:
+                        self.row(group, student, name, seed)
 
     def speed(self) -> None:
         """Cost of every model: parameters, bytes, FLOPs, and speed at batch 1 (weights do not change it)."""
@@ -424,7 +427,7 @@ class Study:
         variant = self.settings.variants[name]
         if not variant.phase1:
             return 0
-        folder = self.phase1_folder(variant.phase1_group or group, variant.phase1_length)
+        folder = self.phase1_folder(*variant.start(group))
         return int(read_json(folder / "phase1.json")["tokens"])
 
     def _resamples(self, where: str, part: str) -> np.ndarray:
@@ -452,7 +455,7 @@ def main() -> None:
     options = parser.parse_args()
     study = Study(options.study, options.data, options.output)
     if options.prepare:
-        study.prepare(options.group)
+        study.prepare(options.group, options.variant)
     elif options.speed:
         study.speed()
     elif not options.table:
