@@ -119,9 +119,10 @@ def require_known_label(label: str, labels: Sequence[str], where: str) -> None:
         return
     near = difflib.get_close_matches(label, labels, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    other = near[0] if near else "O" if "O" in labels else labels[0]
     raise InputError(
         f"{where}: the label {label!r} is not among the model's labels ({', '.join(labels)}); {hint}"
-        f"rename it with a label map, such as {label}=O or {label}={labels[0]}, or add it to the training data"
+        f"rename it with a label map, such as {label}={other}, or add it to the training data"
     )
 
 

@@ -116,19 +116,19 @@ def test_unknown_kind():
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "train", "test", "line"),
+    ("kind", "name", "train", "test", "line", "other"),
     [
-        (TAGS, "a.txt", "a B-PER\nb O\n", "a O\n\nb B-DATE\n", 3),
-        (TAGS, "a.jsonl", '{"tokens": ["a"], "labels": ["O"]}\n', '\n{"tokens": ["a"], "labels": ["X"]}\n', 2),
-        (TEXTS, "a.tsv", "text\tlabel\na\tx\n", "text\tlabel\na\tx\nb\ty\n", 3),
-        (TREES, "a.conllu", row(1, "a") + "\n\n", "# c\n" + row(1, "a", 0, "wurzel") + "\n\n", 2),
+        (TAGS, "a.txt", "a B-PER\nb O\n", "a O\n\nb DATE\n", 3, "O"),
+        (TAGS, "a.jsonl", '{"tokens": ["a"], "labels": ["O"]}\n', '\n{"tokens": ["a"], "labels": ["X"]}\n', 2, "O"),
+        (TEXTS, "a.tsv", "text\tlabel\na\tsports\n", "text\tlabel\na\tsports\nb\tsport\n", 3, "sports"),
+        (TREES, "a.conllu", row(1, "a") + "\n\n", "# c\n" + row(1, "a", 0, "wurzel") + "\n\n", 2, "[a-z]+"),
     ],
 )
-def test_label_that_training_lacks(kind, name, train, test, line, tmp_path):
+def test_label_that_training_lacks(kind, name, train, test, line, other, tmp_path):
     task = get_task(kind)
     labels = task.labels(read(kind, tmp_path, name, train))
     examples = read(kind, tmp_path, name, test)
-    with pytest.raises(InputError, match=f"line {line}: the label .* label map"):
+    with pytest.raises(InputError, match=f"line {line}: the label .* label map, such as [^ ]+={other}, or"):
         task.check_labels(examples, labels)
 
 
