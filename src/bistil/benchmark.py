@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -23,11 +22,12 @@ import psutil
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 import bistil
 from bistil.errors import ArtefactError, InputError
-from bistil.models import model_class
+from bistil.models import load_tokenizer, model_class
+from bistil.tasks.words import encode_words, split_words
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
 
@@ -165,7 +165,8 @@ def random_inputs(model: Any, examples: int, tokens: int) -> list[dict[str, torc
     generator = torch.Generator().manual_seed(0)
     rows = model.get_input_embeddings().num_embeddings
     ids = torch.randint(min(10, rows - 1), rows, (examples, 1, tokens), generator=generator)
-    words = _word_positions([[None, *range(tokens - 1)]]) if _scores_words(model) else {}
+    starts = torch.arange(1, tokens).unsqueeze(0)
+    words = {"word_starts": starts, "word_ends": starts + 1} if _scores_words(model) else {}
     return [{"input_ids": one, "attention_mask": torch.ones_like(one), **words} for one in ids]
 
 
@@ -174,19 +175,21 @@ def _scores_words(model: Any) -> bool:
     return "word_starts" in inspect.signature(model.forward).parameters
 
 
-def _word_positions(rows: Sequence[Sequence[int | None]]) -> dict[str, torch.Tensor]:
-    """Per sentence the positions of each word's first token and behind its last, (batch, words), -1 at padded words.
+def _word_inputs(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> dict[str, torch.Tensor]:
+    """What a parser reads of each text, split into words: the first window of it, padded to the longest.
 
-    Args:
-        rows: per sentence and token the number of its word; None at special tokens.
+    Returns:
+        "input_ids" and "attention_mask" (texts, tokens); "word_starts" and "word_ends" (texts, words).
     """
-    spans = []
-    for row in rows:
-        runs = [(word, list(run)) for word, run in groupby(range(len(row)), key=row.__getitem__)]
-        spans.append([(run[0], run[-1] + 1) for word, run in runs if word is not None])
-    longest = max(map(len, spans))
-    padded = torch.tensor([own + [(-1, -1)] * (longest - len(own)) for own in spans]).view(len(rows), longest, 2)
-    return {"word_starts": padded[..., 0], "word_ends": padded[..., 1]}
+    sentences = [split_words(text) or [text] for text in texts]
+    first = {feature["example"]: feature for feature, _ in reversed([*encode_words(sentences, tokenizer, limit)])}
+    paddings = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0, "word_starts": -1, "word_ends": -1}
+    inputs = {}
+    for key, value in paddings.items():
+        rows = [first[i][key] for i in range(len(texts))]
+        longest = max(map(len, rows))
+        inputs[key] = torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+    return inputs
 
 
 def benchmark(
@@ -285,21 +288,18 @@ def _load(
         inputs = random_inputs(model, examples, max_length)
         batches = [] if batch_size is None else [_concatenated(part) for part in _parts(inputs, batch_size)]
         return _Loaded(name, folder, model, inputs, batches, None)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder} has no tokenizer that transformers can load: {_first_line(error)}") from error
+    tokenizer = load_tokenizer(str(folder))
     limit = min(max_length, tokenizer.model_max_length)
 
     def encode(one: str | list[str]) -> dict[str, torch.Tensor]:
+        if _scores_words(model):
+            return _word_inputs([one] if isinstance(one, str) else one, tokenizer, limit)
         encoded = tokenizer(one, truncation=True, max_length=limit, padding=not isinstance(one, str))
-        known = {
+        return {
             key: torch.tensor(value if isinstance(value[0], list) else [value])
             for key, value in encoded.items()
             if key in accepted
         }
-        sentences = range(len(known["input_ids"]))
-        return known | (_word_positions([encoded.word_ids(i) for i in sentences]) if _scores_words(model) else {})
 
     inputs, seconds = [], []
     for text in texts:

@@ -8,7 +8,6 @@ from typing import Any
 import transformers
 from huggingface_hub.utils import enable_progress_bars
 from transformers import (
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,8 +16,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import bistil
-from bistil.artefacts import whole_folder, write_json
+from bistil.artefacts import read_json, whole_folder, write_json
 from bistil.errors import ArtefactError, InputError
+from bistil.tokenizer_files import read_tokenizer, write_tokenizer
 
 PACKAGED = "e5-small"
 
@@ -26,19 +26,12 @@ PACKAGED = "e5-small"
 # which can take minutes, keep theirs.
 disable_progress_bar()
 enable_progress_bars()
-_VOCABULARY_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "sentencepiece.bpe.model",
-    "spm.model",
-    "spiece.model",
-    "tokenizer.model",
-)
+# What describes a model and its tokenizer: configurations, vocabularies of every kind, the card.
+_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.md")
 
 
 def resolve_model(name: str) -> str:
-    """What `from_pretrained` takes for a model's name.
+    """The folder or the hub's name that a model's name means; nothing is downloaded (see `model_folder`).
 
     `e5-small` becomes the folder of the packaged teacher (decoded on first use), an existing folder stays itself, and
     anything else is taken for a name on the Hugging Face hub.
@@ -66,29 +59,63 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, *, weights: bool = True) -> Path:
     """The folder of a model by any name that `resolve_model` takes; a hub name is downloaded to the hub's cache.
 
+    All commands find their models here. What the cache lacks of a model, after an interruption say, is fetched.
+    pytorch_model.bin is fetched only where there is no model.safetensors.
+
+    Args:
+        weights: false where configuration and tokenizer are enough.
+
     Raises:
-        InputError: there is no such model, or the hub cannot be reached and the model is not in its cache.
+        InputError: there is no such model, or the hub cannot be reached and its cache has not all of the model.
         ArtefactError: the folder holds no model.
     """
     resolved = resolve_model(name)
     if Path(resolved).is_dir():
         return Path(resolved)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.md"]
-    try:
-        folder = Path(snapshot_download(resolved, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"no model {name!r}: not a folder, and not on the hub or the hub cannot be reached ({_first_line(error)})"
-        ) from error
+    folder = hub_folder(resolved, _DESCRIPTIONS)
     if not (folder / "config.json").is_file():
         raise ArtefactError(f"{name} on the hub holds no model: config.json is missing")
-    return folder
+    if not weights:
+        return folder
+    for single, others in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        folder = hub_folder(resolved, [*_DESCRIPTIONS, others])
+        index = folder / f"{single}.index.json"
+        shards = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {single}
+        lacking = sorted(file for file in shards if not (folder / file).is_file())
+        if not lacking:
+            return folder
+        if index.is_file():
+            break
+    raise InputError(
+        f"{name} lacks its weights ({lacking[0]}): the hub cannot be reached and its cache has not all of the model, "
+        "or the repository holds none that transformers can load"
+    )
+
+
+def hub_folder(name: str, files: Sequence[str], *, kind: str = "model", revision: str | None = None) -> Path:
+    """The folder of a repository of the hub in the hub's cache, completed where the hub can be reached.
+
+    Args:
+        files: patterns of the files that are wanted.
+        kind: what the name is to name, for messages.
+
+    Raises:
+        InputError: there is no such repository, or the hub cannot be reached and the cache has not all of these files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except HFValidationError:
+        raise InputError(f"no such folder: {name}") from None
+    except Exception as error:  # the hub's, the operating system's, or those of the client's HTTP library
+        raise InputError(
+            f"no {kind} {name!r}: not a folder, and not on the hub or the hub cannot be reached ({_first_line(error)})"
+        ) from error
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -137,7 +164,7 @@ def write_model(
 
     with whole_folder(output, replace=True) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
         libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         write_json(folder / "bistil.json", {"versions": {"bistil": bistil.__version__, **libraries}, **record})
         write_model_card(
@@ -152,29 +179,14 @@ def write_model(
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a model, by any name that `resolve_model` takes.
+    """The fast tokenizer of a model, by any name that `resolve_model` takes, as its tokenizer.json says.
 
     Raises:
         InputError: there is no such model, or the hub cannot be reached and the model is not in its cache.
-        ArtefactError: the tokenizer's files are damaged, or it has no fast form (no tokenizer.json).
+        ArtefactError: the tokenizer's files are damaged, or it has no fast form.
+        MissingExtraError: there is a SentencePiece model only, and a package that reads it is missing.
     """
-    resolved = resolve_model(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved)
-    except OSError as error:
-        if Path(resolved).is_dir():
-            raise ArtefactError(f"{name} has no tokenizer: {_first_line(error)}") from error
-        raise InputError(
-            f"no model {name!r}: not a folder, and not on the hub or the hub cannot be reached ({_first_line(error)})"
-        ) from error
-    except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
-        raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ArtefactError(f"{name} has a slow tokenizer only; save it with a tokenizer.json (AutoTokenizer, fast)")
-    # Without any of its files transformers makes up an empty vocabulary instead of an error.
-    if Path(resolved).is_dir() and not any((Path(resolved) / file).is_file() for file in _VOCABULARY_FILES):
-        raise ArtefactError(f"{name} has no tokenizer: tokenizer.json is missing")
-    return tokenizer
+    return read_tokenizer(model_folder(name, weights=False), name)
 
 
 def _first_line(error: Exception) -> str:

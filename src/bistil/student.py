@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel
 
 from bistil.artefacts import whole_folder
 from bistil.errors import ArtefactError, RecipeError
 from bistil.families import family_of, fold_gain
+from bistil.models import load_tokenizer
 from bistil.recipe import StudentSettings
+from bistil.tokenizer_files import write_tokenizer
 
 
 def choose_layers(teacher_depth: int, settings: StudentSettings) -> list[int]:
@@ -103,7 +105,7 @@ def copy_student(teacher: Path, layers: list[int], *, output: Path) -> None:
     student: Any = make_student(AutoModel.from_pretrained(teacher), layers)
     with whole_folder(output, replace=True) as folder:
         student.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(teacher).save_pretrained(folder)
+        write_tokenizer(load_tokenizer(str(teacher)), folder)
 
 
 def without_upper_layers(model: nn.Module, depth: int) -> nn.Module:

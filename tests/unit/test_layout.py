@@ -33,7 +33,7 @@ ROWS = (
         "text_files",
         "reading",
     ),
-    ("families", "models", "cards", "pretrained"),
+    ("families", "models", "tokenizer_files", "cards", "pretrained"),
     ("recipe", "artefacts", "errors", "memory"),
 )
 

@@ -13,7 +13,8 @@ from scripts import SENTENCES
 from tokenizer_families import FAMILIES, SPECIAL, build
 from tokenizers import Tokenizer
 
-from bistil.vocabulary.tokenizer_state import read_vocabulary, to_json, trim_state
+from bistil.tokenizer_files import to_json
+from bistil.vocabulary.tokenizer_state import read_vocabulary, trim_state
 
 ODD = [
     "👩‍👩‍👧‍👦 🇰🇪 👍🏽 ☃️",

@@ -85,6 +85,7 @@ def merge(
     from bistil.artefacts import check_new, whole_folder, write_json
     from bistil.models import load_tokenizer
     from bistil.sparse import SparseFineTuning
+    from bistil.tokenizer_files import write_tokenizer
 
     check_new(output)
     tokenizer = load_tokenizer(base)
@@ -96,7 +97,7 @@ def merge(
         (sft if scale == 1.0 else sft.scaled(scale)).merge(model)
     with whole_folder(output) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
         write_json(folder / "bistil.json", {"base": base, "sparse_fine_tunings": sfts, "scale": scale})
     typer.echo(f"{output}: {type(model).__name__}, {sum(sft.count for sft in loaded):,} entries changed")
 

@@ -140,7 +140,7 @@ def _trim(
     if report.unreachable:
         console.print(f"{len(report.unreachable)} kept tokens are built by no merges: {report.unreachable[:10]}")
     if report.verified is None:
-        console.print("not verified")
+        console.print(f"not verified: {report.not_verified}")
     elif report.verified["largest_difference"] == 0.0:
         console.print(
             f"verified: {report.verified['unchanged_lines']:,} lines of kept tokens get the same tokens; "
@@ -156,11 +156,11 @@ def _trim(
 def _load_tunings(model: str, folders: list[Path]) -> "dict[str, SparseFineTuning]":
     if not folders:
         return {}
-    from bistil.models import resolve_model
+    from bistil.models import model_folder
     from bistil.sparse import SparseFineTuning
     from bistil.vocabulary.weights import load_model
 
-    base, _ = load_model(resolve_model(model))
+    base, _ = load_model(str(model_folder(model)))
     tunings = {folder.resolve().name: SparseFineTuning.load(folder, base=base) for folder in folders}
     if len(tunings) < len(folders):
         raise InputError("two of the --sft folders have the same name: rename one")

@@ -24,6 +24,7 @@ from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to
 from bistil.sparse import SparseFineTuning
 from bistil.student import alignment, choose_layers, make_student, without_upper_layers
 from bistil.tasks.base import check_length
+from bistil.tokenizer_files import write_tokenizer
 from bistil.training import TENSORBOARD, TrainingResult, check_loggers, planned_steps, processes, train
 
 Figures = dict[str, float]
@@ -211,7 +212,7 @@ def dressed_copy(model: Path, sft: str | Path, *, output: Path, force: bool = Fa
     own_sft(sft, multilingual, model, force=force).apply(multilingual, heads=False)
     with whole_folder(output, replace=True) as folder:
         multilingual.save_pretrained(folder)
-        load_tokenizer(str(model)).save_pretrained(folder)
+        write_tokenizer(load_tokenizer(str(model)), folder)
     return output
 
 

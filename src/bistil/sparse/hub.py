@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from bistil.errors import ArtefactError, InputError
+from bistil.models import hub_folder
 from bistil.sparse.artefact import CONFIG, TENSORS, SparseFineTuning
 from bistil.sparse.legacy import LEGACY_FILE
 
@@ -22,15 +23,7 @@ def sft_folder(name: str, *, revision: str | None = None) -> Path:
         return folder
     if folder.exists():
         raise InputError(f"{name} is a file: name the folder that holds {TENSORS}")
-    try:
-        cached = Path(
-            snapshot_download(name, revision=revision, allow_patterns=[TENSORS, CONFIG, LEGACY_FILE, "README.md"])
-        )
-    except HFValidationError:
-        raise InputError(f"no such folder: {name}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name} is no folder here and cannot be fetched from the hub ({reason})") from None
+    cached = hub_folder(name, [TENSORS, CONFIG, LEGACY_FILE, "README.md"], kind="sparse fine-tuning", revision=revision)
     if not (cached / TENSORS).exists() and not (cached / LEGACY_FILE).exists():
         raise ArtefactError(f"the hub's {name} holds neither {TENSORS} nor {LEGACY_FILE}: no sparse fine-tuning")
     return cached

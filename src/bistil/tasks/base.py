@@ -363,7 +363,7 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def boundaries(offsets: Sequence[tuple[int, int]]) -> int:
+def boundaries(offsets: Sequence[tuple[int, ...]]) -> int:
     """A number that is equal for equal token boundaries: student and teacher must see the same ones."""
     return zlib.crc32(np.asarray(offsets, dtype=np.int32).tobytes())
 

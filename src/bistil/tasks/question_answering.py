@@ -31,7 +31,7 @@ from bistil.tasks.base import (
     run,
 )
 from bistil.tasks.hub import is_dataset, read_dataset
-from bistil.tasks.words import run_of_words
+from bistil.tasks.words import PLAIN, run_of_words
 
 # Of each window, so many best starts and ends are combined; an answer has at most so many tokens (BERT's SQuAD script).
 N_BEST = 20
@@ -267,18 +267,31 @@ def token_f1(prediction: str, gold: str) -> float:
     )
 
 
+def _length(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of tokens of a text."""
+    return len(tokenizer(text, **PLAIN)["input_ids"])
+
+
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    """The text up to the end of a token of it, so that it has at most so many tokens when it is read again."""
+    for _, end in reversed(tokenizer(text, **PLAIN)["offset_mapping"][:most]):
+        # What was one word may fall into more pieces without its end.
+        if _length(text[:end], tokenizer) <= most:
+            return text[:end]
+    return ""
+
+
 def _windows(index: int, example: Question, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
-    question = tokenizer(example.text, add_special_tokens=False)["input_ids"]
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    room = max_length - special - len(question)
     text = example.text
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    room = max_length - special - _length(text, tokenizer)
     if room < max(8, max_length // 4):
         # A question that leaves no room for the passage is cut; that takes far more words than questions have.
         kept = max_length - special - max(8, max_length // 2)
         if kept < 1:
             raise InputError(f"max_length {max_length} leaves no room for a question and its passage")
-        text = tokenizer.decode(question[:kept])
-        room = max_length - special - len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        text = _cut(text, tokenizer, kept)
+        room = max_length - special - _length(text, tokenizer)
     encoded = tokenizer(
         text,
         example.context,

@@ -1,8 +1,16 @@
-"""Sentences of words as subwords: every word gets at least one token, long sentences become overlapping windows."""
+"""Sentences of words as subwords: every word gets at least one token, long sentences become overlapping windows.
 
-from collections.abc import Iterator, Sequence
+A model reads the words of a sentence as it reads running text: what the tokenizer makes of the words with a space
+between them is shared out among the words.
+"""
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import regex  # type: ignore[import-untyped]
@@ -21,6 +29,20 @@ WORD = regex.compile(
     r"|\S",
     regex.V1,
 )
+# Sentences that are encoded at once.
+AT_ONCE = 1000
+# Whole texts as they are.
+PLAIN: dict[str, Any] = {
+    "add_special_tokens": False,
+    "padding": False,
+    "truncation": False,
+    "return_offsets_mapping": True,
+    "return_attention_mask": False,
+    "return_token_type_ids": False,
+    "verbose": False,
+}
+# Where a special token stands: in no word.
+NOWHERE = (-1, -1, -1)
 SPACED = regex.compile(rf"{ALONE}\p{{M}}*|[\S--{ALONE}]+", regex.V1)
 
 
@@ -62,11 +84,15 @@ class Frame:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Frame":
-        """Read them off an encoded word."""
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        framed = tokenizer("a")["input_ids"]
-        start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-        return cls(framed[:start], framed[start + len(bare) :])
+        """Read them off an encoded text: they belong to no sequence."""
+        # A vocabulary may know nothing of "a"; of one of its own tokens it does.
+        for text in ("a", *tokenizer.get_vocab()):
+            encoded = tokenizer(text)
+            inside = [i for i, sequence in enumerate(encoded.sequence_ids()) if sequence is not None]
+            if inside:
+                ids = encoded["input_ids"]
+                return cls(ids[: inside[0]], ids[inside[-1] + 1 :])
+        return cls(tokenizer("")["input_ids"], [])
 
 
 @dataclass(frozen=True)
@@ -110,8 +136,10 @@ def encode_words(
 ) -> Iterator[tuple[Feature, Window]]:
     """Encode sentences that are split into words.
 
-    A word without any subword, such as one of control characters only, becomes the unknown token; a word that does
-    not fit into a window keeps its first subwords. A quarter of a window is context on either side of a cut.
+    The tokens are those of the running text `" ".join(words)`; the space before a word is part of it. Only where a
+    token spans several words and leaves one without any are the words of that sentence encoded one by one. A word
+    without any subword, such as one of control characters only, becomes the unknown token; a word that does not fit
+    into a window keeps its first subwords. A quarter of a window is context on either side of a cut.
 
     A word whose first piece the vocabulary lacks with a boundary marker begins with the bare marker of a SentencePiece
     or byte-level tokenizer ("▁", "Ġ"), which stands for no text of it. It is part of the word, and the word starts
@@ -137,10 +165,7 @@ def encode_words(
         text: str = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
         return not text.strip()
 
-    for index, words in enumerate(sentences):
-        if not words:
-            continue
-        subwords = _subwords(words, tokenizer, room)
+    for index, subwords in enumerate(_subwords(sentences, tokenizer, room)):
         lengths = [len(ids) for ids, _ in subwords]
         for window in windows(lengths, room, room // 4):
             ids, offsets, fronts, starts, ends = list(frame.before), [], [], [], []
@@ -150,7 +175,7 @@ def encode_words(
                 starts.append(len(ids) + next((i for i, token in enumerate(own) if not marker(token)), 0))
                 ids += own
                 ends.append(len(ids))
-                offsets += [(number, end) for _, end in subwords[number][1]]
+                offsets += [(number, *place) for place in subwords[number][1]]
             ids += frame.after
             feature = {
                 "input_ids": ids,
@@ -159,21 +184,66 @@ def encode_words(
                 "word_fronts": fronts,
                 "word_starts": starts,
                 "word_ends": ends,
-                # Special tokens stand in no word.
-                "boundaries": boundaries([(-1, -1)] * len(frame.before) + offsets + [(-1, -1)] * len(frame.after)),
+                "boundaries": boundaries([NOWHERE] * len(frame.before) + offsets + [NOWHERE] * len(frame.after)),
             }
             yield feature, window
 
 
-def _subwords(
-    words: Sequence[str], tokenizer: PreTrainedTokenizerBase, room: int
-) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Ids and character offsets of the subwords of every word, at most `room` each."""
-    encoded = tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, return_offsets_mapping=True)
-    found: list[tuple[list[int], list[tuple[int, int]]]] = [([], []) for _ in words]
-    for token, offset, word in zip(encoded["input_ids"], encoded["offset_mapping"], encoded.word_ids(), strict=True):
-        if word is not None and len(found[word][0]) < room:
-            found[word][0].append(token)
-            found[word][1].append(tuple(offset))
+Subwords = list[tuple[list[int], list[tuple[int, int]]]]
+"""Of each word the ids of its subwords and, of each of these, where it ends (in characters of the word; 0: before them)
+and a number that tells apart pieces of the same characters (0: there are no others)."""
+
+
+def _subwords(sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, room: int) -> Iterator[Subwords]:
+    """The subwords of the words of each sentence, between 1 and `room` of each."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id
-    return [one if one[0] else ([unknown], [(0, 0)]) for one in found]
+
+    @cache
+    def identity(token: int) -> int:
+        return zlib.crc32(tokenizer.convert_ids_to_tokens(token).encode()) >> 1
+
+    for first in range(0, len(sentences), AT_ONCE):
+        part = sentences[first : first + AT_ONCE]
+        encoded = tokenizer([" ".join(words) for words in part], **PLAIN)
+        for words, ids, offsets in zip(part, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            shared = _shared_out(words, ids, offsets, identity)
+            found = _one_by_one(words, tokenizer, identity) if shared is None else shared
+            yield [(own[:room], places[:room]) if own else ([unknown], [(0, 0)]) for own, places in found]
+
+
+def _shared_out(
+    words: Sequence[str], ids: Sequence[int], offsets: Sequence[tuple[int, int]], identity: Callable[[int], int]
+) -> Subwords | None:
+    """The tokens of the running text, shared out among its words; None where a word's text is all in others' tokens.
+
+    A token belongs to the first word that ends behind the token's start, so that the space between two words, and a
+    bare boundary marker, go to the second one.
+    """
+    found: Subwords = [([], []) for _ in words]
+    if not words:
+        return found
+    ends = [end - 1 for end in accumulate(len(word) + 1 for word in words)]
+    reach = [0] * len(words)
+    # In byte-level vocabularies the pieces of one character lie at the same place.
+    before, after = [(0, 0), *offsets][:-1], [*offsets, (ends[-1], ends[-1])][1:]
+    for token, (start, end), (_, last), (following, _) in zip(ids, offsets, before, after, strict=True):
+        word = min(bisect_right(ends, start), len(words) - 1)
+        found[word][0].append(token)
+        place = max(end - ends[word] + len(words[word]), 0)
+        found[word][1].append((place, identity(token) if last > start or following < end else 0))
+        reach[word] = max(reach[word], end)
+    furthest = 0
+    for word, (own, _) in enumerate(found):
+        if not own and furthest > ends[word] - len(words[word]):
+            return None
+        furthest = max(furthest, reach[word])
+    return found
+
+
+def _one_by_one(words: Sequence[str], tokenizer: PreTrainedTokenizerBase, identity: Callable[[int], int]) -> Subwords:
+    """The tokens of each word alone."""
+    encoded = tokenizer([*words], **PLAIN)
+    return [
+        (ids, [(end, identity(token)) for token, (_, end) in zip(ids, offsets, strict=True)])
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]

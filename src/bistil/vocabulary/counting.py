@@ -16,12 +16,15 @@ from tokenizers import Tokenizer
 from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
 from bistil.text_files import line_batches
-from bistil.vocabulary.tokenizer_state import Vocabulary, to_json
+from bistil.tokenizer_files import to_json
+from bistil.vocabulary.tokenizer_state import Vocabulary
 
 # Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.
 # A shorter text is counted whole.
 COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES = 1_000, 50, 2_000
 COUNTS_SUFFIX = ".counts"
+# Changes when the same text and tokenizer would give other counts.
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +125,7 @@ def count_file(
             raise InputError(f"{path} was counted with another tokenizer: count the text again")
         return counted
     digest = file_digest(path)
-    name = json_digest([digest, vocabulary.digest, COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES])[:32]
+    name = json_digest([_FORMAT, digest, vocabulary.digest, COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES])[:32]
     kept = cache / f"{name}{COUNTS_SUFFIX}" if cache is not None else None
     if kept is not None and kept.is_file():
         if progress is not None:
@@ -173,8 +176,8 @@ def held_out_lines(path: Path) -> tuple[list[str], bool]:
         done += len(lines)
         if done >= COUNTED_FIRST + HELD_OUT_EVERY * HELD_OUT_LINES:
             break
-    held = [line for line in held if line.strip()]
-    return (held, True) if held else ([line for line in first if line.strip()], False)
+    held, first = ([stripped for line in lines if (stripped := line.strip())] for lines in (held, first))
+    return (held, True) if held else (first, False)
 
 
 def _held_out(done: int, size: int) -> slice:
@@ -192,7 +195,8 @@ def _counted_lines(path: Path, progress: Callable[[int], None] | None) -> Iterat
         out = _held_out(done, len(lines))
         done += len(lines)
         del lines[out]
-        yield [line for line in lines if line and not line.isspace()]
+        # As training reads them.
+        yield [stripped for line in lines if (stripped := line.strip())]
 
 
 def _occurrences(ids: list[Sequence[int]], size: int) -> np.ndarray:

@@ -98,6 +98,7 @@ class TrimReport:
         tokenizer_class: the class that loads the trimmed tokenizer.
         parameters: names of the trimmed parameters.
         verified: what was compared, or None: tensors, largest_difference (0.0: bit-equal), unchanged_lines.
+        not_verified: why that is None.
     """
 
     model: str
@@ -113,6 +114,7 @@ class TrimReport:
     tokenizer_class: str
     parameters: list[str]
     verified: dict[str, Any] | None
+    not_verified: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in `trim_report.json`."""

@@ -9,6 +9,7 @@ from bistil.artefacts import whole_folder
 from bistil.errors import ArtefactError
 from bistil.models import load_tokenizer, model_class
 from bistil.tasks.base import quiet_transformers
+from bistil.tokenizer_files import write_tokenizer
 
 # What a task's head puts into a configuration.
 HEAD_VALUES = ("id2label", "label2id", "problem_type", "parser_projection")
@@ -41,13 +42,15 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
     with torch.no_grad():
         for name, parameter in whole.state_dict().items():
             value = tuned[name]
+            sizes = list(zip(value.shape, parameter.shape, strict=False))
+            trimmed = [d for d, (ours, theirs) in enumerate(sizes) if ours != theirs]
             if parameter.shape == value.shape:
                 parameter.copy_(value)
-            elif len(value) == len(kept) and parameter.shape[1:] == value.shape[1:]:
-                parameter[kept] = value
+            elif value.dim() == parameter.dim() and [value.shape[d] for d in trimmed] == [len(kept)]:
+                parameter.index_copy_(trimmed[0], kept, value)
             else:
                 shapes = f"{tuple(value.shape)} against {tuple(parameter.shape)} in {base}"
                 raise ArtefactError(f"{model} was not made from this base: {name} is {shapes}")
     with whole_folder(output, replace=True) as folder:
         whole.save_pretrained(folder)
-        load_tokenizer(str(base)).save_pretrained(folder)
+        write_tokenizer(load_tokenizer(str(base)), folder)

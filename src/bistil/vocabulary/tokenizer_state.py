@@ -4,12 +4,9 @@ A state is the content of `tokenizer.json`. Ids are renumbered without gaps in t
 the front stay where they are.
 """
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -158,41 +155,6 @@ def trim_state(vocabulary: Vocabulary, kept: np.ndarray) -> dict[str, Any]:
     if state.get("post_processor"):
         state["post_processor"] = _renumber_post_processor(state["post_processor"], new.__getitem__)
     return state
-
-
-def to_json(state: dict[str, Any], *, exact: bool = True) -> str:
-    """A state as the text of a `tokenizer.json`.
-
-    Args:
-        exact: write Unigram scores so that the tokenizers library reads them back bit for bit. Its number parser is
-            not correctly rounded (serde_json without `float_roundtrip`): of the shortest decimal forms it takes about
-            one in eight for a neighbouring number, which can turn a tie between segmentations. Some transformers
-            classes read the scores with Python's parser, which needs the shortest form (false).
-    """
-    model = state["model"]
-    if not exact or model.get("type") != "Unigram":
-        return json.dumps(state, ensure_ascii=False)
-    mark = "@scores"
-    text = json.dumps({**state, "model": {**model, "vocab": mark}}, ensure_ascii=False)
-    pieces = ",".join(f"[{json.dumps(piece, ensure_ascii=False)},{_literal(score)}]" for piece, score in model["vocab"])
-    # The model is the last part of a state; a token of the same text comes earlier.
-    head, _, tail = text.rpartition(f'"{mark}"')
-    return f"{head}[{pieces}]{tail}"
-
-
-@cache
-def _literal(score: float) -> str:
-    """A decimal form that serde_json's parser, float(digits) / 10^k, reads as exactly `score`."""
-    size = abs(score)
-    for k in range(22, 0, -1):
-        middle = size * 10.0**k
-        if not 0 < middle < 2**63:
-            continue
-        for step in (0, -1, 1, -2, 2):
-            digits = middle + step * math.ulp(middle)
-            if digits.is_integer() and digits / 10.0**k == size:
-                return f"{'-' if score < 0 else ''}{int(digits)}e-{k}"
-    return repr(score)
 
 
 def _special_ids(state: dict[str, Any]) -> set[int]:

@@ -17,13 +17,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil.artefacts import read_json, whole_folder, write_json
 from bistil.cards import write_model_card
 from bistil.errors import ArtefactError, InputError
-from bistil.models import load_tokenizer, resolve_model
+from bistil.models import load_tokenizer, model_folder
+from bistil.progress import say
 from bistil.recipe import TrimSettings, to_dict
+from bistil.tokenizer_files import settle, to_json
 from bistil.vocabulary import weights
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
 from bistil.vocabulary.report import (
@@ -36,7 +38,7 @@ from bistil.vocabulary.report import (
     model_shape,
 )
 from bistil.vocabulary.selection import read_keep_list, select
-from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, to_json, trim_state
+from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, trim_state
 from bistil.vocabulary.verification import (
     TextCheck,
     check_special_tokens,
@@ -88,7 +90,7 @@ def trim_vocabulary(
     settings = settings or TrimSettings()
     if output.exists() and not replace and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} already exists: name another output folder or remove it")
-    name = resolve_model(str(model))
+    name = str(model_folder(str(model)))
     tokenizer = load_tokenizer(name)
     vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
     plain = counting_tokenizer(vocabulary)
@@ -121,9 +123,11 @@ def trim_vocabulary(
         # Parameters that the checkpoint lacks are random anew in every loaded model; for the check they are the same.
         random = {key: value for key, value in loaded.state_dict().items() if key in absent}
         del loaded
-        verified = None
+        verified, not_verified = None, "it was not asked for"
         if verify:
-            verified = _verify(folder, tokenizer, reloaded, kept, checks, batches, expected, random)
+            compared = _verify(folder, tokenizer, reloaded, kept, checks, batches, expected, random)
+            not_verified = _nothing_compared(checks)
+            verified = None if not_verified else compared
         report = TrimReport(
             model=str(model),
             family=vocabulary.family,
@@ -138,6 +142,7 @@ def trim_vocabulary(
             tokenizer_class=type(reloaded).__name__,
             parameters=names,
             verified=verified,
+            not_verified=not_verified or None,
         )
         _write_records(report, kept, len(vocabulary), folder, base=base)
     return report
@@ -159,7 +164,7 @@ def plan(
         InputError: as `trim_vocabulary`.
         ArtefactError: as `trim_vocabulary`.
     """
-    name = resolve_model(str(model))
+    name = str(model_folder(str(model), weights=False))
     tokenizer = load_tokenizer(name)
     vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
     plain = counting_tokenizer(vocabulary)
@@ -224,6 +229,10 @@ def count_corpora(
         for path in files:
             one = count_file(vocabulary, Path(path), tokenizer=tokenizer, cache=cache, progress=progress)
             counted[corpus] = counted[corpus] + one if corpus in counted else one
+    for corpus, one in counted.items():
+        unknown = int(one.counts[vocabulary.unknown]) / one.total if vocabulary.unknown is not None else 0.0
+        if unknown > 0.5:
+            say(f"{corpus}: {unknown:.0%} of its tokens are unknown to the tokenizer, which does not fit this text")
     return counted
 
 
@@ -283,6 +292,19 @@ def _verify(
     }
 
 
+def _nothing_compared(checks: Mapping[str, TextCheck]) -> str:
+    """Why the check of the tokens says nothing, though nothing was found; "" where it says something."""
+    lines = sum(check.lines for check in checks.values())
+    if not lines:
+        return "there was no text to compare tokens on, only counts; the model's outputs are the same on random tokens"
+    if not any(check.unchanged for check in checks.values()):
+        return (
+            f"none of the {lines:,} checked lines has known and kept tokens only; the model's outputs are the same on "
+            "random tokens"
+        )
+    return ""
+
+
 def _write_model(
     model: PreTrainedModel, absent: set[str], name: str, kept: np.ndarray, tokens: int, folder: Path
 ) -> None:
@@ -309,9 +331,7 @@ def _write_model(
 def _write_tokenizer(
     tokenizer: PreTrainedTokenizerFast, state: dict[str, Any], kept: np.ndarray, folder: Path
 ) -> PreTrainedTokenizerFast:
-    """Write the trimmed tokenizer and load it again: under its own class if that gives what was written, with scores
-    for whichever parser the class uses, else under the plain fast class (some classes of transformers 5 build a
-    tokenizer of their own from the vocabulary)."""
+    """Write the trimmed tokenizer and load it again."""
     new = {int(old): i for i, old in enumerate(kept)}
     known = {path.name for path in folder.iterdir()}
     tokenizer.save_pretrained(folder)
@@ -327,16 +347,8 @@ def _write_tokenizer(
         config["added_tokens_decoder"] = {
             str(new[int(i)]): token for i, token in config["added_tokens_decoder"].items()
         }
-    wanted = read_vocabulary(state).digest
-    own = config.get("tokenizer_class")
-    for kind, exact in ((own, True), (own, False), ("PreTrainedTokenizerFast", True)):
-        (folder / "tokenizer.json").write_text(to_json(state, exact=exact), encoding="utf-8")
-        config["tokenizer_class"] = kind
-        write_json(config_path, config)
-        loaded = AutoTokenizer.from_pretrained(folder)
-        if read_vocabulary(json.loads(loaded.backend_tokenizer.to_str())).digest == wanted:
-            return loaded
-    raise ArtefactError("the trimmed tokenizer does not load as it was written; please report this tokenizer")
+    write_json(config_path, config)
+    return settle(folder, state)
 
 
 def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Path, *, base: str) -> None:

@@ -24,7 +24,7 @@ class TextCheck:
 
     Attributes:
         lines, words: size of the checked text; `held_out` says whether it was left out of the counts.
-        unchanged: lines all of whose tokens are kept.
+        unchanged: lines with tokens, all of which are known and kept.
         tokens, trimmed_tokens: number of tokens under the full and the trimmed vocabulary.
         unknown, trimmed_unknown: of these, unknown tokens.
         examples: ids (full vocabulary) of some unchanged lines.
@@ -70,7 +70,7 @@ def check_text(
         before = full.encode_batch(part, add_special_tokens=False)
         after = trimmed.encode_batch(part, add_special_tokens=False)
         for line, old, new in zip(part, before, after, strict=True):
-            same = all(is_kept[i] and i != vocabulary.unknown for i in old.ids)
+            same = bool(old.ids) and all(is_kept[i] and i != vocabulary.unknown for i in old.ids)
             sums += (
                 len(line.split()),
                 same,
@@ -90,7 +90,7 @@ def check_text(
                 and vocabulary.characters(i for i in old.ids if not is_kept[i]) <= covered
             ):
                 problems.append(f"more unknown tokens in {line!r}, though all of its characters have tokens")
-            elif same and old.ids and len(examples) < MODEL_TEXTS:
+            elif same and len(examples) < MODEL_TEXTS:
                 examples.append(old.ids)
     words, unchanged, tokens, trimmed_tokens, unknown, trimmed_unknown = map(int, sums)
     return TextCheck(

@@ -73,6 +73,24 @@ def vocabulary_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
+def vocabulary_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Name -> saved buffer with one column per token: the bias of the logits that BART and its kin keep, (1, rows).
+
+    Only numbers beside the encoder count: inside it, positions may happen to be as many as tokens.
+    """
+    rows = embedding_rows(model)
+    saved = model.state_dict().keys()
+    base = set() if model.base_model is model else {id(buffer) for buffer in model.base_model.buffers()}
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in saved
+        and id(buffer) not in base
+        and buffer.is_floating_point()
+        and tuple(buffer.shape) in ((rows,), (1, rows))
+    }
+
+
 def embedding_rows(model: PreTrainedModel) -> int:
     """Number of rows of the input embedding matrix."""
     return int(model.get_input_embeddings().weight.shape[0])
@@ -127,6 +145,7 @@ def trim_model(model: PreTrainedModel, kept: torch.Tensor, tokens: int) -> list[
     # Embedding modules are found before, and renumbered after, their parameters are replaced.
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     named = vocabulary_parameters(model)
+    buffers = vocabulary_buffers(model)
     old_parameters = {id(parameter) for parameter in named.values()}
     trimmed: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -138,6 +157,9 @@ def trim_model(model: PreTrainedModel, kept: torch.Tensor, tokens: int) -> list[
             setattr(module, name, trimmed[id(parameter)])
             if isinstance(module, nn.Linear) and module.out_features == rows:
                 module.out_features = size
+    for name, buffer in buffers.items():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, buffer[..., kept])
     for module in embeddings:
         if module.num_embeddings == rows and len(module.weight) == size:
             module.num_embeddings = size
