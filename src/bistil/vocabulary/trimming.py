@@ -112,13 +112,15 @@ def trim_vocabulary(
     trimmed = Tokenizer.from_str(to_json({**state, "padding": None, "truncation": None}))
     checks = _check_corpora(vocabulary, plain, trimmed, kept, texts)
 
-    batches = model_batches(checks, kept, required["special"]) if verify else []
+    ending = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    batches = model_batches(checks, kept, required["special"], ending=ending) if verify else []
     expected = outputs(loaded, batches, torch.from_numpy(kept))
     base = fingerprint(loaded)
     names = weights.trim_model(loaded, torch.from_numpy(kept), len(vocabulary))
     after = _size(loaded, len(kept))
     with whole_folder(output, replace=replace) as folder:
         _write_model(loaded, absent, name, kept, len(vocabulary), folder)
+        weights.check_shapes(folder, loaded)
         reloaded = _write_tokenizer(tokenizer, state, kept, folder)
         # Parameters that the checkpoint lacks are random anew in every loaded model; for the check they are the same.
         random = {key: value for key, value in loaded.state_dict().items() if key in absent}

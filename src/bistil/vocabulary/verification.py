@@ -122,8 +122,12 @@ def check_special_tokens(full: Any, trimmed: Any, kept: np.ndarray) -> list[str]
     return problems
 
 
-def model_batches(checks: Mapping[str, TextCheck], kept: np.ndarray, special: set[int]) -> list[Tensor]:
+def model_batches(
+    checks: Mapping[str, TextCheck], kept: np.ndarray, special: set[int], *, ending: int | None = None
+) -> list[Tensor]:
     """Batches of full-vocabulary ids for the model check, each (texts, tokens), cut to equal length.
+
+    Each ends in the token `ending`, if there is one: some heads read there.
 
     Unchanged lines of every corpus; without any, kept tokens in random order (seed 0).
     """
@@ -136,7 +140,8 @@ def model_batches(checks: Mapping[str, TextCheck], kept: np.ndarray, special: se
     for start in range(0, len(texts), AT_A_TIME):
         group = texts[start : start + AT_A_TIME]
         length = min(MODEL_TOKENS, *map(len, group))
-        batches.append(torch.tensor([ids[:length] for ids in group]))
+        last = [] if ending is None else [ending]
+        batches.append(torch.tensor([ids[:length] + last for ids in group]))
     return batches
 
 

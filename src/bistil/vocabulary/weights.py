@@ -1,6 +1,9 @@
-"""A model with fewer rows in its vocabulary: input and output embeddings, output bias, ids in its configuration."""
+"""A model with fewer tokens: embeddings, output matrix and bias, other entries per token, ids in its configuration."""
 
+import warnings
 from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,46 +52,40 @@ def blank_model(name: str) -> PreTrainedModel:
     return model.to(config.dtype or torch.float32)
 
 
+def vocabulary_axes(model: PreTrainedModel) -> dict[str, int]:
+    """Name -> axis of every parameter and saved buffer with one entry per token along an axis.
+
+    These are what grows when the class is built for one token more: embeddings, output matrix, output bias, and what a
+    class has besides, such as the `final_logits_bias` (1, rows) of BART and its kin. Sizes that happen to be the
+    vocabulary's, of positions or labels, do not grow.
+
+    Raises:
+        ArtefactError: the class cannot be built from its configuration alone.
+    """
+    rows = embedding_rows(model)
+    config = deepcopy(model.config)
+    _resize_config(config, rows, rows + 1)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of initialising what is empty
+            larger = {name: value.shape for name, value in type(model)(config).state_dict().items()}
+    except Exception as error:  # whatever a class makes of a configuration
+        reason = " ".join(str(error).split())
+        raise ArtefactError(f"{type(model).__name__} cannot be built for another vocabulary: {reason}") from error
+    found = {}
+    for name, value in model.state_dict().items():
+        grown = [axis for axis, (old, new) in enumerate(zip(value.shape, larger[name], strict=True)) if old != new]
+        if len(grown) > 1 or (grown and value.shape[grown[0]] != rows):
+            raise ArtefactError(f"{name} of {type(model).__name__} depends on the vocabulary in an unknown way")
+        if grown:
+            found[name] = grown[0]
+    return found
+
+
 def vocabulary_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Name -> parameter of everything with one row per token: embeddings, output matrix, output bias.
-
-    A tied parameter is listed under each of its names.
-    """
-    rows = embedding_rows(model)
-    output = model.get_output_embeddings()
-    found = {id(model.get_input_embeddings().weight)}
-    if output is not None:
-        found |= {id(parameter) for parameter in output.parameters(recurse=False) if len(parameter) == rows}
-        # A prediction head may hold its bias beside the output matrix and not in it.
-        base = (
-            {id(parameter) for parameter in model.base_model.parameters()} if model.base_model is not model else set()
-        )
-        found |= {
-            id(parameter)
-            for name, parameter in model.named_parameters()
-            if name.endswith("bias") and parameter.shape == (rows,) and id(parameter) not in base
-        }
-    return {
-        name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in found
-    }
-
-
-def vocabulary_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Name -> saved buffer with one column per token: the bias of the logits that BART and its kin keep, (1, rows).
-
-    Only numbers beside the encoder count: inside it, positions may happen to be as many as tokens.
-    """
-    rows = embedding_rows(model)
-    saved = model.state_dict().keys()
-    base = set() if model.base_model is model else {id(buffer) for buffer in model.base_model.buffers()}
-    return {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if name in saved
-        and id(buffer) not in base
-        and buffer.is_floating_point()
-        and tuple(buffer.shape) in ((rows,), (1, rows))
-    }
+    """Name -> parameter of everything with one entry per token; a tied parameter is listed under each of its names."""
+    axes = vocabulary_axes(model)
+    return {name: value for name, value in model.named_parameters(remove_duplicate=False) if name in axes}
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
@@ -128,7 +125,7 @@ def fixed_ids(model: PreTrainedModel, tokens: int) -> set[int]:
 
 
 def trim_model(model: PreTrainedModel, kept: torch.Tensor, tokens: int) -> list[str]:
-    """Keep the rows `kept` of everything that has one row per token, in place, and renumber ids in configurations.
+    """Keep the entries `kept` of everything that has one per token, in place, and renumber ids in configurations.
 
     Ties between parameters and number formats stay as they are. An id that the tokenizer has no token for becomes
     None.
@@ -142,24 +139,21 @@ def trim_model(model: PreTrainedModel, kept: torch.Tensor, tokens: int) -> list[
     """
     rows, size = embedding_rows(model), len(kept)
     new = {int(old): i for i, old in enumerate(kept)}
+    axes = vocabulary_axes(model)
     # Embedding modules are found before, and renumbered after, their parameters are replaced.
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    named = vocabulary_parameters(model)
-    buffers = vocabulary_buffers(model)
-    old_parameters = {id(parameter) for parameter in named.values()}
-    trimmed: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if id(parameter) not in old_parameters:
-                continue
-            if id(parameter) not in trimmed:
-                trimmed[id(parameter)] = nn.Parameter(parameter.detach()[kept], requires_grad=parameter.requires_grad)
-            setattr(module, name, trimmed[id(parameter)])
-            if isinstance(module, nn.Linear) and module.out_features == rows:
-                module.out_features = size
-    for name, buffer in buffers.items():
+    trimmed: dict[int, torch.Tensor] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, axis in axes.items():
         owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, buffer[..., kept])
+        module = model.get_submodule(owner)
+        old = getattr(module, last)
+        if id(old) not in trimmed:
+            cut = old.detach().index_select(axis, kept)
+            trimmed[id(old)] = nn.Parameter(cut, requires_grad=old.requires_grad) if name in parameters else cut
+        setattr(module, last, trimmed[id(old)])
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
     for module in embeddings:
         if module.num_embeddings == rows and len(module.weight) == size:
             module.num_embeddings = size
@@ -167,15 +161,42 @@ def trim_model(model: PreTrainedModel, kept: torch.Tensor, tokens: int) -> list[
                 module.padding_idx = new.get(module.padding_idx)
     for config in _configurations(model):
         renumber_config(config, kept.numpy(), tokens)
-        if getattr(config, "vocab_size", None) == rows:
-            config.vocab_size = size
-    return sorted(named)
+    _resize_config(model.config, rows, size)
+    return sorted(name for name in axes if name in parameters)
+
+
+def check_shapes(folder: Path, model: PreTrainedModel) -> None:
+    """Make sure that the class of a written model expects what was written.
+
+    Raises:
+        ArtefactError: it does not.
+    """
+    expected = blank_model(str(folder)).state_dict()
+    for name, value in model.state_dict().items():
+        if name in expected and expected[name].shape != value.shape:
+            raise ArtefactError(
+                f"{type(model).__name__} cannot be trimmed: its {name} would be {tuple(value.shape)}, but the class "
+                f"expects {tuple(expected[name].shape)}"
+            )
+
+
+def _resize_config(config: PreTrainedConfig, rows: int, size: int) -> None:
+    """Name another size of the vocabulary wherever a configuration, or one inside it, names the old one."""
+    for one in _nested(config):
+        for key in ("vocab_size", "decoder_vocab_size"):
+            if getattr(one, key, None) == rows:
+                setattr(one, key, size)
+
+
+def _nested(config: PreTrainedConfig) -> list[Any]:
+    configs: list[Any] = [config]
+    for one in configs:
+        configs += [value for value in vars(one).values() if isinstance(value, PreTrainedConfig)]
+    return configs
 
 
 def _configurations(model: PreTrainedModel) -> list[Any]:
-    configs: list[Any] = [model.config]
-    for config in configs:
-        configs += [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    configs = _nested(model.config)
     generation = getattr(model, "generation_config", None)
     return [*configs, generation] if generation is not None else configs
 
