@@ -125,13 +125,14 @@ def write_model(
     made: Sequence[str] = (),
     metrics: Mapping[str, str] | None = None,
     pipeline_tag: str | None = None,
+    task: str | None = None,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
 
     Args:
         output: a folder that exists gives way.
         record: what `bistil.json` holds beside the versions: settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag: of the card, see `cards.write_model_card`.
+        title, summary, languages, made, metrics, pipeline_tag, task: of the card, see `cards.write_model_card`.
     """
     from bistil.cards import write_model_card
 
@@ -148,6 +149,7 @@ def write_model(
             made=made,
             metrics=metrics,
             pipeline_tag=pipeline_tag,
+            task=task,
         )
 
 

@@ -117,7 +117,10 @@ def planned_steps(size: int, settings: TrainingSettings) -> int:
     if settings.steps is not None:
         return settings.steps
     assert settings.epochs is not None
-    return max(1, math.ceil(size * settings.epochs / settings.batch_size))
+    steps = math.ceil(size * settings.epochs / settings.batch_size)
+    if settings.most_steps is not None:
+        steps = min(steps, settings.most_steps)
+    return max(1, steps, settings.least_steps or 0)
 
 
 def check_loggers(names: Sequence[str]) -> None:

@@ -134,7 +134,7 @@ class Task(ABC):
     """Name in a recipe."""
 
     pipeline_tag: str | None = None
-    """The pipeline of transformers that runs such models; None where there is none."""
+    """The hub's name of the task; None where it has none."""
 
     padding: Mapping[str, int] = {}
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
