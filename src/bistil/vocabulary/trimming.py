@@ -200,7 +200,10 @@ def _read_map(folder: Path) -> tuple[torch.Tensor, dict[str, str]]:
     check_product(Path(folder))
     try:
         with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
-            return stored.get_tensor("kept_ids"), stored.metadata() or {}
+            kept, facts = stored.get_tensor("kept_ids"), stored.metadata() or {}
+        if kept.ndim != 1 or bool((kept.diff() < 1).any()) or bool((kept < 0).any()):
+            raise ValueError("its ids do not ascend")
+        return kept, facts
     except Exception as error:
         raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
 
