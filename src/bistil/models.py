@@ -204,6 +204,7 @@ def load_model(
             model = type(model).from_pretrained(
                 None, config=config, dtype=dtype, state_dict={n: v for n, v in kept.items() if n not in made}
             )
+            model.name_or_path = model.config.name_or_path = str(folder)
             made |= {name for name in given if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
