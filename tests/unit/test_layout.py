@@ -22,7 +22,7 @@ ROWS = (
     ("evaluation", "benchmark", "adaptation"),
     ("distillation",),
     ("sparse",),
-    ("tasks", "parsing", "training", "progress", "vocabulary"),
+    ("tasks", "parsing", "training", "vocabulary"),
     (
         "student",
         "representations",
@@ -34,7 +34,7 @@ ROWS = (
         "reading",
     ),
     ("families", "models", "cards", "pretrained"),
-    ("recipe", "artefacts", "errors", "memory"),
+    ("recipe", "artefacts", "errors", "memory", "progress"),
 )
 
 
