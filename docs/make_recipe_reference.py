@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bistil.recipe import Recipe, TaskSettings, task_preset
+from bistil.training import planned_steps
 
 INTRODUCTION = """# The recipe
 
@@ -34,7 +35,9 @@ test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
 
 def main() -> None:
     """Write the page beside this script."""
-    lines = [INTRODUCTION, *section(Recipe, ""), *presets()]
+    # What a recipe of nothing but the required keys comes to: a stage's own defaults, not its settings classes'.
+    recipe = Recipe(teacher="", source="", target="", text={})
+    lines = [INTRODUCTION, *section(Recipe, "", recipe), *presets()]
     Path(__file__).with_name("recipe.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -51,6 +54,8 @@ def presets() -> list[str]:
         "examples three epochs of the student are [worth their time](tasks.md#longer-distillation). It is dense, for a",
         "sparse fine-tuning takes half as many steps again for the same score. For an SFT write `[phase2.sparse]` and",
         "its epochs.",
+        "",
+        *small_data(),
         "",
         "| preset | task | epochs, dense / sparse | batch | learning rate, teacher / student | warm-up "
         "| evaluated every | max_length | target text |",
@@ -75,8 +80,30 @@ def presets() -> list[str]:
     return [*lines, ""]
 
 
-def section(settings: type, path: str) -> list[str]:
-    """A table of one settings class, and those of the classes inside it."""
+def small_data() -> list[str]:
+    """How the lengths of `short` follow the size of the data, computed by what training uses."""
+    short = task_preset("short", "token-classification")
+    teacher, student = short.finetune.training, short.phase2.training
+    lines = [
+        f"Lengths of `short` follow the size of the data: passes over it, but at least {teacher.least_steps:,}",
+        f"optimizer steps (`least_steps`) and at most {teacher.most_steps:,} (`most_steps`). For tagging, in steps of",
+        "16 examples:",
+        "",
+        "| labelled examples | teacher: 2 passes | student: 1 pass, and as much target text |",
+        "| --- | --- | --- |",
+    ]
+    for examples in (500, 5_000, 50_000):
+        seen = round(examples * (1 + short.phase2.target_text))
+        lines.append(f"| {examples:,} | {planned_steps(examples, teacher):,} | {planned_steps(seen, student):,} |")
+    return lines
+
+
+def section(settings: type, path: str, effective: Any = None) -> list[str]:
+    """A table of one settings class, and those of the classes inside it.
+
+    Args:
+        effective: what a recipe gets that gives nothing of this table; None: the table has to be written to be there.
+    """
     hints = get_type_hints(settings)
     title = f"`[{path}]`" if path else "Top level"
     lines = [f"## {title}", "", (settings.__doc__ or "").split("\n\n")[0], "", "| key | type | default | meaning |"]
@@ -84,10 +111,12 @@ def section(settings: type, path: str) -> list[str]:
     below: list[str] = []
     for one in fields(settings):
         inner = next((t for t in (hints[one.name], *get_args(hints[one.name])) if is_dataclass(t)), None)
-        lines.append(f"| `{one.name}` | {kind(hints[one.name])} | {default(one)} | {one.metadata['help']} |")
+        value = default(one, effective)
+        lines.append(f"| `{one.name}` | {kind(hints[one.name])} | {shown(value)} | {one.metadata['help']} |")
         if isinstance(inner, type):
             name = f"{path.strip('[]')}.{one.name}" if path else one.name
-            below += section(inner, f"[{name}]" if get_origin(hints[one.name]) is list else name)
+            of_list = get_origin(hints[one.name]) is list
+            below += section(inner, f"[{name}]" if of_list else name, value if is_dataclass(value) else None)
     return [*lines, "", *below]
 
 
@@ -107,20 +136,28 @@ def kind(hint: Any) -> str:
     return kind(arguments[0]) + ", or none"
 
 
-def default(one: Field[Any]) -> str:
-    """A field's default for the table; tables of their own show theirs below."""
-    if one.default is not MISSING:
-        return (
-            "none"
-            if one.default is None
-            else f"`{str(one.default).lower() if one.default in (True, False) else one.default}`"
-        )
-    if one.default_factory is MISSING:
+def default(one: Field[Any], effective: Any) -> Any:
+    """What a key has when it is not given; MISSING where it must be."""
+    if one.default is MISSING and one.default_factory is MISSING:
+        return MISSING
+    if effective is not None:
+        return getattr(effective, one.name)
+    return one.default_factory() if one.default_factory is not MISSING else one.default
+
+
+def shown(value: Any) -> str:
+    """A default for the table; tables of their own show theirs below."""
+    if value is MISSING:
         return "must be given"
-    value = one.default_factory()
-    if is_dataclass(value) or value in ([], {}):
-        return "see below" if is_dataclass(value) else "empty"
-    return "one student, LRF 2"
+    if value is None:
+        return "none"
+    if is_dataclass(value):
+        return "see below"
+    if value in ([], {}):
+        return "empty"
+    if isinstance(value, list):
+        return "one student, LRF 2"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 if __name__ == "__main__":

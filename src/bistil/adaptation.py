@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from bistil.artefacts import check_new
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
 from bistil.fast_linear import fast_linear
-from bistil.models import load_tokenizer, model_folder
+from bistil.models import load_model, load_tokenizer, model_folder, read_config
 from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import SparseSettings, TrainingSettings, option
 from bistil.sparse import SparseFineTuning, train_sparse
-from bistil.tasks.base import check_length, quiet_transformers
+from bistil.tasks.base import check_length
 from bistil.training import processes
 
 # Held-out blocks beyond these cost time and tell little more.
@@ -94,18 +94,9 @@ def masked_lm_model(name: str, *, seed: int) -> tuple[PreTrainedModel, list[str]
         ArtefactError: the model cannot be loaded, or belongs to no supported family.
     """
     folder = model_folder(name)
-    try:
-        family_of(AutoConfig.from_pretrained(folder))
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, report = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"{name} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    family_of(read_config(folder))
+    model, missing = load_model(folder, AutoModelForMaskedLM, head="optional", seed=seed)
     prefix = family_of(model).prefix(model)
-    missing = set(report["missing_keys"])
-    lost = sorted(key for key in missing if key.startswith(prefix))
-    if lost:
-        raise ArtefactError(f"{name} lacks the parameter {lost[0]}: its weights are not those of its config.json")
     output = model.get_output_embeddings()
     # The untying: a frozen copy of the embeddings predicts, so that what the language changes in the input embeddings
     # does not have to serve both ends.

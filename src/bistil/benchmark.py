@@ -22,11 +22,11 @@ import psutil
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 import bistil
 from bistil.errors import ArtefactError, InputError
-from bistil.models import load_tokenizer, model_class
+from bistil.models import load_model, load_tokenizer
 from bistil.tasks.words import encode_words, split_words
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
@@ -80,17 +80,9 @@ def load_for_inference(folder: Path) -> Any:
     """The model that a folder's config.json names under "architectures", for inference: float32, CPU, no gradients.
 
     Raises:
-        ArtefactError: `folder` is no Hugging Face model folder, or its class is unknown.
+        ArtefactError: `folder` is no Hugging Face model folder, is damaged, or its class is unknown.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder} is not a Hugging Face model folder: {_first_line(error)}") from error
-    kind = model_class(config)
-    try:
-        return kind.from_pretrained(folder, config=config, dtype=torch.float32).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"cannot load {folder} as {kind.__name__}: {_first_line(error)}") from error
+    return load_model(folder)[0].requires_grad_(False)
 
 
 def count_parameters(model: Any) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Model cards: the README.md of every model folder, as the Hugging Face hub reads it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def write_model_card(
     tags: Sequence[str] = (),
     made: Sequence[str] = (),
     metrics: Mapping[str, str | int | float] | None = None,
-    usage: str | None = None,
+    task: str | None = None,
 ) -> Path:
     """Write `README.md` into a model folder: YAML metadata for the hub, then what a reader wants to know.
 
@@ -72,12 +73,12 @@ def write_model_card(
         languages: language codes such as en and it.
         base_model: where the weights come from. Only a hub name (`owner/name`) goes into the metadata: a local path
             would be a broken link there, and may be private.
-        pipeline_tag: such as text-classification; also chooses the usage example when `usage` is none.
+        pipeline_tag: the hub's name of the task, such as text-classification.
         license: hub identifier such as mit; left out when unknown, because a wrong one is worse than none.
         tags: beyond `bistil`, which is always there.
         made: steps and settings, one line each.
         metrics: figures, numbers as they are, in the order given.
-        usage: Python code; default: three lines with the pipeline, or with AutoModel.
+        task: kind of the task, which chooses the example of use (see `usage_code`).
 
     Returns:
         The path of the card.
@@ -99,7 +100,7 @@ def write_model_card(
         summary=summary.strip(),
         made=[_line(step) for step in made],
         metrics={_cell(name): _cell(_number(value)) for name, value in (metrics or {}).items()},
-        usage=usage or _usage(pipeline_tag),
+        usage=usage_code(task, "path/to/this/folder"),
         version=bistil.__version__,
     )
     ModelCard(content)  # parses the metadata, so that a card the hub cannot read is never written
@@ -109,18 +110,43 @@ def write_model_card(
     return path
 
 
-def _usage(pipeline_tag: str | None) -> str:
-    if pipeline_tag is None:
-        return (
-            "from transformers import AutoModel, AutoTokenizer\n\n"
-            'model = AutoModel.from_pretrained("path/to/this/folder")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
-        )
-    return (
-        "from transformers import pipeline\n\n"
-        f'model = pipeline("{pipeline_tag}", model="path/to/this/folder")\n'
-        'print(model("a sentence of yours"))'
-    )
+_PIPELINE = """from transformers import pipeline
+
+model = pipeline({arguments}, model={folder})
+print(model("a sentence of yours"))"""
+# Per kind of task, what runs its models from a folder. transformers 5 has no pipeline for questions and none for trees.
+_USAGE = {
+    "sequence-classification": _PIPELINE.replace("{arguments}", '"text-classification"'),
+    # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
+    "token-classification": _PIPELINE.replace("{arguments}", '"token-classification", aggregation_strategy="first"'),
+    "question-answering": """from bistil.tasks.question_answering import QuestionAnswerer
+
+answer = QuestionAnswerer({folder})
+print(answer("a question of yours", "a passage that holds its answer")[0].text)""",
+    "dependency-parsing": """from bistil.tasks.dependency_parsing import Parser
+from bistil.tasks.words import split_words
+
+parse = Parser({folder})
+print(parse([split_words("a sentence of yours")]))  # per word its head (0: the root) and relation""",
+}
+_ENCODER = """from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained({folder})
+tokenizer = AutoTokenizer.from_pretrained({folder})"""
+
+
+def usage_code(kind: str | None, folder: str) -> str:
+    """Python code that loads a model from its folder and runs it.
+
+    Args:
+        kind: of the task, such as "token-classification"; anything else: a model without a task.
+        folder: as the code shall name it.
+
+    Example:
+        >>> print(usage_code("token-classification", "students/lrf2").splitlines()[2])
+        model = pipeline("token-classification", aggregation_strategy="first", model="students/lrf2")
+    """
+    return _USAGE.get(kind or "", _ENCODER).replace("{folder}", json.dumps(folder, ensure_ascii=False))
 
 
 def _is_hub_name(name: str) -> bool:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bistil.artefacts import file_digest, json_digest, whole_file
-from bistil.errors import InputError
+from bistil.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
+from bistil.errors import ArtefactError, InputError
 from bistil.objectives import IGNORED
+from bistil.progress import say
 from bistil.text_files import line_batches
 
 # Changes when the same text and tokenizer would give other blocks.
@@ -95,7 +96,7 @@ def token_blocks(
         raise InputError(f"block_length is {length}; blocks need at least 4 tokens")
     key = json_digest([_FORMAT, [file_digest(Path(f)) for f in files], _tokenizer_digest(tokenizer), length])
     target = cache / f"blocks-{key[:32]}.arrow"
-    if not target.exists():
+    if not _is_sound(target):
         for file in files:
             check_text(Path(file))
         lines = cache / f"lines-{key[:32]}.arrow"
@@ -108,6 +109,8 @@ def token_blocks(
                 length=length,
                 where=", ".join(map(str, files)),
             )
+            # Written last: blocks without it are not used.
+            write_sealed(_seal(target), {"sha256": file_digest(target)})
         finally:
             lines.unlink(missing_ok=True)
     return datasets.Dataset.from_file(str(target)).with_format("numpy")
@@ -258,6 +261,27 @@ def batches(
         )
 
 
+def _seal(blocks: Path) -> Path:
+    """Where the digest of a file of blocks is."""
+    return blocks.with_suffix(".json")
+
+
+def _is_sound(blocks: Path) -> bool:
+    """Whether blocks are there and are what was written; damaged ones are removed, and the user is told."""
+    seal = _seal(blocks)
+    if not (blocks.exists() and seal.exists()):
+        return False
+    try:
+        if read_sealed(seal).get("sha256") == file_digest(blocks):
+            return True
+    except ArtefactError:
+        pass
+    say(f"{blocks} is damaged: the text is tokenized again")
+    seal.unlink()
+    blocks.unlink()
+    return False
+
+
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend: Any = tokenizer
     return sha256(backend.backend_tokenizer.to_str().encode()).hexdigest()
@@ -302,6 +326,8 @@ def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: in
         return
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
     tokens = cache / f"{lines.stem}-tokens.arrow"
+    # What a killed process left is not gone on with.
+    _remove_all(cache, f"{lines.stem}-tokens*.arrow")
     # Rust threads and forked processes do not mix; each process uses one thread.
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -315,6 +341,7 @@ def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: in
             remove_columns=["text"],
             features=features,
             cache_file_name=str(tokens),
+            load_from_cache_file=False,
             desc="tokenizing",
         )
         for chunk in encoded.data.column("input_ids").chunks:
@@ -324,8 +351,12 @@ def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: in
         os.environ.pop("TOKENIZERS_PARALLELISM")
         if before is not None:
             os.environ["TOKENIZERS_PARALLELISM"] = before
-        for file in cache.glob(f"{lines.stem}-tokens*.arrow"):
-            file.unlink()
+        _remove_all(cache, f"{lines.stem}-tokens*.arrow")
+
+
+def _remove_all(folder: Path, pattern: str) -> None:
+    for file in folder.glob(pattern):
+        file.unlink()
 
 
 def _write_blocks(pieces: Iterator[np.ndarray], target: Path, *, length: int, where: str) -> None:

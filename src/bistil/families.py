@@ -5,6 +5,7 @@ same encoder hangs on the attribute that the head's class names (`base_model_pre
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,18 @@ def family_of(model_or_config: Any) -> Family:
     if model_type not in _FAMILIES:
         raise ArtefactError(f"model type {model_type!r} is not supported; supported are {', '.join(SUPPORTED)}")
     return _FAMILIES[model_type]
+
+
+def base_prefix(model: nn.Module) -> str:
+    """ "bert." for a model of any family that holds its encoder as `.bert`, "" for a bare encoder."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
+
+
+def head_names(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Those of a model's parameter names that a task brings: outside the encoder, and the encoder's pooler."""
+    prefix = base_prefix(model)
+    return {name for name in names if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")}
 
 
 @torch.no_grad()

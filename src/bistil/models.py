@@ -1,26 +1,37 @@
-"""Names to models: hub names, folders, and the teacher that comes with a package."""
+"""Names to models: hub names, folders, and the teacher that comes with a package; and the one loader of weights."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import transformers
 from huggingface_hub.utils import enable_progress_bars
+from torch import nn
 from transformers import (
+    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers import logging as transformers_logging
 from transformers.utils.logging import disable_progress_bar
 
 import bistil
-from bistil.artefacts import read_json, whole_folder, write_json
-from bistil.errors import ArtefactError, InputError
+from bistil.artefacts import check_product, read_json, whole_folder, write_json
+from bistil.errors import ArtefactError, BistilError, InputError
+from bistil.families import base_prefix, head_names
 from bistil.tokenizer_files import read_tokenizer, write_tokenizer
 
 PACKAGED = "e5-small"
+
+HeadRule = Literal["whole", "optional", "new"]
+"""What a folder must give a model besides its encoder. "whole": its head; "optional": what it lacks of the head is made
+anew; "new": all of the head is made anew, whatever the folder has. A pooler counts as head where a head reads it."""
 
 # A run loads and writes dozens of models: transformers' bar for each would drown what the run itself says. Downloads,
 # which can take minutes, keep theirs.
@@ -140,6 +151,163 @@ def model_class(config: PreTrainedConfig) -> Any:
     return found
 
 
+def read_config(folder: str | Path) -> Any:
+    """The configuration of a model in a folder, or of a hub name.
+
+    Raises:
+        ArtefactError: config.json is missing or damaged.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers and its parsers raise anything
+        if not (Path(folder) / "config.json").is_file():
+            raise ArtefactError(f"{folder} is not a Hugging Face model folder: {_first_line(error)}") from error
+        raise ArtefactError(f"the config.json of {folder} cannot be read: {_first_line(error)}") from error
+
+
+def task_of(class_name: str) -> str:
+    """What a model class is for: "token-classification" of `BertForTokenClassification`, "" of `BertModel`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", class_name.partition("For")[2]).lower()
+
+
+def load_model(
+    folder: str | Path,
+    auto_class: Any = None,
+    *,
+    head: HeadRule = "whole",
+    config: Any = None,
+    seed: int = 0,
+    dtype: Any = torch.float32,
+    **options: Any,
+) -> tuple[Any, set[str]]:
+    """A model with the weights of a folder, in evaluation mode: the only way in which weights are loaded.
+
+    Nothing is used that is damaged: the folder's files are those that were written (where it says what was written),
+    all tensors are there, of the configuration's shapes and number, and finite.
+
+    Args:
+        folder: of a model, or a hub name.
+        auto_class: such as `AutoModelForTokenClassification`; default: the class that the configuration names.
+        head: which parameters outside the encoder may be made anew.
+        config: instead of the folder's own.
+        seed: of what is made anew.
+        dtype: number format; "auto" keeps the file's.
+        options: for `from_pretrained`.
+
+    Returns:
+        The model, and the names of its parameters that were made anew.
+
+    Raises:
+        ArtefactError: the folder holds no such model, or a damaged one.
+    """
+    if Path(folder).is_dir():
+        check_product(Path(folder))
+    config = read_config(folder) if config is None else config
+    named = {task_of(name) for name in config.architectures or ()}
+    kind = model_class(config) if auto_class is None else auto_class
+    options = {
+        "config": config,
+        "dtype": dtype,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+        **options,
+    }
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model, report = kind.from_pretrained(folder, **options)
+        except BistilError:
+            raise
+        except Exception as error:  # a damaged file makes readers raise anything
+            raise ArtefactError(f"cannot load {folder} as {kind.__name__}: {_first_line(error)}") from error
+        wanted = task_of(type(model).__name__)
+        if head == "whole" and auto_class is not None and wanted and named and wanted not in named:
+            raise _no_head(folder, wanted)
+        made = _check_loaded(folder, model, report, head=head, named=named)
+        if head == "new" and (given := head_names(model, model.state_dict()) - made):
+            prefix = base_prefix(model)
+            kept = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+            torch.manual_seed(seed)
+            model = type(model).from_pretrained(
+                None, config=config, dtype=dtype, state_dict={n: v for n, v in kept.items() if n not in made}
+            )
+            model.name_or_path = model.config.name_or_path = str(folder)
+            made |= {name for name in given if not name.startswith(prefix)}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            raise ArtefactError(f"{folder} is damaged: {name} has values that are NaN or infinite; {_REMEDY}")
+    return model.eval(), made
+
+
+_REMEDY = "fetch or make it again"
+_FINE_TUNED = ("token-classification", "sequence-classification", "question-answering", "dependency-parsing")
+
+
+def _check_loaded(
+    folder: str | Path, model: nn.Module, report: Mapping[str, Any], *, head: HeadRule, named: Collection[str]
+) -> set[str]:
+    """Refuse what may not be missing, not fit or be too much; returns the names of what was made anew."""
+    names = list(model.state_dict())
+    heads = head_names(model, names)
+    missing, misfits = set(report["missing_keys"]), {name: shapes for name, *shapes in report["mismatched_keys"]}
+    bare = not base_prefix(model)
+    may_lack = heads if head != "whole" or bare else set()
+    for name, (found, expected) in misfits.items():
+        if head != "new" or name not in heads:
+            raise ArtefactError(
+                f"the weights of {folder} do not fit its config.json: {name} is {tuple(found)}, it should be "
+                f"{tuple(expected)}; {_REMEDY}"
+            )
+    # In the model's order; what is under another name than the model's own is no parameter of it.
+    lost = [name for name in names if name in missing and name not in may_lack]
+    wanted = task_of(type(model).__name__)
+    if lost and set(lost) <= heads and wanted not in named:
+        raise _no_head(folder, wanted)
+    if lost:
+        more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+        raise ArtefactError(f"{folder} is damaged: its weights lack the tensor {lost[0]}{more}; {_REMEDY}")
+    _check_depth(folder, model, report["unexpected_keys"])
+    return missing | set(misfits)
+
+
+def _check_depth(folder: str | Path, model: nn.Module, unexpected: Collection[str]) -> None:
+    """Refuse weights of layers that the configuration does not have."""
+    if not unexpected:
+        return
+    own = base_prefix(model)
+    known = re.escape(getattr(model, "base_model_prefix", ""))
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or not path.startswith(own):
+            continue
+        layer = re.compile(rf"(?:{known}\.)?{re.escape(path.removeprefix(own))}\.(\d+)\.")
+        found = [int(match[1]) for key in unexpected if (match := layer.match(key))]
+        if found:
+            raise ArtefactError(
+                f"{folder}: its config.json has {len(module)} layers, its weights {max(found) + 1}; {_REMEDY}"
+            )
+
+
+def _no_head(folder: str | Path, task: str) -> ArtefactError:
+    remedy = "fetch the whole model, or name its encoder's class in config.json"
+    if task in _FINE_TUNED:
+        remedy = "fine-tune it first, with `bistil finetune`"
+    return ArtefactError(f"{folder} has no head for {task}: {remedy}")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the report of newly initialised weights: `load_model` says itself what may be new."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 def write_model(
     output: Path,
     model: PreTrainedModel,
@@ -152,13 +320,14 @@ def write_model(
     made: Sequence[str] = (),
     metrics: Mapping[str, str] | None = None,
     pipeline_tag: str | None = None,
+    task: str | None = None,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
 
     Args:
         output: a folder that exists gives way.
         record: what `bistil.json` holds beside the versions: settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag: of the card, see `cards.write_model_card`.
+        title, summary, languages, made, metrics, pipeline_tag, task: of the card, see `cards.write_model_card`.
     """
     from bistil.cards import write_model_card
 
@@ -175,6 +344,7 @@ def write_model(
             made=made,
             metrics=metrics,
             pipeline_tag=pipeline_tag,
+            task=task,
         )
 
 
@@ -186,7 +356,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         ArtefactError: the tokenizer's files are damaged, or it has no fast form.
         MissingExtraError: there is a SentencePiece model only, and a package that reads it is missing.
     """
-    return read_tokenizer(model_folder(name, weights=False), name)
+    folder = model_folder(name, weights=False)
+    check_product(folder)
+    return read_tokenizer(folder, name)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,9 +7,10 @@ Defaults suit two CPU cores; `recipes/paper-mbert.toml` holds the paper's settin
 import difflib
 import tomllib
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from bistil.errors import RecipeError
 
@@ -57,6 +58,8 @@ class TrainingSettings:
 
     steps: int | None = option(None, "optimizer steps; give either steps or epochs")
     epochs: float | None = option(None, "passes over the training data")
+    least_steps: int | None = option(None, "with epochs: at least so many steps, by more passes over little data")
+    most_steps: int | None = option(None, "with epochs: at most so many steps, by fewer passes over much data")
     batch_size: int = option(16, "examples per optimizer step, over all processes and accumulated parts")
     accumulation: int = option(1, "parts that a batch is cut into to save memory")
     learning_rate: float = option(1e-4, "peak learning rate; decays linearly to 0")
@@ -76,6 +79,8 @@ class TrainingSettings:
         """Raises RecipeError for a number that no training can have."""
         for name in (
             "steps",
+            "least_steps",
+            "most_steps",
             "batch_size",
             "accumulation",
             "checkpoint_steps",
@@ -90,10 +95,20 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise RecipeError(f"{name} is {value}; it must be above 0")
+        if self.least_steps is not None and self.most_steps is not None and self.least_steps > self.most_steps:
+            raise RecipeError(f"least_steps is {self.least_steps}, above most_steps, {self.most_steps}")
         if self.warmup_steps > 1 and self.warmup_steps % 1:
             raise RecipeError(
                 f"warmup_steps is {self.warmup_steps}; give a whole number of steps, or a share of all steps below 1"
             )
+        if self.patience is not None and self.evaluate_steps is None:
+            raise RecipeError(f"patience is {self.patience}, but nothing is evaluated before the end: evaluate_steps")
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Raises RecipeError for bounds of a length in epochs beside a number of steps (see `parse`)."""
+        for name in ("least_steps", "most_steps") if given.get("steps") is not None else ():
+            if given.get(name) is not None:
+                raise RecipeError(f"{name} is {given[name]} beside steps, which are exact: give it with epochs")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -125,6 +140,11 @@ class StudentSettings:
     objective: ObjectiveSettings | None = option(
         None, "this student's own weights of the phase 1 losses, instead of phase1.objective"
     )
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Raises RecipeError for a spread without the depth that it spreads (see `parse`)."""
+        if given.get("spread") is not None and self.depth is None:
+            raise RecipeError(f"spread is {self.spread!r}, which is a depth's: give depth instead of the layers")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -179,9 +199,13 @@ class TaskSettings:
     parser_projection: int | None = option(None, "dependency parsing: dimensions before the biaffine; none: full head")
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a length or size that no example fits in."""
+        """Raises RecipeError for a length or size that no example fits in, and for what this task has no use for."""
         _at_least(self, "max_length", 4)
         _at_least(self, "parser_projection", 1)
+        if self.parser_projection is not None and self.kind != "dependency-parsing":
+            raise RecipeError(f"parser_projection is of dependency parsing; {self.kind} has no use for it")
+        if self.label_map and self.kind == "question-answering":
+            raise RecipeError("label_map renames labels, and question-answering has none: leave it out")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -190,8 +214,31 @@ class FinetuneSettings:
 
     sparse: SparseSettings | None = option(factory=SparseSettings, help="sparse fine-tuning; false: dense")
     training: TrainingSettings = option(
-        factory=lambda: TrainingSettings(epochs=3.0, batch_size=16, learning_rate=1e-4), help="the training run"
+        factory=lambda: TrainingSettings(epochs=3.0, batch_size=16, learning_rate=1e-4),
+        help="the training run; steps and epochs are those of a dense fine-tuning",
     )
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for steps that a sparse fine-tuning would not take."""
+        if self.training.steps is not None:
+            self.check_given({"training": {"steps": self.training.steps}})
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Refuse a length that is written down and would have no effect.
+
+        Args:
+            given: the plain values that the settings were read from.
+
+        Raises:
+            RecipeError: steps or epochs of a training run whose phases have lengths of their own.
+        """
+        lengths = given.get("training", {})
+        for name in ("steps", "epochs") if self.sparse is not None else ():
+            if lengths.get(name) is not None:
+                raise RecipeError(
+                    f"training.{name} is {lengths[name]}, but the fine-tuning is sparse: give sparse.dense_{name} and "
+                    f"sparse.sparse_{name}, or sparse = false"
+                )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -206,6 +253,15 @@ class Phase2Settings(FinetuneSettings):
         1.0, "batches of unlabelled target text per batch of labelled source examples; 0 in the paper"
     )
     target_sentences: int | None = option(None, "learn from so many lines of target text, drawn at random; none: all")
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Also refuse what only a task teacher, or target text, would make use of."""
+        super().check_given(given)
+        for name in ("target_text", "target_sentences", "objective") if not self.teacher_forced else ():
+            if given.get(name):
+                raise RecipeError(f"{name} is given, but teacher_forced = false learns from labels only: leave one out")
+        if self.target_sentences is not None and not self.target_text:
+            raise RecipeError(f"target_sentences is {self.target_sentences}, but target_text is 0: leave one out")
 
 
 def without_target_text(settings: Phase2Settings) -> Phase2Settings:
@@ -244,18 +300,26 @@ class _Lengths:
     learning_rate: float
     student_rate: float
     warmup_steps: float = 0.0
+    least_steps: int | None = None
+    most_steps: int | None = None
     evaluate_steps: int | None
     max_length: int
+
+
+SHORT_LEAST_STEPS, SHORT_MOST_STEPS = 300, 3_000
 
 
 def _short(*, batch_size: int, max_length: int) -> _Lengths:
     """A line of `short`: lengths for two CPU cores, close to those of the studies in docs/tasks.md.
 
     Dense: a sparse fine-tuning takes half as many steps again for the same score, for its mask costs training too.
+    Lengths follow the size of the data between two bounds: a few hundred examples, in two passes, teach a new head
+    hardly anything (benchmarks/records/short_lengths.jsonl), and a hundred thousand would take a night.
     """
     return _Lengths(
         dense_epochs=2, student_epochs=1, sparse_epochs=None, batch_size=batch_size, learning_rate=1.5e-4,
-        student_rate=3e-4, warmup_steps=0.1, evaluate_steps=None, max_length=max_length,
+        student_rate=3e-4, warmup_steps=0.1, least_steps=SHORT_LEAST_STEPS, most_steps=SHORT_MOST_STEPS,
+        evaluate_steps=None, max_length=max_length,
     )  # fmt: skip
 
 
@@ -298,6 +362,8 @@ def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
             batch_size=line.batch_size,
             learning_rate=learning_rate,
             warmup_steps=line.warmup_steps,
+            least_steps=line.least_steps,
+            most_steps=line.most_steps,
             evaluate_steps=line.evaluate_steps,
         )
 
@@ -350,6 +416,13 @@ class Recipe:
     phase2: Phase2Settings = option(factory=Phase2Settings, help="task distillation")
     compare: CompareSettings = option(factory=CompareSettings, help="rows to compare with")
 
+    def __post_init__(self) -> None:
+        """Raises RecipeError for rows to compare with that would be no other than the student's."""
+        if self.compare.self_taught and not self.phase2.teacher_forced:
+            raise RecipeError("compare.self_taught is on, but phase2.teacher_forced = false: all students are")
+        if self.compare.no_target_text and not (self.phase2.teacher_forced and self.phase2.target_text):
+            raise RecipeError("compare.no_target_text is on, but phase 2 has no target text: leave it out")
+
 
 def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
     """Read, check and resolve a recipe; its relative paths become absolute.
@@ -361,8 +434,8 @@ def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
     Raises:
         RecipeError: unreadable file, unknown key, wrong type, impossible combination.
     """
-    values = load_toml(path)
-    recipe = _with_preset(parse(Recipe, values, str(path)), values, str(path))
+    values, defaults = _with_preset(load_toml(path), str(path))
+    recipe = parse(Recipe, values, str(path), defaults=defaults)
     base = (folder or path.parent).absolute()
 
     def located(files: list[str]) -> list[str]:
@@ -409,17 +482,16 @@ def load_recipe(path: Path, *, folder: Path | None = None) -> Recipe:
     )
 
 
-def _with_preset(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
-    """The recipe with the defaults of its task's preset under what it gives itself."""
-    if recipe.task is None or recipe.task.preset is None:
-        return recipe
-    preset = task_preset(recipe.task.preset, recipe.task.kind)
-    return replace(
-        recipe,
-        task=replace(recipe.task, max_length=values["task"].get("max_length", preset.max_length)),
-        finetune=parse(FinetuneSettings, values.get("finetune", {}), f"{where}.finetune", base=preset.finetune),
-        phase2=parse(Phase2Settings, values.get("phase2", {}), f"{where}.phase2", base=preset.phase2),
-    )
+def _with_preset(values: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's values with its preset's `max_length`, and the preset's defaults of `finetune` and `phase2`."""
+    task = values.get("task")
+    if not isinstance(task, dict) or task.get("preset") is None:
+        return values, {}
+    known = parse(TaskSettings, task, f"{where}.task")
+    assert known.preset is not None
+    preset = task_preset(known.preset, known.kind)
+    values = {**values, "task": {"max_length": preset.max_length, **task}}
+    return values, {"finetune": preset.finetune, "phase2": preset.phase2}
 
 
 def _located(file: str, base: Path) -> str:
@@ -435,7 +507,14 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
 
 
-def parse(settings: type[Settings], values: Any, where: str, *, base: Settings | None = None) -> Settings:
+def parse(
+    settings: type[Settings],
+    values: Any,
+    where: str,
+    *,
+    base: Settings | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
     """Build a settings dataclass from plain values, checking names and types.
 
     Args:
@@ -443,6 +522,7 @@ def parse(settings: type[Settings], values: Any, where: str, *, base: Settings |
         values: what TOML or JSON gave for it.
         where: how to name the place in messages, such as "recipe.toml: phase1.training".
         base: where keys that are not given come from, instead of the class's own defaults.
+        defaults: the same for some keys only.
 
     Raises:
         RecipeError: unknown key (with the nearest known one), missing key, value of another type or out of range.
@@ -451,11 +531,13 @@ def parse(settings: type[Settings], values: Any, where: str, *, base: Settings |
         raise RecipeError(f"{where} must be a table, not {values!r}")
     hints = get_type_hints(settings)
     known: dict[str, Field[Any]] = {f.name: f for f in fields(settings)}  # type: ignore[arg-type]
-    parsed: dict[str, Any] = {}
+    defaults = defaults or {}
+    parsed: dict[str, Any] = dict(defaults)
     for name, value in values.items():
         if name not in known:
             raise RecipeError(f"{where}: unknown key {name!r}; {_suggest(name, list(known))}")
-        parsed[name] = _value(hints[name], value, f"{where}.{name}", base=_default(known[name], base))
+        default = defaults[name] if name in defaults else _default(known[name], base)
+        parsed[name] = _value(hints[name], value, f"{where}.{name}", base=default)
     for group in getattr(settings, "ALTERNATIVES", ()):
         given = [name for name in group if parsed.get(name) is not None]
         if len(given) > 1:
@@ -467,9 +549,13 @@ def parse(settings: type[Settings], values: Any, where: str, *, base: Settings |
         if name not in parsed and one.default is MISSING and one.default_factory is MISSING:
             raise RecipeError(f"{where}: {name!r} is missing ({one.metadata.get('help', '')})")
     try:
-        return settings(**parsed) if base is None else replace(base, **parsed)  # type: ignore[type-var]
+        made: Any = settings(**parsed) if base is None else replace(base, **parsed)  # type: ignore[type-var]
+        # What is written down must have an effect.
+        if hasattr(made, "check_given"):
+            made.check_given(values)
     except RecipeError as error:  # a value that the settings themselves refuse
         raise RecipeError(f"{where}.{error}") from None
+    return cast(Settings, made)
 
 
 def _default(one: Field[Any], base: Any) -> Any:
@@ -482,6 +568,9 @@ def _value(hint: Any, value: Any, where: str, *, base: Any = None) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None or (value is False and type(None) in arguments):
+            return None
+        if value == {} and base is None and _may_be_empty(arguments):
+            # A table in which nothing is given changes nothing: what is none stays none.
             return None
         return _value(next(a for a in arguments if a is not type(None)), value, where, base=base)
     if origin is Literal:
@@ -503,6 +592,14 @@ def _value(hint: Any, value: Any, where: str, *, base: Any = None) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise RecipeError(f"{where} is {value!r}; expected {hint.__name__}")
     return value
+
+
+def _may_be_empty(types_: tuple[Any, ...]) -> bool:
+    """Whether the settings class among these types needs no key."""
+    settings = next((one for one in types_ if is_dataclass(one)), None)
+    return settings is not None and not any(
+        one.default is MISSING and one.default_factory is MISSING for one in fields(settings)
+    )
 
 
 def load_toml(path: Path) -> dict[str, Any]:

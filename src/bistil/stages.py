@@ -1,10 +1,12 @@
 """A run's folder: which stages are done, for which inputs, in what time and memory.
 
-A stage is a function of its inputs. Its record carries a digest of them; when the digest is the same the stage is
-skipped, when it is another the stage is done again, and what was left of an interrupted one is gone on with.
+A stage is a function of its inputs. Its record carries a digest of them and of each file that it wrote; when they are
+the same the stage is skipped, when one is another the stage is done again, and what was left of an interrupted one is
+gone on with.
 """
 
 import fcntl
+import os
 import shutil
 import threading
 import time
@@ -17,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from bistil.artefacts import json_digest, read_json, write_json
-from bistil.errors import InputError
+from bistil.artefacts import CARD, is_as_stamped, json_digest, read_sealed, stamp, stamps, write_json, write_sealed
+from bistil.errors import ArtefactError, InputError
 from bistil.progress import say
 
 # How often memory is sampled and the time spent is put on record, in seconds.
@@ -57,7 +59,7 @@ class RunFolder:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: name a folder as output")
         if mark.exists():
-            known = read_json(mark).get("identity", {})
+            known = _identity(mark)
             other = [key for key in identity if known.get(key) != identity[key]]
             if other:
                 raise InputError(
@@ -88,28 +90,34 @@ class RunFolder:
     def stage(
         self, name: str, inputs: dict[str, Any], outputs: list[Path], action: Callable[[Path], dict[str, Any]]
     ) -> StageResult:
-        """Do a stage, or skip it when it was done with the same inputs and its outputs are there.
+        """Do a stage, or skip it when it was done with the same inputs and its outputs are what it wrote.
 
         Args:
             name: also the name of the stage's record and work folder.
             inputs: plain values that decide the result: settings, and digests of files and of earlier stages.
             outputs: what the stage writes; removed before it is done again.
             action: gets the work folder and returns plain figures for the record.
+
+        Raises:
+            InputError: the stage is to be done again, and a file in its outputs is not of its making.
         """
         digest = json_digest({"stage": name, **inputs})
         record = self.folder / "stages" / f"{name}.json"
-        if record.exists():
-            known = read_json(record)
-            if known["digest"] == digest and all(path.exists() for path in outputs):
+        known = _known(record, name)
+        if known.get("digest") == digest:
+            damaged = self._damaged(known, outputs)
+            if damaged is None:
                 result = StageResult(
                     name, digest, known["figures"], known["seconds"], known["peak_memory_bytes"], skipped=True
                 )
                 self.results.append(result)
                 say(f"{name}: done before, skipped")
                 return result
+            say(f"{name}: {damaged} was damaged or deleted since: made again")
+        self._spare_others(known, outputs)
         work = self.folder / "work" / name
         clock = work / "clock.json"
-        earlier = read_json(clock) if clock.exists() else {}
+        earlier = _known(clock, name)
         if earlier.get("digest") != digest:
             # Whatever lies here belongs to other inputs; going on from it would mix two runs.
             shutil.rmtree(work, ignore_errors=True)
@@ -121,7 +129,7 @@ class RunFolder:
         say(f"{name}: {'going on' if earlier else 'started'}")
         with _metered(clock, digest, earlier) as meter:
             figures = action(work)
-        write_json(
+        write_sealed(
             record,
             {
                 "digest": digest,
@@ -129,6 +137,7 @@ class RunFolder:
                 "seconds": round(meter.seconds, 2),
                 "peak_memory_bytes": meter.peak,
                 "inputs": inputs,
+                "files": self._stamps(outputs),
             },
         )
         shutil.rmtree(work, ignore_errors=True)
@@ -136,6 +145,58 @@ class RunFolder:
         self.results.append(result)
         say(f"{name}: done in {meter.seconds:.0f} s, peak memory {meter.peak / 2**30:.1f} GiB")
         return result
+
+    def _stamps(self, outputs: list[Path]) -> dict[str, Any]:
+        """Name, relative to the run's folder -> stamp of all files that a stage wrote."""
+        found: dict[str, Any] = {}
+        for output in outputs:
+            if output.is_file():
+                found[self._name(output)] = stamp(output)
+            elif output.is_dir():
+                found.update({self._name(output / name): one for name, one in stamps(output).items()})
+        return found
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def _damaged(self, known: dict[str, Any], outputs: list[Path]) -> str | None:
+        """The first file that is not as the stage left it. Of runs of version 0.1 only the outputs' names are known."""
+        gone = (self._name(path) for path in outputs if not path.exists())
+        changed = (n for n, one in known.get("files", {}).items() if not is_as_stamped(self.folder / n, one))
+        return next(gone, None) or next(changed, None)
+
+    def _spare_others(self, known: dict[str, Any], outputs: list[Path]) -> None:
+        """Before outputs are removed: refuse if a file there is none that the stage wrote."""
+        if "files" not in known:
+            return
+        for path in (path for output in outputs if output.is_dir() for path in sorted(output.rglob("*"))):
+            if path.is_file() and path.name != CARD and self._name(path) not in known["files"]:
+                raise InputError(
+                    f"{path} is not of this run's making, and its folder is to be made again: move the file elsewhere"
+                )
+
+
+def _identity(mark: Path) -> dict[str, Any]:
+    try:
+        identity = read_sealed(mark).get("identity")
+    except ArtefactError:
+        identity = None
+    if not isinstance(identity, dict):
+        raise InputError(
+            f"{mark} is damaged, so it is not known whose run this folder holds: name another output folder"
+        )
+    return identity
+
+
+def _known(record: Path, name: str) -> dict[str, Any]:
+    """What a stage's record says; nothing if there is none or it is damaged, which is said."""
+    if not record.exists():
+        return {}
+    try:
+        return read_sealed(record)
+    except ArtefactError:
+        say(f"{name}: {record} is damaged and does not count")
+        return {}
 
 
 class _Meter:
@@ -153,7 +214,7 @@ class _Meter:
         return self.before + time.monotonic() - self.started
 
     def _put(self) -> None:
-        write_json(self.clock, {"digest": self.digest, "seconds": self.seconds, "peak_memory_bytes": self.peak})
+        write_sealed(self.clock, {"digest": self.digest, "seconds": self.seconds, "peak_memory_bytes": self.peak})
 
     def _watch(self) -> None:
         process, last = psutil.Process(), 0.0

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from bistil.artefacts import whole_folder
-from bistil.errors import ArtefactError, RecipeError
+from bistil.errors import RecipeError
 from bistil.families import family_of, fold_gain
-from bistil.models import load_tokenizer
+from bistil.models import load_model, load_tokenizer, read_config
 from bistil.recipe import StudentSettings
 from bistil.tokenizer_files import write_tokenizer
 
@@ -87,10 +87,7 @@ def depth_of(teacher: Path) -> int:
     Raises:
         ArtefactError: its config.json cannot be read, or it is of an unsupported family.
     """
-    try:
-        config = AutoConfig.from_pretrained(teacher)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{teacher} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    config = read_config(teacher)
     return family_of(config).depth(config)
 
 
@@ -102,7 +99,8 @@ def copy_student(teacher: Path, layers: list[int], *, output: Path) -> None:
         layers: 1-based teacher layers, ascending.
         output: gets the student with the teacher's tokenizer; a folder that exists gives way.
     """
-    student: Any = make_student(AutoModel.from_pretrained(teacher), layers)
+    multilingual, _ = load_model(teacher, AutoModel)
+    student: Any = make_student(multilingual, layers)
     with whole_folder(output, replace=True) as folder:
         student.save_pretrained(folder)
         write_tokenizer(load_tokenizer(str(teacher)), folder)

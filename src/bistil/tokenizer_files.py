@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from bistil.artefacts import read_json, write_json
 from bistil.errors import ArtefactError, MissingExtraError
+from bistil.progress import say
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spm.model", "spiece.model", "tokenizer.model", "source.spm")
@@ -61,8 +62,6 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         ArtefactError: the tokenizer's files are missing or damaged, or it has no fast form.
         MissingExtraError: there is a SentencePiece model only, and a package that reads it is missing.
     """
-    from bistil.progress import say
-
     if not any((folder / file).is_file() for file in _VOCABULARY_FILES):
         # transformers would make up an empty vocabulary.
         raise ArtefactError(f"{name} has no tokenizer: {TOKENIZER_FILE} is missing")
@@ -244,8 +243,6 @@ def _unknown(model: dict[str, Any]) -> str | None:
 
 def _from_other_files(folder: Path, name: str) -> PreTrainedTokenizerFast:
     """A tokenizer that transformers builds from a SentencePiece model, vocab.txt, or vocab.json and merges.txt."""
-    from bistil.progress import say
-
     pieces = next((folder / file for file in SENTENCEPIECE_FILES if (folder / file).is_file()), None)
     others = any((folder / file).is_file() for file in ("vocab.txt", "vocab.json"))
     if pieces is not None and not others and not (_installed("sentencepiece") and _installed("google.protobuf")):

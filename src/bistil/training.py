@@ -2,7 +2,8 @@
 
 What is added to the Trainer: a training order that is drawn beforehand, checkpoints that count only once they are
 whole and that hold trained parameters only, the best weights by a held-out figure, a progress line with rate and time
-left, `train_log.jsonl`, and a stop at the first loss that is not a number.
+left, `train_log.jsonl`, and a stop at the first loss that is not a number. What training goes on from is checked by
+digest first: a damaged checkpoint gives way to the one before it.
 """
 
 import json
@@ -11,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -28,13 +30,16 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from bistil.artefacts import json_digest, read_json, whole_file, write_json
-from bistil.errors import DivergenceError, MissingExtraError, RecipeError
-from bistil.progress import Progress
+from bistil.artefacts import file_digest, json_digest, manifest, read_sealed, whole_file, write_sealed
+from bistil.errors import ArtefactError, DivergenceError, InputError, MissingExtraError, RecipeError
+from bistil.progress import Progress, say
 from bistil.recipe import TrainingSettings, to_dict
 
 # Written into a checkpoint folder after everything else: without it the checkpoint does not exist for us.
 COMPLETE = "complete"
+# What a finished run leaves: the weights, then the record that counts on them.
+FINAL, RESULT = "final.safetensors", "result.json"
+BEST = "best-*.safetensors"
 # Where TensorBoard's files are in a work folder, unless the environment's TENSORBOARD_LOGGING_DIR says otherwise.
 TENSORBOARD = "tensorboard"
 
@@ -117,7 +122,10 @@ def planned_steps(size: int, settings: TrainingSettings) -> int:
     if settings.steps is not None:
         return settings.steps
     assert settings.epochs is not None
-    return max(1, math.ceil(size * settings.epochs / settings.batch_size))
+    steps = math.ceil(size * settings.epochs / settings.batch_size)
+    if settings.most_steps is not None:
+        steps = min(steps, settings.most_steps)
+    return max(1, steps, settings.least_steps or 0)
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -152,8 +160,8 @@ def train(
 ) -> TrainingResult:
     """Train the parameters of `module` that require gradients; leaves the trained (best, if chosen) weights in it.
 
-    The same call goes on after an interruption from the newest whole checkpoint in `folder`, bit-identically on CPU,
-    and returns at once, with the weights loaded, when the run had finished.
+    The same call goes on after an interruption from the newest whole and sound checkpoint in `folder`, bit-identically
+    on CPU, and returns at once, with the weights loaded, when the run had finished.
 
     Args:
         module: `forward(**batch)` returns a mapping with "loss" and scalar terms, which are logged. If it has
@@ -177,9 +185,10 @@ def train(
     check_loggers(settings.loggers)
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}
-    finished = _open_folder(folder, json_digest(identity))
+    with processes().main_process_first():
+        finished = _open_folder(folder, json_digest(identity))
     if finished is not None:
-        load_trained(module, folder / "final.safetensors")
+        load_trained(module, folder / FINAL)
         return finished
 
     data: Any = train_data
@@ -203,7 +212,8 @@ def train(
         label=label,
         steps=steps,
     )
-    checkpoint = newest_checkpoint(folder)
+    with processes().main_process_first():
+        checkpoint = newest_checkpoint(folder)
     trainer.recorder.open(checkpoint)
     with trainer.recorder.progress:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -211,11 +221,11 @@ def train(
         load_trained(module, trainer.recorder.best_file(prefix))
     result = trainer.recorder.result()
     if trainer.args.should_save:
-        save_trained(module, folder / "final.safetensors")
-        write_json(folder / "result.json", asdict(result))
+        save_trained(module, folder / FINAL)
+        write_sealed(folder / RESULT, {**asdict(result), "files": {FINAL: file_digest(folder / FINAL)}})
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
-        for old in folder.glob("best-*.safetensors"):
+        for old in folder.glob(BEST):
             old.unlink()
     trainer.accelerator.wait_for_everyone()
     return result
@@ -241,21 +251,84 @@ def load_trained(module: nn.Module, path: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the highest step, if there is one."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    """The whole and sound checkpoint with the highest step, if there is one.
+
+    Newer ones that are damaged are removed, so that none of them passes for one of the two that are kept, and the user
+    is told.
+    """
+    whole = sorted(
+        (path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")),
+        key=lambda path: int(path.name.rsplit("-", 1)[1]),
+    )
+    damaged = None
+    while whole:
+        checkpoint = whole.pop()
+        damaged = _damaged_file(checkpoint)
+        if damaged is None:
+            return checkpoint
+        shutil.rmtree(checkpoint)
+        instead = f"going on from {whole[-1].name}" if whole else "there is none before it, so training starts anew"
+        say(f"{checkpoint} is damaged ({damaged}): {instead}")
+    return None
+
+
+def _damaged_file(checkpoint: Path) -> str | None:
+    """The first file that a checkpoint counts on and that is not what was written; none of version 0.1 are known."""
+    try:
+        saved = read_sealed(checkpoint / COMPLETE)
+    except ArtefactError:
+        return COMPLETE
+    return first_other({checkpoint: saved.get("files", {}), checkpoint.parent: saved.get("best_files", {})})
+
+
+def first_other(known: Mapping[Path, Mapping[str, str]]) -> str | None:
+    """The first of the files, by folder and name, whose digest is another or that is not there."""
+    for folder, files in known.items():
+        for name, digest in files.items():
+            try:
+                if file_digest(folder / name) != digest:
+                    return name
+            except InputError:
+                return name
+    return None
 
 
 def _open_folder(folder: Path, identity: str) -> TrainingResult | None:
     """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished."""
     mark = folder / "identity.json"
-    if mark.exists() and read_json(mark)["digest"] != identity:
+    if mark.exists() and read_identity(mark) != identity:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not mark.exists():
-        write_json(mark, {"digest": identity})
-    if (folder / "result.json").exists():
-        return TrainingResult(**read_json(folder / "result.json"))
+        write_sealed(mark, {"digest": identity})
+    return _finished(folder)
+
+
+def read_identity(mark: Path) -> str | None:
+    """Which training a work folder belongs to; None, and a notice, if its mark is damaged."""
+    try:
+        return str(read_sealed(mark).get("digest"))
+    except ArtefactError:
+        say(f"{mark} is damaged, so it is not known what lies beside it: training starts anew")
+        return None
+
+
+def _finished(folder: Path) -> TrainingResult | None:
+    """The result of a run that had finished, if its record and its weights are sound."""
+    record = folder / RESULT
+    if not record.exists():
+        return None
+    try:
+        saved = read_sealed(record)
+        # Version 0.1 kept no digest.
+        files = saved.pop("files", {})
+        damaged = first_other({folder: files}) if (folder / FINAL).exists() else FINAL
+        if damaged is None:
+            return TrainingResult(**saved)
+    except ArtefactError:
+        damaged = RESULT
+    say(f"{folder / damaged} was damaged or deleted since: trained again")
+    record.unlink()
     return None
 
 
@@ -343,14 +416,13 @@ class _Recorder(TrainerCallback):
             log.unlink(missing_ok=True)
             self._drop_old_best()
             return
-        saved = read_json(checkpoint / COMPLETE)
+        saved = read_sealed(checkpoint / COMPLETE)
         self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
         self.best, self.history = saved["best"], saved["history"]
         if log.exists():
-            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= saved["step"]]
+            kept = [line for line in log.read_bytes().splitlines(keepends=True) if _step_of(line) <= saved["step"]]
             with whole_file(log) as partial:
-                partial.write_text("".join(kept))
+                partial.write_bytes(b"".join(kept))
         self.progress.start_at(saved["step"])
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -411,18 +483,27 @@ class _Recorder(TrainerCallback):
         part = list(self.best_by).index(prefix)
         return self.folder / f"best-{part}-{self.best[prefix]['step']:.0f}.safetensors"
 
+    def _best_files(self) -> set[str]:
+        return {self.best_file(prefix).name for prefix in self.best}
+
     def _drop_old_best(self) -> None:
-        kept = {self.best_file(prefix) for prefix in self.best}
-        for file in self.folder.glob("best-*.safetensors"):
-            if file not in kept:
+        """Remove best weights that neither this run nor a kept checkpoint counts on."""
+        kept = self._best_files()
+        for mark in self.folder.glob(f"checkpoint-*/{COMPLETE}"):
+            with suppress(ArtefactError):  # nobody will go on from a damaged one
+                kept.update(read_sealed(mark).get("best_files", {}))
+        for file in self.folder.glob(BEST):
+            if file.name not in kept:
                 file.unlink()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        # Every process writes its random state; only then is the checkpoint whole.
+        processes().wait_for_everyone()
         if args.should_save:
             checkpoint = self.folder / f"checkpoint-{state.global_step}"
-            write_json(
+            write_sealed(
                 checkpoint / COMPLETE,
                 {
                     "step": state.global_step,
@@ -430,6 +511,8 @@ class _Recorder(TrainerCallback):
                     "seconds": self.seconds,
                     "best": self.best,
                     "history": self.history,
+                    "files": manifest(checkpoint),
+                    "best_files": {name: file_digest(self.folder / name) for name in sorted(self._best_files())},
                 },
             )
             self._drop_old_best()
@@ -444,6 +527,14 @@ class _Recorder(TrainerCallback):
             best_parts={prefix: best for prefix, best in self.best.items() if prefix},
             history=self.history,
         )
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line of the log; a line that is damaged or cut short belongs to none."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class _Trainer(Trainer):

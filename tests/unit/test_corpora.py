@@ -32,14 +32,14 @@ def test_blocks_are_the_joined_lines_cut(tmp_path):
 def test_blocks_are_kept_by_content(tmp_path):
     file = write(tmp_path / "a.txt", tiny.ENGLISH)
     blocks_of([file], tmp_path)
-    kept = list((tmp_path / "cache").iterdir())
-    assert len(kept) == 1
-    before = kept[0].stat().st_mtime_ns
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert [path.suffix for path in kept] == [".arrow", ".json"]
+    before = [path.stat().st_mtime_ns for path in kept]
     blocks_of([write(tmp_path / "copy.txt", tiny.ENGLISH)], tmp_path)
-    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "cache").iterdir())] == before
     blocks_of([write(tmp_path / "b.txt", tiny.SWAHILI)], tmp_path)
     blocks_of([file], tmp_path, length=6)
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 2 * 3
 
 
 def test_several_processes_and_pieces_give_the_same_blocks(tmp_path, monkeypatch):
@@ -50,7 +50,63 @@ def test_several_processes_and_pieces_give_the_same_blocks(tmp_path, monkeypatch
     monkeypatch.setattr(corpora, "_LINES_AT_ONCE", 7)
     two = corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=tmp_path / "other", processes=2)["input_ids"]
     assert np.array_equal(np.stack(one), np.stack(two))
-    assert len(list((tmp_path / "other").iterdir())) == 1
+    assert sorted(path.suffix for path in (tmp_path / "other").iterdir()) == [".arrow", ".json"]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_blocks_are_made_again(tmp_path, capfd):
+    file = write(tmp_path / "a.txt", tiny.ENGLISH)
+    blocks_of([file], tmp_path)
+    arrow, seal = sorted((tmp_path / "cache").iterdir())
+    sound = arrow.read_bytes()
+    damages = [
+        lambda: flip(arrow),
+        lambda: arrow.write_bytes(sound[:-100]),
+        lambda: seal.write_text("{"),
+        lambda: seal.write_text(seal.read_text().replace("a", "b", 1)),
+    ]
+    for damage in damages:
+        damage()
+        blocks_of([file], tmp_path)
+        assert f"{arrow} is damaged: the text is tokenized again" in capfd.readouterr().err
+        assert arrow.read_bytes() == sound
+    # Killed between the two files: nothing is known about the first.
+    seal.unlink()
+    flip(arrow)
+    blocks_of([file], tmp_path)
+    assert arrow.read_bytes() == sound and "damaged" not in capfd.readouterr().err
+
+
+def test_what_a_killed_process_left_is_not_used(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.txt", "\n".join([tiny.ENGLISH, tiny.SWAHILI] * 5))
+    one = blocks_of([file], tmp_path)["input_ids"]
+    other = tmp_path / "other"
+    monkeypatch.setattr(corpora, "_LINES_PER_PROCESS", 20)
+
+    def killed(pieces, *_, **__):
+        next(iter(pieces))
+        for path in list(other.iterdir()):
+            path.with_name(f"kept-{path.name}").write_bytes(path.read_bytes())
+        raise KeyboardInterrupt
+
+    whole = corpora._write_blocks
+    monkeypatch.setattr(corpora, "_write_blocks", killed)
+    with pytest.raises(KeyboardInterrupt):
+        corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=other, processes=2)
+    left = sorted(other.iterdir())
+    assert len(left) >= 3
+    for path in left:  # as if nothing had been tidied up, and what lies there were damaged
+        flip(path)
+        path.rename(path.with_name(path.name.removeprefix("kept-")))
+    monkeypatch.setattr(corpora, "_write_blocks", whole)
+    two = corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=other, processes=2)["input_ids"]
+    assert np.array_equal(np.stack(one), np.stack(two))
+    assert sorted(path.suffix for path in other.iterdir()) == [".arrow", ".json"]
 
 
 def test_compressed_and_several_files(tmp_path):

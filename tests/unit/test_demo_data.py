@@ -87,6 +87,18 @@ def test_same_arguments_same_bytes_and_the_seed_leaves_the_target_test_set_alone
     assert first.counts["test.it.jsonl"] >= 500
 
 
+@needs_corpus
+def test_damaged_and_edited_files_are_noticed_and_written_again(tmp_path, capfd):
+    data = prepare_demo_data(tmp_path / "data", target="it", seed=0)
+    prepare_demo_data(tmp_path / "data", target="it", seed=0)
+    assert capfd.readouterr().err == ""
+    whole = folder_digest(tmp_path / "data")
+    data.train.write_bytes(data.train.read_bytes()[:-10])
+    prepare_demo_data(tmp_path / "data", target="it", seed=0)
+    assert f"{data.train} is not what the demo's packages give" in capfd.readouterr().err
+    assert folder_digest(tmp_path / "data") == whole
+
+
 def test_same_when():
     assert same_when("What's  HAL\u00a09000?") == same_when("what s hal 9000")
     assert same_when("ｶﾀｶﾅ!") == same_when("カタカナ")

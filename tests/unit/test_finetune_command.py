@@ -72,8 +72,38 @@ def test_a_preset_and_what_is_given_beside_it(folder):
 
 
 @pytest.mark.parametrize(
+    ("options", "epochs", "sparse"),
+    [
+        (["--preset", "short"], {"teacher": 2.0, "student": 1.0}, None),
+        (["--preset", "short", "--dense"], {"teacher": 2.0, "student": 1.0}, None),
+        (["--preset", "short", "--dense-epochs", "4"], {"teacher": 4.0, "student": 4.0}, None),
+        (["--preset", "short", "--learning-rate", "1e-5"], {"teacher": 2.0, "student": 1.0}, None),
+        (["--preset", "short", "--density", "0.1"], None, {"density": 0.1, "dense_epochs": 3.0, "sparse_epochs": 5.0}),
+        (["--preset", "paper", "--dense"], {"teacher": 3.0, "student": 3.0}, None),
+        (["--dense"], {"teacher": 3.0, "student": 3.0}, None),
+        ([], None, {"density": 0.08, "dense_epochs": 3.0, "sparse_epochs": 5.0}),
+    ],
+)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_preset_stays_dense_unless_something_sparse_is_given(folder, monkeypatch, options, epochs, sparse, role):
+    """What training gets, for the teacher and for a student that learns from one."""
+    got = {}
+    monkeypatch.setattr("bistil.distillation.task.fit_task", lambda *_, settings, **__: got.update(to_dict(settings)))
+    command = ["finetune", "-m", folder / "model", "--task", TAGS, "--train", folder / "train.txt", *options]
+    command += ["--teacher", folder / "model"] if role == "student" else []
+    result = CliRunner().invoke(app, list(map(str, [*command, "-o", folder / "out"])), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    if sparse is None:
+        assert got["sparse"] is None and got["training"]["epochs"] == epochs[role]
+    else:
+        assert {name: got["sparse"][name] for name in sparse} == sparse
+
+
+@pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        (["--dense", "--density", "0.1"], InputError, "--dense and --density exclude each other"),
+        (["--dense", "--sparse-epochs", "1"], InputError, "--dense and --sparse-epochs exclude each other"),
         (["--preset", "papr"], RecipeError, "'papr'; it must be one of 'paper', 'short'"),
         (["--text", "sw.txt"], InputError, "give --teacher too"),
         (["--target-sentences", "5"], InputError, "give --text too"),
@@ -131,7 +161,7 @@ def test_several_sources_each_wearing_its_sft(folder):
     with pytest.raises(InputError, match="'sw', which no training file"):
         run(*sources[:2], *sfts, "-o", folder / "third")
     with pytest.raises(InputError, match="leave out the teacher"):
-        run(*sources, *sfts, "--dense", "-o", folder / "third")
+        run(*sources, *sfts, "--teacher", folder / "tagger", "-o", folder / "third")
     tiny.model("bert", layers=2, seed=9).save_pretrained(folder / "another")
     tiny.tokenizer("bert").save_pretrained(folder / "another")
     command[2] = folder / "another"

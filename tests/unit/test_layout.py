@@ -22,7 +22,7 @@ ROWS = (
     ("evaluation", "benchmark", "adaptation"),
     ("distillation",),
     ("sparse",),
-    ("tasks", "parsing", "training", "progress", "vocabulary"),
+    ("tasks", "parsing", "training", "vocabulary"),
     (
         "student",
         "representations",
@@ -34,7 +34,7 @@ ROWS = (
         "reading",
     ),
     ("families", "models", "tokenizer_files", "cards", "pretrained"),
-    ("recipe", "artefacts", "errors", "memory"),
+    ("recipe", "artefacts", "errors", "memory", "progress"),
 )
 
 
@@ -80,6 +80,34 @@ def test_the_recipe_page_is_written_from_this_code(tmp_path):
     (tmp_path / "make.py").write_text(script)
     subprocess.run([sys.executable, tmp_path / "make.py"], check=True)
     assert (tmp_path / "recipe.md").read_text() == page, "run make docs"
+
+
+def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
+    """Every default of the page against a recipe that is read, key by key."""
+    (tmp_path / "recipe.toml").write_text(
+        'teacher = "x"\nsource = "en"\ntarget = "sw"\ntext = { en = "en.txt", sw = "sw.txt" }\n'
+        '[[students]]\nname = "a"\nreduction = 2\n[students.objective]\ntemperature = 2.0\n'
+        '[task]\nkind = "token-classification"\ntrain = "train.txt"\n'
+    )
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    page, compared = (ROOT / "docs" / "recipe.md").read_text(), 0
+    for title, table in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, flags=re.S | re.M):
+        keys = re.search(r"\[([a-z0-9_.]+)\]", title)
+        if keys is None and title != "Top level":
+            continue
+        place = recipe
+        for key in keys[1].split(".") if keys else ():
+            place = getattr(place[0] if isinstance(place, list) else place, key)
+        place = place[0] if isinstance(place, list) else place
+        for key, shown in re.findall(r"^\| `(\w+)` \| [^|]+(?:\| `[^|]+)*\| ([^|]+) \| [^|]*\|$", table, flags=re.M):
+            value = getattr(place, key)
+            if shown.startswith("`"):
+                assert shown == f"`{str(value).lower() if isinstance(value, bool) else value}`", f"{title}: {key}"
+                compared += 1
+            elif shown == "none" and key not in ("reduction", "task", "objective"):
+                assert value is None, f"{title}: {key} is {value}"
+                compared += 1
+    assert compared > 80
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The reader of the packed file on a small file written here, block by block, as the format's description says."""
 
+import hashlib
+import json
 import struct
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import normalizers
 
+from bistil import artefacts
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained import e5_small
 from bistil.pretrained.packed_file import four_bit_blocks, read_packed_file
@@ -156,6 +160,44 @@ def test_cache_is_decoded_once_and_again_when_damaged(source, tmp_path, monkeypa
     assert e5_small.e5_small_folder() != folder
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "bistil.json"])
+def test_a_damaged_cache_is_decoded_again(source, tmp_path, monkeypatch, capfd, name):
+    monkeypatch.setenv("BISTIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(e5_small, "packed_e5_small", lambda: source)
+    folder = e5_small.e5_small_folder()
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    e5_small.e5_small_folder()
+    assert capfd.readouterr().err == ""
+    content = bytearray(whole[name])
+    content[1] ^= 0x20
+    (folder / name).write_bytes(content)
+    assert e5_small.e5_small_folder() == folder
+    assert capfd.readouterr().err == f"[bistil] {folder} is damaged ({name}): it is decoded again\n"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_a_checked_cache_is_not_read_again_and_an_old_one_is_watched_from_now_on(source, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("BISTIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(e5_small, "packed_e5_small", lambda: source)
+    folder = e5_small.e5_small_folder()
+    record = json.loads((folder / "bistil.json").read_text())
+    del record["files"]
+    (folder / "bistil.json").write_text(json.dumps(record))
+    e5_small.e5_small_folder()
+    # As in another process.
+    monkeypatch.setattr(artefacts, "_digests", {})
+    read, real = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: read.append(stream.name) or real(stream, name))
+    e5_small.e5_small_folder()
+    assert [Path(name).name for name in read] == ["tiny.bin"]
+    assert capfd.readouterr().err == ""
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    e5_small.e5_small_folder()
+    assert "is damaged (model.safetensors): it is decoded again" in capfd.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
 def test_processes_that_start_together_leave_one_whole_folder(source, tmp_path):
     import os
     import subprocess
@@ -172,7 +214,7 @@ def test_processes_that_start_together_leave_one_whole_folder(source, tmp_path):
     ]
     answers = {run.communicate()[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0] and len(answers) == 1
-    assert [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")] == [
+    assert [path.name for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")] == [
         answers.pop().strip().rsplit("/", 1)[1]
     ]
 

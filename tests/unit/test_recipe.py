@@ -6,6 +6,7 @@ import pytest
 
 from bistil.errors import RecipeError
 from bistil.recipe import (
+    FinetuneSettings,
     Phase1Settings,
     Phase2Settings,
     Recipe,
@@ -16,6 +17,7 @@ from bistil.recipe import (
     task_preset,
 )
 from bistil.tasks import KINDS
+from bistil.training import planned_steps
 
 MINIMAL = """
 teacher = "e5-small"
@@ -121,6 +123,64 @@ def test_the_paper_s_preset(tmp_path, kind, dense, sparse, batch, rate):
         assert stage.training.evaluate_steps, "the best checkpoint on dev is kept"
     assert recipe.phase2.target_text == 0 and recipe.phase2.objective == Phase2Settings().objective
     assert recipe.task.max_length == (384 if kind == "question-answering" else recipe.task.max_length)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "[finetune.training]\nsteps = 5\n",
+            r"finetune.training.steps is 5, but the fine-tuning is sparse: give sparse",
+        ),
+        ("[finetune.training]\nepochs = 5\n", r"finetune.training.epochs is 5, but the fine-tuning is sparse"),
+        ("[phase2.training]\nsteps = 5\n", r"phase2.training.steps is 5, but the fine-tuning is sparse"),
+        ("[phase2.training]\npatience = 2\n", "phase2.training.patience is 2, but nothing is evaluated before the end"),
+        ("[phase2]\nteacher_forced = false\ntarget_text = 0.5\n", "phase2.target_text is given, but teacher_forced"),
+        ("[phase2]\nteacher_forced = false\n[phase2.objective]\nhidden = 2.0\n", "phase2.objective is given, but"),
+        ("[phase2]\ntarget_text = 0\ntarget_sentences = 9\n", "phase2.target_sentences is 9, but target_text is 0"),
+        ("[phase2]\nteacher_forced = false\n[compare]\nself_taught = true\n", "compare.self_taught is on"),
+        ("[phase2]\ntarget_text = 0\n[compare]\nno_target_text = true\n", "compare.no_target_text is on"),
+        ('[[students]]\nname = "a"\nreduction = 2\nspread = "first"\n', "spread is 'first', which is a depth's"),
+        ("[phase1.training]\nsteps = 5\nleast_steps = 9\n", "phase1.training.least_steps is 9 beside steps"),
+        ("[phase1.training]\nepochs = 1\nleast_steps = 9\nmost_steps = 8\n", "least_steps is 9, above most_steps, 8"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(tmp_path, given, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(written(tmp_path, MINIMAL + given))
+
+
+def test_steps_are_those_of_a_dense_fine_tuning(tmp_path):
+    given = "[finetune]\nsparse = false\n[finetune.training]\nsteps = 5\n"
+    finetune = load_recipe(written(tmp_path, MINIMAL + given)).finetune
+    assert (finetune.training.steps, finetune.training.epochs, finetune.sparse) == (5, None, None)
+    short = TASK.replace("KIND", "token-classification").replace("paper", "short")
+    finetune = load_recipe(written(tmp_path, MINIMAL + short + "[finetune.training]\nsteps = 5\n")).finetune
+    assert (finetune.training.steps, finetune.training.epochs, finetune.sparse) == (5, None, None)
+    with pytest.raises(RecipeError, match="sparse"):
+        FinetuneSettings(training=TrainingSettings(steps=5))
+
+
+def test_an_empty_table_gives_nothing(tmp_path):
+    """It neither revives a default over the preset's none nor makes a task out of nothing."""
+    short = TASK.replace("KIND", "token-classification").replace("paper", "short")
+    recipe = load_recipe(written(tmp_path, MINIMAL + short + "[finetune.sparse]\n[phase2.sparse]\n[phase2.training]\n"))
+    preset = task_preset("short", "token-classification")
+    assert (recipe.finetune, recipe.phase2) == (preset.finetune, preset.phase2)
+    with pytest.raises(RecipeError, match="'kind' is missing"):
+        load_recipe(written(tmp_path, MINIMAL + "[task]\n"))
+
+
+@pytest.mark.parametrize(
+    ("examples", "teacher", "student"),
+    [(500, 300, 300), (5_000, 625, 625), (50_000, 3_000, 3_000)],
+)
+def test_lengths_of_the_short_preset_follow_the_size_of_the_data(examples, teacher, student):
+    """Of 16 examples a batch, two passes for the teacher; one for the student, with as much target text."""
+    preset = task_preset("short", "token-classification")
+    seen_by_student = round(examples * (1 + preset.phase2.target_text))
+    assert planned_steps(examples, preset.finetune.training) == teacher
+    assert planned_steps(seen_by_student, preset.phase2.training) == student
 
 
 def test_what_a_recipe_gives_wins_over_its_preset(tmp_path):

@@ -189,7 +189,7 @@ def test_page_is_whole_offline_and_true(tmp_path):
     assert headline(summary_from(SUMMARY)) in text
     for figure in ("250,000", "100.0", "68.5", "−1.5", "3.00×", "2 min 00 s", "2.0 GB", "ab" * 32, "4,419"):
         assert figure in text, figure
-    assert "model='students/lrf2'" in text
+    assert 'from_pretrained("students/lrf2")' in text
     # Nothing from outside, no scripts, and every inner reference has its target, once.
     assert "script" not in seen.tags and "link" not in seen.tags and "img" not in seen.tags
     assert all(reference.startswith("#") for reference in seen.references)
@@ -234,9 +234,15 @@ def test_page_without_optional_parts(tmp_path):
 
 
 def test_loading_code_runs_as_python():
-    for summary in (summary_from(SUMMARY), changed(pipeline_tag=None)):
-        code = loading_code(summary)
-        assert len(code.splitlines()) == 3 and "students/lrf2" in code
+    """tests/unit/test_usage.py runs what it says for each task."""
+    for kind, call in (
+        ("topics", "AutoModel.from_pretrained"),
+        ("token-classification", 'pipeline("token-classification", aggregation_strategy="first"'),
+        ("dependency-parsing", "Parser("),
+        ("question-answering", "QuestionAnswerer("),
+    ):
+        code = loading_code(changed(task=kind))
+        assert call in code and '"students/lrf2"' in code
         compile(code, "report", "exec")
 
 

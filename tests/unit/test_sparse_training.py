@@ -112,6 +112,23 @@ def test_model_wears_the_sft_and_can_take_it_off(tmp_path):
     assert sft.provenance.fingerprint == fingerprint(base)
 
 
+@pytest.mark.parametrize("file", ["mask.safetensors", "mask.json"])
+def test_a_damaged_mask_is_chosen_again(tmp_path, capfd, file):
+    whole = run(tmp_path / "whole")[1].digest()
+    assert not (tmp_path / "whole/dense/final.safetensors").exists()
+    # Finished, and called again: nothing is trained.
+    assert run(tmp_path / "whole")[1].digest() == whole
+    assert capfd.readouterr().err == ""
+    path = tmp_path / "whole" / file
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1
+    path.write_bytes(content)
+    assert run(tmp_path / "whole")[1].digest() == whole
+    assert f"{path} was damaged or deleted since: the dense phase is done again" in capfd.readouterr().err
+    path.unlink()
+    assert run(tmp_path / "whole")[1].digest() == whole
+
+
 def test_the_mask_is_that_of_the_dense_phase(tmp_path):
     """Against the plain way: train all by hand with the same optimizer, sort all movements."""
     settings = SparseSettings(density=None, count=500, dense_steps=3, sparse_steps=1)

@@ -172,12 +172,14 @@ def test_head_comes_from_the_seed_and_the_body_from_the_folder(tmp_path, recwarn
     assert not recwarn.list
 
 
-def test_head_with_other_labels_and_no_model(tmp_path):
+def test_head_with_other_labels_and_no_model(tmp_path, capsys):
     tiny.model("bert").save_pretrained(tmp_path / "encoder")
     task = get_task("token-classification")
     task.build_model(tmp_path / "encoder", ["O", "B-X"]).save_pretrained(tmp_path / "tagger")
-    with pytest.raises(ArtefactError, match="cannot load"):
-        task.build_model(tmp_path / "tagger", ["O", "B-X", "I-X"])
+    new = task.build_model(tmp_path / "tagger", ["O", "B-X", "I-X"], seed=3)
+    assert "tagger has a head for labels O, B-X; a new one is made for O, B-X, I-X" in capsys.readouterr().err
+    encoder = task.build_model(tmp_path / "encoder", ["O", "B-X", "I-X"], seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(new.parameters(), encoder.parameters(), strict=True))
     with pytest.raises(ArtefactError, match="is not a model folder"):
         evaluate(tmp_path / "none", task="token-classification", files=[_file(tmp_path, "ner.txt", CONLL)])
 

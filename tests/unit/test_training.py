@@ -1,6 +1,7 @@
 """The training loop: order, checkpoints, resume, best weights, divergence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,3 +251,144 @@ def test_a_logger_that_is_not_installed_or_unknown_is_one_line(tmp_path, monkeyp
     with pytest.raises(RecipeError, match=r"unknown logger 'tensorbord': choose from .*tensorboard, trackio"):
         run(Regression(), tmp_path / "work", loggers=["tensorbord"])
     assert not (tmp_path / "work").exists()
+
+
+# Held-out figures by step: what is best at checkpoint 9 (step 8) is not what is best at checkpoint 12 (step 12).
+FIGURES = {2: 9.0, 4: 8.0, 6: 7.0, 8: 2.0, 10: 3.0, 12: 1.0, 14: 4.0, 16: 5.0, 18: 6.0, 20: 7.0}
+
+
+def chosen(module, folder, figures=FIGURES, **changes):
+    """Like `run`, with the best weights kept; leaves them in the module, which says how many steps came before."""
+
+    def evaluate(one):
+        # One call of forward per step.
+        return {"error": figures[one.calls + one.before]}
+
+    settings = TrainingSettings(
+        **{"steps": 20, "batch_size": 4, "learning_rate": 0.05, "checkpoint_steps": 3, "evaluate_steps": 2, **changes}
+    )
+    return train(
+        module, DATA, collate=collate, settings=settings, folder=folder, seed=7, evaluate=evaluate,
+        best_by=("error", "min"),
+    )  # fmt: skip
+
+
+def interrupted(folder, figures=FIGURES):
+    """A run that was stopped in step 14; its checkpoints are 9 and 12."""
+    module = Regression(stop_at=14)
+    module.before = 0
+    with pytest.raises(KeyboardInterrupt):
+        chosen(module, folder, figures)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-9"]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x04
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = [
+    *((f"checkpoint-12/{name}", flip) for name in (
+        "trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "complete",
+    )),
+    ("checkpoint-12/optimizer.pt", cut),
+    ("checkpoint-12/complete", cut),
+    ("checkpoint-12/trained.safetensors", Path.unlink),
+    ("best-0-12.safetensors", flip),
+    ("best-0-12.safetensors", Path.unlink),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    module = Regression()
+    module.before = 0
+    result = chosen(module, tmp_path_factory.mktemp("whole") / "run")
+    assert result.best["step"] == 12
+    return module
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGE, ids=lambda one: getattr(one, "__name__", one))
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_bit_identically(tmp_path, capfd, uninterrupted, file, damage):
+    interrupted(tmp_path / "run")
+    damage(tmp_path / "run" / file)
+    module = Regression()
+    module.before = 9
+    chosen(module, tmp_path / "run")
+    name = file.rpartition("/")[2]
+    line = f"[bistil] {tmp_path}/run/checkpoint-12 is damaged ({name}): going on from checkpoint-9\n"
+    assert line in capfd.readouterr().err
+    assert module.calls == 20 - 9
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), uninterrupted.parameters(), strict=True))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_without_a_sound_checkpoint_training_starts_anew(tmp_path, capfd, uninterrupted):
+    interrupted(tmp_path / "run")
+    flip(tmp_path / "run/checkpoint-12/optimizer.pt")
+    cut(tmp_path / "run/checkpoint-9/rng_state.pth")
+    module = Regression()
+    module.before = 0
+    chosen(module, tmp_path / "run")
+    assert "checkpoint-9 is damaged (rng_state.pth): there is none before it, so training starts anew" in (
+        capfd.readouterr().err
+    )
+    assert module.calls == 20
+    assert torch.equal(module.linear.weight, uninterrupted.linear.weight)
+
+
+def test_the_best_weights_of_both_kept_checkpoints_are_kept(tmp_path):
+    interrupted(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("best-*")) == ["best-0-12.safetensors", "best-0-8.safetensors"]
+
+
+def test_a_sound_checkpoint_is_not_touched(tmp_path, capfd):
+    interrupted(tmp_path)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-12"
+    assert "damaged" not in capfd.readouterr().err
+    # One of version 0.1 has no digests.
+    mark = tmp_path / "checkpoint-12/complete"
+    saved = json.loads(mark.read_text())
+    mark.write_text(json.dumps({key: saved[key] for key in ("step", "tokens", "seconds", "best", "history")}))
+    assert newest_checkpoint(tmp_path).name == "checkpoint-12"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("final.safetensors", flip), ("final.safetensors", Path.unlink), ("result.json", cut), ("result.json", flip)],
+)
+def test_a_finished_run_whose_weights_are_damaged_is_done_again(tmp_path, capfd, uninterrupted, file, damage):
+    first, again = Regression(), Regression()
+    first.before = again.before = 0
+    chosen(first, tmp_path)
+    damage(tmp_path / file)
+    chosen(again, tmp_path)
+    assert f"{tmp_path / file} was damaged or deleted since: trained again" in capfd.readouterr().err
+    assert again.calls == 20
+    assert torch.equal(again.linear.weight, uninterrupted.linear.weight)
+
+
+def test_other_damaged_records_of_a_run_are_no_traceback(tmp_path, capfd, uninterrupted):
+    interrupted(tmp_path)
+    log = tmp_path / "train_log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"\xff{]\n" + b"[]\n" + b"".join(lines) + b'{"step": 3')
+    module = Regression()
+    module.before = 12
+    chosen(module, tmp_path)
+    assert torch.equal(module.linear.weight, uninterrupted.linear.weight)
+    assert log.read_bytes().startswith(b"".join(line for line in lines if json.loads(line)["step"] <= 12))
+    cut(tmp_path / "identity.json")
+    again = Regression()
+    again.before = 0
+    chosen(again, tmp_path)
+    assert "identity.json is damaged, so it is not known what lies beside it: training starts anew" in (
+        capfd.readouterr().err
+    )
+    assert torch.equal(again.linear.weight, uninterrupted.linear.weight)

@@ -3,11 +3,13 @@
 import gzip
 import json
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import tiny
 import zstandard
+from safetensors.numpy import save_file
 from scripts import SENTENCES
 from tokenizer_families import FAMILIES, build
 
@@ -112,6 +114,36 @@ def test_counts_are_kept_merged_and_read_in_place_of_text(tmp_path, monkeypatch)
     monkeypatch.setattr(counting, "_counted_lines", None)  # counting again would fail
     kept = count_corpora(vocabulary, {"x": [one], "y": [two]}, cache=tmp_path / "cache")
     assert ((kept["x"] + kept["y"]).counts == both.counts).all()
+
+
+def test_damaged_counts_are_counted_again_or_refused(tmp_path, capfd):
+    vocabulary, text = vocabulary_of("unigram"), written(tmp_path / "a.txt", LINES)
+    whole = count_file(vocabulary, text, cache=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    sound = kept.read_bytes()
+    # The counts at the end, the sizes of the text in the header, its very length, and half of the file.
+    for damaged in (
+        sound[:-8] + b"\1" + sound[-7:],
+        sound.replace(b'\\"lines\\": ', b'\\"lines\\": 9'[:-1] + b"9", 1)[: len(sound)],
+        bytes([sound[0] ^ 4]) + sound[1:],
+        sound[: len(sound) // 2],
+    ):
+        assert damaged != sound
+        kept.write_bytes(damaged)
+        again = count_file(vocabulary, text, cache=tmp_path / "cache")
+        assert (again.counts == whole.counts).all() and again.lines == whole.lines
+        assert f"{kept} is damaged: its text is counted again" in capfd.readouterr().err
+        assert kept.read_bytes() == sound
+        (tmp_path / "mine.counts").write_bytes(damaged)
+        with pytest.raises(ArtefactError, match="no token counts or is damaged"):
+            count_file(vocabulary, tmp_path / "mine.counts")
+
+
+def test_counts_of_the_first_version_are_read(tmp_path):
+    counted = count_file(vocabulary_of("unigram"), written(tmp_path / "a.txt", LINES))
+    facts = {key: value for key, value in asdict(counted).items() if key != "counts"}
+    save_file({"counts": counted.counts}, tmp_path / "old.counts", metadata={"bistil_counts": json.dumps(facts)})
+    assert (TokenCounts.load(tmp_path / "old.counts").counts == counted.counts).all()
 
 
 def test_counts_of_another_tokenizer_are_refused(tmp_path):

@@ -1,10 +1,15 @@
 """`bistil finetune`: a task teacher, or a student for a task, with or without that teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from bistil.recipe import Phase2Settings, SparseSettings, TaskSettings, TrainingSettings, help_of
+
+if TYPE_CHECKING:
+    from bistil.recipe import FinetuneSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +73,6 @@ def register(app: typer.Typer) -> None:
         """
         import shutil
         from dataclasses import replace
-        from typing import Any
 
         from bistil.artefacts import check_new
         from bistil.commands.distill import language_pairs
@@ -99,29 +103,25 @@ def register(app: typer.Typer) -> None:
             },
             where,
         )  # fmt: skip
-        how, student = FinetuneSettings(), Phase2Settings()
+        how: FinetuneSettings = FinetuneSettings()
+        student: FinetuneSettings = Phase2Settings()
         if data_settings.preset is not None:
             chosen = task_preset(data_settings.preset, data_settings.kind)
             how, student = chosen.finetune, chosen.phase2
             data_settings = replace(data_settings, max_length=chosen.max_length)
         if max_length is not None:
             data_settings = replace(data_settings, max_length=max_length)
-        given: dict[str, Any] = {
-            "sparse": {"density": density, "dense_epochs": dense_epochs, "sparse_epochs": sparse_epochs},
-            "training": {
-                "learning_rate": learning_rate, "batch_size": batch_size, "evaluate_steps": evaluate_steps,
-            },
-        }  # fmt: skip
-        given = {name: {k: v for k, v in table.items() if v is not None} for name, table in given.items()}
-        if dense:
-            lengths = (student if teacher is not None else how).sparse
-            epochs = dense_epochs or (lengths.dense_epochs if lengths else None)
-            given = {"sparse": False, "training": {**given["training"], "epochs": epochs}}
-        settings: FinetuneSettings = parse(FinetuneSettings, given, where, base=how)
+        base = student if teacher is not None else how
+        given = _given(
+            base,
+            dense=dense,
+            sparse={"density": density, "dense_epochs": dense_epochs, "sparse_epochs": sparse_epochs},
+            training={"learning_rate": learning_rate, "batch_size": batch_size, "evaluate_steps": evaluate_steps},
+        )
         if teacher is not None:
             ratio = 0.0 if not text else target_text if target_text is not None else 1.0
             given |= {"target_text": ratio, "target_sentences": target_sentences}
-            settings = parse(Phase2Settings, given, where, base=student)
+        settings = parse(type(base), given, where, base=base)
         data = read_task_data(
             data_settings, target_sentences=read_sentences(text) if text else None, sources=sources or None
         )
@@ -145,3 +145,26 @@ def register(app: typer.Typer) -> None:
         if not processes().is_main_process:
             return
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _given(
+    base: "FinetuneSettings", *, dense: bool, sparse: Mapping[str, Any], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options that were given, as tables of settings over `base`.
+
+    In a dense fine-tuning, asked for or the preset's, --dense-epochs is the length of the whole training.
+
+    Raises:
+        InputError: --dense beside options of a sparse fine-tuning.
+    """
+    from bistil.errors import InputError
+
+    sparse, training = ({k: v for k, v in table.items() if v is not None} for table in (sparse, training))
+    only_sparse = sparse.keys() - {"dense_epochs"}
+    if dense and only_sparse:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(only_sparse))
+        raise InputError(f"--dense and {named} exclude each other: a dense fine-tuning has no mask")
+    if dense or (base.sparse is None and not only_sparse):
+        length = {"epochs": sparse["dense_epochs"]} if sparse else {}
+        return {"sparse": False, "training": {**training, **length}}
+    return {"sparse": sparse, "training": training}

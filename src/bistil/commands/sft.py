@@ -200,15 +200,12 @@ def _console() -> "Console":
 
 def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
     """The base under the head that the SFTs bring, or, without one, of the class that its folder names."""
-    import torch
-    import transformers
-
     from bistil.errors import ArtefactError
-    from bistil.models import model_class, model_folder
-    from bistil.tasks.base import quiet_transformers
+    from bistil.models import load_model, model_folder, read_config
+    from bistil.sparse.base import resolve_names
 
     folder = model_folder(base)
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     with_head = [sft.provenance for sft in sfts if sft.dense and sft.provenance.kind != "language"]
     if with_head and with_head[-1].architecture:
         config.architectures = [with_head[-1].architecture]
@@ -219,9 +216,12 @@ def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
         labels = with_head[-1].labels
         config.num_labels = len(labels)
         config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-    builder = model_class(config)
-    try:
-        with quiet_transformers():
-            return builder.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArtefactError(f"{base} cannot be loaded as {builder.__name__}: {str(error).splitlines()[0]}") from error
+    if not with_head:
+        return load_model(folder, config=config)[0]
+    model, made = load_model(folder, head="new", config=config)
+    made -= {name for sft in sfts for name in resolve_names(model, sft.dense, what=sft.name).values()}
+    if made:
+        raise ArtefactError(
+            f"no SFT brings the head's {sorted(made)[0]}, and {base} lacks it: fetch or make them again"
+        )
+    return model

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bistil.artefacts import whole_file, write_json
 from bistil.errors import ArtefactError, InputError, MissingExtraError
+from bistil.progress import say
 from bistil.reading import words_only
 
 PACKAGE, WORDS_PACKAGE = "chatterbot_corpus", "spellchecker"
@@ -223,6 +224,16 @@ def _fixed_draw(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_prepared(path: Path, text: str) -> None:
+    """Write a file of the demo unless it is there already; one that differs gives way, and the user is told."""
+    content = text.encode()
+    if path.is_file():
+        if path.read_bytes() == content:
+            return
+        say(f"{path} is not what the demo's packages give (damaged, edited, or of another version): written again")
     with whole_file(path) as partial:
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        partial.write_bytes(content)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_prepared(path, "".join(f"{line}\n" for line in lines))

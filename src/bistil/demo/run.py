@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from bistil.demo.data import prepare_demo_data
+from bistil.demo.data import prepare_demo_data, write_prepared
 from bistil.pipeline import run_recipe
 from bistil.pretrained import cache_folder
 from bistil.recipe import Recipe, load_recipe
@@ -21,7 +21,7 @@ def demo_recipe(*, seed: int) -> Recipe:
     folder = cache_folder() / "demo" / f"seed-{seed}"
     prepare_demo_data(folder, target="it", seed=seed)
     # Beside the data, so that the copy is a recipe that runs, and a start for one's own.
-    (folder / "recipe.toml").write_text(RECIPE.read_text(encoding="utf-8"), encoding="utf-8")
+    write_prepared(folder / "recipe.toml", RECIPE.read_text(encoding="utf-8"))
     return replace(load_recipe(folder / "recipe.toml"), seed=seed)
 
 

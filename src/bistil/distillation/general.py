@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from bistil.artefacts import folder_digest, whole_folder, write_json
 from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
@@ -18,7 +18,7 @@ from bistil.distillation.module import Distiller
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.families import family_of
 from bistil.memory import return_freed_memory
-from bistil.models import load_tokenizer, model_folder, write_model
+from bistil.models import load_model, load_tokenizer, model_folder, read_config, write_model
 from bistil.objectives import IGNORED, masked_lm_loss
 from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to_dict
 from bistil.sparse import SparseFineTuning
@@ -290,11 +290,8 @@ def _check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: 
 
 def _configuration(folder: Path) -> PretrainedConfig:
     """The model's configuration, of a supported family."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        family_of(config)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    config = read_config(folder)
+    family_of(config)
     return config
 
 
@@ -303,13 +300,9 @@ def _load(folder: Path) -> Any:
     configuration = _configuration(folder)
     has_head = any(name.endswith("ForMaskedLM") for name in configuration.architectures or ())
     auto = AutoModelForMaskedLM if has_head else AutoModel
-    try:
-        return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    except (OSError, ValueError) as error:
-        # DeBERTa-v2 has no SDPA attention to choose.
-        if "scaled_dot_product_attention" in str(error):
-            return auto.from_pretrained(folder, dtype=torch.float32).eval()
-        raise ArtefactError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    # DeBERTa-v2 has no SDPA attention to choose.
+    attention = "sdpa" if family_of(configuration).attention_interface else "eager"
+    return load_model(folder, auto, attn_implementation=attention)[0]
 
 
 def _blocks(

@@ -17,7 +17,7 @@ from bistil.distillation.general import own_sft
 from bistil.distillation.module import Distiller
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.families import family_of
+from bistil.families import head_names
 from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, write_model
 from bistil.progress import say
@@ -176,9 +176,7 @@ def head_parameters(model: PreTrainedModel) -> set[str]:
 
     They are trained densely and stored whole (LT-SFT, section 3.1): a newly initialised head has no base to move from.
     """
-    prefix = family_of(model).prefix(model)
-    names = {name for name, _ in model.named_parameters()}
-    return {name for name in names if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")}
+    return head_names(model, (name for name, _ in model.named_parameters()))
 
 
 def fit_task(
@@ -252,7 +250,7 @@ def fit_task(
         ratio = settings.target_text
         collate = task.collate(tokenizer, teacher=theirs)
         module = Distiller(
-            _task_teacher(teacher, data, max_length=max_length, seed=seed),
+            _task_teacher(teacher, data, max_length=max_length),
             {"student": student},
             objectives={"student": settings.objective},
             prediction_pairs=task.prediction_pairs,
@@ -335,6 +333,7 @@ def fit_task(
         ],
         metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
         pipeline_tag=task.pipeline_tag,
+        task=task.kind,
     )
     processes().wait_for_everyone()
     return figures
@@ -427,14 +426,12 @@ def _sample(sentences: list[str], size: int | None, *, seed: int) -> list[str]:
     return [sentences[i] for i in chosen]
 
 
-def _task_teacher(folder: Path, data: TaskData, *, max_length: int, seed: int) -> PreTrainedModel:
+def _task_teacher(folder: Path, data: TaskData, *, max_length: int) -> PreTrainedModel:
     """The task teacher, after making sure that its classes are the data's."""
-    teacher = data.task.build_model(folder, data.labels, seed=seed)
+    teacher = data.task.build_model(folder, None)
     check_length(teacher.config, max_length)
-    from transformers import AutoConfig
-
-    known = AutoConfig.from_pretrained(folder).id2label
-    if data.task.kind != "question-answering" and [known.get(i) for i in range(len(data.labels))] != data.labels:
+    known = teacher.config.id2label
+    if data.task.kind != "question-answering" and [known[i] for i in sorted(known)] != data.labels:
         raise ArtefactError(f"the task teacher {folder} has other labels than the training data: fine-tune it on them")
     return teacher
 

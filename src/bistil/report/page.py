@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bistil.artefacts import whole_file
+from bistil.cards import usage_code
 from bistil.report import numbers
 from bistil.report.schema import ModelRecord, Summary
 
@@ -105,21 +106,11 @@ def headline(summary: Summary) -> str:
 
 
 def loading_code(summary: Summary) -> str | None:
-    """Three lines of Python that load the best student, from the folder of the report."""
+    """Python that loads and runs the best student, from the folder of the report."""
     student = best_student(summary)
     if student is None or student.folder is None:
         return None
-    if summary.pipeline_tag is None:
-        return (
-            "from transformers import AutoModel, AutoTokenizer\n"
-            f"model = AutoModel.from_pretrained({student.folder!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({student.folder!r})"
-        )
-    return (
-        "from transformers import pipeline\n"
-        f"student = pipeline({summary.pipeline_tag!r}, model={student.folder!r})\n"
-        'print(student("a sentence of yours"))'
-    )
+    return usage_code(summary.task, student.folder)
 
 
 def _gap_words(gap: float) -> str:

@@ -73,11 +73,11 @@ class Summary:
 
     schema: int = option(help="version of this layout: 1")
     name: str = option(help="name of the recipe")
-    task: str = option("", "what the models do, in a few words")
+    task: str = option("", "kind of the task, such as token-classification")
     seed: int = option(help="seed of the run")
     source: str = option(help="source language, such as en")
     target: str = option(help="target language, such as it")
-    pipeline_tag: str | None = option(None, "transformers pipeline that runs the students, such as text-classification")
+    pipeline_tag: str | None = option(None, "the hub's name of the task, such as text-classification")
     created: str = option(help="UTC time of writing, ISO 8601")
     versions: dict[str, str] = option(help="versions of Python and the libraries")
     machine: dict[str, str] = option(factory=dict, help="processor, cores and the like, as text")

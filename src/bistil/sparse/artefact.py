@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.artefacts import check_product, read_json, whole_folder, write_json
 from bistil.errors import ArtefactError, BistilError, InputError
 from bistil.sparse.base import fingerprint, resolve_names, tensor_digest
 from bistil.sparse.encoding import check_indices, decode_gaps, encode_indices
@@ -336,6 +336,7 @@ class SparseFineTuning:
         from bistil.sparse.legacy import LEGACY_FILE, read_legacy
 
         folder = sft_folder(str(name), revision=revision)
+        check_product(folder)
         if not (folder / CONFIG).exists() and (folder / LEGACY_FILE).exists():
             sft = read_legacy(folder / LEGACY_FILE)
             sft.name = str(name)

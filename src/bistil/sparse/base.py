@@ -8,13 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bistil.errors import ArtefactError
+from bistil.families import base_prefix
 from bistil.sparse.ledger import undressed
-
-
-def base_prefix(model: nn.Module) -> str:
-    """ "bert." for a model that holds its encoder as `.bert`, "" for a bare encoder."""
-    prefix = getattr(model, "base_model_prefix", "")
-    return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
 
 
 def resolve_names(model: nn.Module, names: Iterable[str], *, what: str) -> dict[str, str]:

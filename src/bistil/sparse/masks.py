@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bistil.errors import DivergenceError, InputError
-from bistil.sparse.base import base_prefix
+from bistil.families import base_prefix
 
 # Entries handled at a time: bounds the extra memory of a choice among hundreds of millions.
 CHUNK = 1 << 22

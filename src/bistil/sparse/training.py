@@ -16,15 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bistil.artefacts import json_digest, read_json, whole_file, write_json
-from bistil.errors import InputError
+from bistil.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
+from bistil.errors import ArtefactError, InputError
+from bistil.progress import say
 from bistil.recipe import SparseSettings, TrainingSettings, to_dict
 from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
 from bistil.sparse.base import fingerprint
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
-from bistil.training import BestBy, Sized, TrainingResult, processes, train
+from bistil.training import FINAL, BestBy, Sized, TrainingResult, first_other, processes, read_identity, train
 
 MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
 
@@ -179,7 +180,9 @@ def _dense_phase(
 ) -> tuple[dict[str, Tensor], TrainingResult]:
     """Train everything, choose the K entries that moved furthest, rewind. A finished mask is taken up at once."""
     done = folder / MASK_DONE
-    if not done.exists():
+    with processes().main_process_first():
+        finished = _finished_mask(folder)
+    if finished is None:
         named = dict(model.named_parameters(remove_duplicate=False))
         theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
         result = run().result
@@ -190,20 +193,44 @@ def _dense_phase(
             with whole_file(folder / MASK) as path:
                 save_file({name: indices.cpu() for name, indices in mask.items()}, path)
             # Written last: a mask without it is not taken up.
-            write_json(done, {"count": count, "result": asdict(result)})
-            (folder / "dense" / "final.safetensors").unlink(missing_ok=True)
+            write_sealed(done, {"count": count, "result": asdict(result), "files": {MASK: file_digest(folder / MASK)}})
+            (folder / "dense" / FINAL).unlink(missing_ok=True)
         processes().wait_for_everyone()
-    return load_file(folder / MASK), TrainingResult(**read_json(done)["result"])
+        finished = result
+    return load_file(folder / MASK), finished
+
+
+def _finished_mask(folder: Path) -> TrainingResult | None:
+    """The dense phase's result, if the mask is made and is what was written. A damaged mask is made again, and said.
+
+    The weights that it was chosen from are gone by then, so the dense phase has to be done again; and what the sparse
+    phase did belongs to the old mask.
+    """
+    done = folder / MASK_DONE
+    if not done.exists():
+        return None
+    try:
+        saved = read_sealed(done)
+        damaged = first_other({folder: saved.get("files", {})}) if (folder / MASK).exists() else MASK
+        if damaged is None:
+            return TrainingResult(**saved["result"])
+    except ArtefactError:
+        damaged = MASK_DONE
+    say(f"{folder / damaged} was damaged or deleted since: the dense phase is done again, and the sparse one after it")
+    done.unlink()
+    for phase in ("dense", "sparse"):
+        shutil.rmtree(folder / phase, ignore_errors=True)
+    return None
 
 
 def _open_folder(folder: Path, identity: str) -> None:
     """Work of other settings, data or another base is discarded."""
     mark = folder / IDENTITY
     if processes().is_main_process:
-        if mark.exists() and read_json(mark)["digest"] != identity:
+        if mark.exists() and read_identity(mark) != identity:
             shutil.rmtree(folder)
         if not mark.exists():
-            write_json(mark, {"digest": identity})
+            write_sealed(mark, {"digest": identity})
     processes().wait_for_everyone()
 
 

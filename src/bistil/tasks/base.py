@@ -4,7 +4,6 @@ import inspect
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as transformers_logging
 
 from bistil.errors import ArtefactError, InputError
 from bistil.fast_linear import fast_linear
+from bistil.models import HeadRule, load_model, read_config, task_of
+from bistil.progress import say
 
 # Not a class: cross-entropy leaves such positions out (PyTorch's default).
 IGNORED = -100
@@ -134,7 +134,7 @@ class Task(ABC):
     """Name in a recipe."""
 
     pipeline_tag: str | None = None
-    """The pipeline of transformers that runs such models; None where there is none."""
+    """The hub's name of the task; None where it has none."""
 
     padding: Mapping[str, int] = {}
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
@@ -183,10 +183,11 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
-        """The encoder in `folder` under the task's head, newly initialised from `seed` where the folder has none.
+        """The encoder in `folder` under the task's head; with `labels` a new one, unless the folder has one for them.
 
         Args:
-            labels: class names in order; None: those of the task model in `folder`.
+            labels: class names in order; None: those of the task model in `folder`, which must have the task's head.
+            seed: of a new head.
         """
 
     @abstractmethod
@@ -322,45 +323,72 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> d
 
 
 def build_head(
-    auto_class: Any, folder: str | Path, labels: Sequence[str] | None, *, seed: int, **config_values: Any
+    auto_class: Any,
+    folder: str | Path,
+    labels: Sequence[str] | None,
+    *,
+    seed: int,
+    means_labels: bool = True,
+    sizes: Mapping[str, int] | None = None,
+    **config_values: Any,
 ) -> PreTrainedModel:
-    """Load an encoder under a head; what the folder has no weights for is initialised from `seed`.
+    """Load an encoder under a head.
+
+    Without `labels` the folder is that of a task model, with its own head. With them it is a start: a head for these
+    labels is gone on with, one for other labels or another task gives way to a new one, drawn from `seed`.
 
     Args:
         auto_class: a class with `from_pretrained`, such as `AutoModelForTokenClassification`.
         folder: a Hugging Face model folder.
         labels: class names in order; None: those that the folder's configuration names.
+        means_labels: whether the labels are what the head was trained for (of a question answering head they are not).
+        sizes: of a head that is to be trained, by name in the configuration.
+        config_values: replace values of the configuration.
 
     Raises:
-        ArtefactError: the folder is no loadable model, or has a head with other labels.
+        ArtefactError: the folder is no loadable model, is damaged, or has no head although no labels are given.
     """
-    values = dict(config_values)
-    if labels is not None:
-        values |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if not Path(folder).is_dir():
         raise ArtefactError(f"{folder} is not a model folder: name a folder with config.json and model.safetensors")
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = auto_class.from_pretrained(str(folder), **values)
-        except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ArtefactError(f"cannot load a model from {folder}: {first}") from error
-    return model.float()
+    config = read_config(folder)
+    head: HeadRule = "whole"
+    if labels is not None:
+        head = _head_to_start_from(auto_class, folder, config, labels if means_labels else None, sizes or {})
+        config_values |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        config_values |= sizes or {}
+    for name, value in config_values.items():
+        setattr(config, name, value)
+    model, _ = load_model(folder, auto_class, head=head, config=config, seed=seed)
+    return model
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the report of newly initialised weights: here a new head is what is asked for."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def _head_to_start_from(
+    auto_class: Any, folder: str | Path, config: Any, labels: Sequence[str] | None, sizes: Mapping[str, int]
+) -> HeadRule:
+    """What becomes of the head in a folder that fine-tuning starts from."""
+    wanted, found = task_of(auto_class.__name__), {task_of(name) for name in config.architectures or ()}
+    if wanted not in found:
+        # Encoders come with the head that they were pretrained with; some families keep a part of it.
+        return "optional" if found <= _PRETRAINED_WITH else "new"
+    own = [config.id2label[i] for i in sorted(config.id2label)]
+    if labels is not None and own != list(labels):
+        say(f"{folder} has a head for labels {_listed(own)}; a new one is made for {_listed(labels)}")
+        return "new"
+    if any(getattr(config, name, None) != size for name, size in sizes.items()):
+        say(f"{folder} has a head of another size; a new one is made")
+        return "new"
+    return "whole"
+
+
+# Of these there is no head for a task.
+_PRETRAINED_WITH = {"", "masked-lm", "pre-training"}
+# A message names so many labels.
+_LABELS_SHOWN = 12
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = len(labels) - _LABELS_SHOWN
+    return ", ".join(map(str, labels[:_LABELS_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def boundaries(offsets: Sequence[tuple[int, ...]]) -> int:

@@ -105,7 +105,7 @@ class DependencyParsing(Task):
 
     def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         sizes = {} if self.projection is None else {"parser_projection": self.projection}
-        return build_head(AutoModelForDependencyParsing, folder, labels, seed=seed, **sizes)
+        return build_head(AutoModelForDependencyParsing, folder, labels, seed=seed, sizes=sizes)
 
     def encode(
         self,

@@ -101,7 +101,7 @@ class QuestionAnswering(Task):
         del examples, labels
 
     def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
-        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed)
+        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=False)
 
     def encode(
         self,

@@ -1,5 +1,6 @@
 """How often each token occurs in a text: counted once per file, kept on disk, merged by addition."""
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -7,14 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
+from bistil.progress import say
 from bistil.text_files import line_batches
 from bistil.tokenizer_files import to_json
 from bistil.vocabulary.tokenizer_state import Vocabulary
@@ -68,14 +71,15 @@ class TokenCounts:
         )
 
     def save(self, path: Path) -> None:
-        """Write the counts as one safetensors file."""
+        """Write the counts as one safetensors file, with a digest of all that is in it."""
         facts = {key: value for key, value in asdict(self).items() if key != "counts"}
+        facts["digest"] = _digest(self.counts, facts)
         with whole_file(path) as partial:
             save_file({"counts": self.counts}, partial, metadata={"bistil_counts": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: Path) -> "TokenCounts":
-        """Read what `save` wrote.
+        """Read what `save` wrote. Files of version 0.1, without a digest, are read too.
 
         Raises:
             InputError: the file is missing.
@@ -87,9 +91,16 @@ class TokenCounts:
             with safe_open(path, framework="numpy") as stored:
                 facts = json.loads(stored.metadata()["bistil_counts"])
                 counts = stored.get_tensor("counts")
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(f"{path} holds no token counts; remove it and count again") from error
-        return cls(counts, **{**facts, "sources": tuple(facts["sources"])})
+            digest = facts.pop("digest", None)
+            if digest is not None and digest != _digest(counts, facts):
+                raise ValueError("not what was written")
+            return cls(counts, **{**facts, "sources": tuple(facts["sources"])})
+        except Exception as error:  # a damaged file makes its reader raise anything
+            raise ArtefactError(f"{path} holds no token counts or is damaged; remove it and count again") from error
+
+
+def _digest(counts: np.ndarray, facts: dict[str, Any]) -> str:
+    return json_digest([hashlib.sha256(np.ascontiguousarray(counts).data).hexdigest(), facts])
 
 
 def counting_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
@@ -127,10 +138,11 @@ def count_file(
     digest = file_digest(path)
     name = json_digest([_FORMAT, digest, vocabulary.digest, COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES])[:32]
     kept = cache / f"{name}{COUNTS_SUFFIX}" if cache is not None else None
-    if kept is not None and kept.is_file():
+    known = _kept_counts(kept) if kept is not None and kept.is_file() else None
+    if known is not None:
         if progress is not None:
             progress(path.stat().st_size)
-        return TokenCounts.load(kept)
+        return known
     tokenizer = tokenizer or counting_tokenizer(vocabulary)
     sizes = np.zeros(3, dtype=np.int64)
     counts = np.zeros(len(vocabulary), dtype=np.int64)
@@ -155,6 +167,15 @@ def count_file(
     if kept is not None:
         counted.save(kept)
     return counted
+
+
+def _kept_counts(kept: Path) -> TokenCounts | None:
+    """Counts out of the cache; None, and a notice, if they are damaged."""
+    try:
+        return TokenCounts.load(kept)
+    except ArtefactError:
+        say(f"{kept} is damaged: its text is counted again")
+        return None
 
 
 def held_out_lines(path: Path) -> tuple[list[str], bool]:

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from bistil.artefacts import whole_folder
 from bistil.errors import ArtefactError
-from bistil.models import load_tokenizer, model_class
-from bistil.tasks.base import quiet_transformers
+from bistil.models import load_model, load_tokenizer, model_class, read_config
 from bistil.tokenizer_files import write_tokenizer
 
 # What a task's head puts into a configuration.
@@ -30,15 +28,13 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
     Raises:
         ArtefactError: the two models do not fit each other.
     """
-    config = AutoConfig.from_pretrained(model)
+    config, wanted = read_config(model), read_config(base)
     kind = model_class(config)
-    with quiet_transformers():
-        tuned = kind.from_pretrained(model).state_dict()
-        wanted = AutoConfig.from_pretrained(base)
-        for name in HEAD_VALUES:
-            if hasattr(config, name):
-                setattr(wanted, name, getattr(config, name))
-        whole = kind.from_pretrained(base, config=wanted).float().eval()
+    tuned = load_model(model, kind)[0].state_dict()
+    for name in HEAD_VALUES:
+        if hasattr(config, name):
+            setattr(wanted, name, getattr(config, name))
+    whole, _ = load_model(base, kind, head="new", config=wanted)
     with torch.no_grad():
         for name, parameter in whole.state_dict().items():
             value = tuned[name]

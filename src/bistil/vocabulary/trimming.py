@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.artefacts import check_product, read_json, whole_folder, write_json
 from bistil.cards import write_model_card
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer, model_folder
@@ -188,24 +188,29 @@ def kept_ids(folder: Path) -> torch.Tensor:
     """New id -> old id of a trimmed model: (vocabulary size,) int64, ascending.
 
     Raises:
-        ArtefactError: the folder holds no vocabulary map.
+        ArtefactError: the folder holds no vocabulary map, or is damaged.
     """
-    try:
-        with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
-            return stored.get_tensor("kept_ids")
-    except Exception as error:
-        raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+    return _read_map(folder)[0]
 
 
 def untrimmed_fingerprint(folder: Path) -> str | None:
     """`sparse.fingerprint` of the model before it was trimmed; None for a folder that does not say it.
 
     Raises:
-        ArtefactError: the folder holds no vocabulary map.
+        ArtefactError: the folder holds no vocabulary map, or is damaged.
     """
+    return _read_map(folder)[1].get("fingerprint")
+
+
+def _read_map(folder: Path) -> tuple[torch.Tensor, dict[str, str]]:
+    """The kept ids of a trimmed model, and what stands beside them."""
+    check_product(Path(folder))
     try:
         with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
-            return (stored.metadata() or {}).get("fingerprint")
+            kept, facts = stored.get_tensor("kept_ids"), stored.metadata() or {}
+        if kept.ndim != 1 or bool((kept.diff() < 1).any()) or bool((kept < 0).any()):
+            raise ValueError("its ids do not ascend")
+        return kept, facts
     except Exception as error:
         raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
 

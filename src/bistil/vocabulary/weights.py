@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from bistil import models
 from bistil.errors import ArtefactError
-from bistil.models import model_class
+from bistil.models import model_class, read_config
 
 
 def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
@@ -22,17 +23,10 @@ def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
         The model, and the names of those of its parameters that the checkpoint lacks (they are random).
 
     Raises:
-        ArtefactError: the class is unknown, or the weights cannot be read or do not fit it.
+        ArtefactError: the class is unknown, or the weights cannot be read, are damaged, or lack more than a head or
+            pooler.
     """
-    try:
-        model, loading = model_class(AutoConfig.from_pretrained(name)).from_pretrained(
-            name, dtype="auto", output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ArtefactError(f"cannot load the model {name}: {' '.join(str(error).split())}") from error
-    if loading["mismatched_keys"]:
-        raise ArtefactError(f"the weights of {name} do not fit its config.json: {sorted(loading['mismatched_keys'])}")
-    return model.eval(), set(loading["missing_keys"])
+    return models.load_model(name, head="optional", dtype="auto")
 
 
 def blank_model(name: str) -> PreTrainedModel:
@@ -42,10 +36,7 @@ def blank_model(name: str) -> PreTrainedModel:
         InputError: as `load_model`.
         ArtefactError: config.json cannot be read.
     """
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read the configuration of {name}: {' '.join(str(error).split())}") from error
+    config = read_config(name)
     kind = model_class(config)
     with torch.device("meta"):
         model = kind.from_config(config) if kind is AutoModel else kind(config)

@@ -1,0 +1,95 @@
+"""What cards, report and README tell people to type is run here, word for word."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+
+from bistil.cards import usage_code
+from bistil.models import write_model
+from bistil.tasks import KINDS, get_task
+
+ROOT = Path(__file__).parents[2]
+# For tokenizers that do not mark inner subwords transformers finds words by their spaces, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+LABELS = {
+    "sequence-classification": ["a", "b"],
+    "token-classification": ["O", "B-PER", "I-PER"],
+    "dependency-parsing": ["root", "nsubj", "punct"],
+    "question-answering": None,
+}
+SENTENCE = "Rais alizungumza na watu wa Nairobi"
+
+
+@pytest.fixture(params=["bert", "xlm-roberta", "modernbert"])
+def saved(request, tmp_path):
+    """Writes a task model of a kind as a run does, with its card."""
+
+    def save(kind):
+        task, family = get_task(kind), request.param
+        tiny.model(family, layers=2).save_pretrained(tmp_path / "encoder")
+        tiny.tokenizer(family).save_pretrained(tmp_path / "encoder")
+        model = task.build_model(tmp_path / "encoder", LABELS[kind], seed=1)
+        folder = tmp_path / kind
+        write_model(
+            folder,
+            model,
+            tiny.tokenizer(family),
+            record={},
+            title=kind,
+            summary="A model.",
+            languages=["sw"],
+            pipeline_tag=task.pipeline_tag,
+            task=kind,
+        )
+        return folder
+
+    return save
+
+
+def printed(code, capsys):
+    """What the code prints, and the names that it leaves."""
+    names = {}
+    capsys.readouterr()
+    exec(code, names)
+    return capsys.readouterr().out, names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_card_s_code_runs(kind, saved, capsys):
+    folder = saved(kind)
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    assert block.strip() == usage_code(kind, "path/to/this/folder")
+    out, _ = printed(usage_code(kind, str(folder)), capsys)
+    assert out.strip()
+
+
+def test_the_tagger_s_code_gives_whole_words(saved, capsys):
+    """Every group begins and ends where words do, however many pieces they have."""
+    _, names = printed(usage_code("token-classification", str(saved("token-classification"))), capsys)
+    model = names["model"]
+    found = model(SENTENCE, ignore_labels=[])
+    starts = {match.start() for match in re.finditer(r"\S+", SENTENCE)}
+    ends = {match.end() for match in re.finditer(r"\S+", SENTENCE)}
+    assert found and {SENTENCE.find(SENTENCE[one["start"] : one["end"]].strip()) for one in found} <= starts
+    assert {one["end"] for one in found} <= ends
+    assert len(model.tokenizer.tokenize(SENTENCE)) > len(SENTENCE.split()), "words have several pieces"
+
+
+def test_a_model_without_a_task_is_loaded(saved, capsys):
+    folder = saved("token-classification").parent / "encoder"
+    _, names = printed(usage_code(None, str(folder)), capsys)
+    assert names["model"].config.num_hidden_layers == 2 and names["tokenizer"]
+
+
+def test_a_folder_with_quotes_is_still_code():
+    compile(usage_code("question-answering", 'a "b" c\\d'), "card", "exec")
+
+
+def test_no_page_prints_a_tagging_pipeline_that_cuts_words():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py")]
+    for page in pages:
+        for call in re.findall(r"pipeline\([^)]*token-classification[^)]*\)", page.read_text(encoding="utf-8")):
+            assert "model" not in call or "aggregation_strategy" in call, f"{page}: {call}"
+        assert not re.search(r"pipeline\([^)]*question-answering", page.read_text(encoding="utf-8")), page
