@@ -234,7 +234,7 @@ def load_model(
             model.name_or_path = model.config.name_or_path = str(folder)
             made |= {name for name in given if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+        if parameter.is_floating_point() and not _is_finite(parameter.detach()):
             raise ArtefactError(f"{folder} is damaged: {name} has values that are NaN or infinite; {_REMEDY}")
     return model.eval(), made
 
@@ -285,6 +285,11 @@ def _check_depth(folder: str | Path, model: nn.Module, unexpected: Collection[st
             raise ArtefactError(
                 f"{folder}: its config.json has {len(module)} layers, its weights {max(found) + 1}; {_REMEDY}"
             )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Whether all values of a tensor are numbers. Their sum is none if one of them is none, and is quickly made."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _no_head(folder: str | Path, task: str) -> ArtefactError:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bistil.artefacts import file_digest, folder_digest, write_json
+from bistil.artefacts import check_product, file_digest, folder_digest, write_json
 from bistil.benchmark import benchmark, folder_bytes, machine
 from bistil.corpora import check_text, read_sentences
 from bistil.distillation.general import distill_general, dressed_copy
@@ -110,6 +110,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
         SparseFineTuning.load(name)  # a damaged one shows here; its base is compared when it is put on
         sfts[language] = folder_digest(sft_folder(name))
     teacher = model_folder(recipe.teacher)
+    check_product(teacher)
     depth = depth_of(teacher)
     layers = {student.name: choose_layers(depth, student) for student in recipe.students}
     return Inputs(

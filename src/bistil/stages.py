@@ -104,6 +104,7 @@ class RunFolder:
         digest = json_digest({"stage": name, **inputs})
         record = self.folder / "stages" / f"{name}.json"
         known = _known(record, name)
+        damaged = None
         if known.get("digest") == digest:
             damaged = self._damaged(known, outputs)
             if damaged is None:
@@ -113,8 +114,9 @@ class RunFolder:
                 self.results.append(result)
                 say(f"{name}: done before, skipped")
                 return result
-            say(f"{name}: {damaged} was damaged or deleted since: made again")
         self._spare_others(known, outputs)
+        if damaged is not None:
+            say(f"{name}: {damaged} was damaged or deleted since: made again")
         work = self.folder / "work" / name
         clock = work / "clock.json"
         earlier = _known(clock, name)
