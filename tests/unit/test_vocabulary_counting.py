@@ -88,7 +88,7 @@ def test_held_out_lines_are_not_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(counting, "COUNTED_FIRST", 20)
     monkeypatch.setattr(counting, "HELD_OUT_EVERY", 5)
     monkeypatch.setattr(counting, "HELD_OUT_LINES", 6)
-    lines = [f"line number {n} {'x' * (n % 3)}" for n in range(80)]
+    lines = [f"line number {n} {'x' * (1 + n % 3)}" for n in range(80)]
     held = [line for n, line in enumerate(lines) if 20 <= n < 50 and (n - 20) % 5 == 4]
     counted = [line for line in lines if line not in held]
     vocabulary, path = vocabulary_of("wordpiece"), written(tmp_path / "a.txt", lines)
@@ -281,3 +281,34 @@ def test_threshold_zero_keeps_what_occurs(counted):
     kept = select(vocabulary, counts, TrimSettings(threshold=0.0, keep_characters=False)).kept
     seen = np.flatnonzero(sum(one.counts for one in counts.values()))
     assert set(kept.tolist()) == set(seen.tolist()).union(*vocabulary.required.values())
+
+
+def test_lines_are_counted_as_training_reads_them(tmp_path):
+    """Phase 1 strips lines, and so does counting: a byte-level tokenizer has another token behind a space."""
+    from tokenizer_families import of_class
+
+    from bistil.corpora import token_blocks
+
+    tokenizer = of_class("RobertaTokenizer")
+    text = tmp_path / "text.txt"
+    lines = [
+        "  Paka aliketi kwenye mkeka. ",
+        "\tMaji huchemka",
+        "   ",
+        "\u3000Rais alizungumza na watu\u00a0\r",
+        "The cat",
+    ]
+    text.write_bytes(("\ufeff" + "\n".join(lines)).encode())
+    vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
+    counted = count_file(vocabulary, text).counts
+    blocks = token_blocks([text], tokenizer, length=4, cache=tmp_path / "cache")
+    read = np.bincount(np.concatenate([blocks[i]["input_ids"] for i in range(len(blocks))]), minlength=len(vocabulary))
+    read[tokenizer.all_special_ids] = 0
+    whole = np.zeros_like(counted)
+    for line in lines:
+        for i in tokenizer(line.strip(), add_special_tokens=False)["input_ids"]:
+            whole[i] += 1
+    assert counted.tolist() == whole.tolist()
+    # The last block may lack its end.
+    assert np.all(read <= counted) and counted.sum() - read.sum() < 4
+    assert held_out_lines(text) == ([line.strip() for line in lines if line.strip()], False)

@@ -10,6 +10,7 @@ import transformers
 import typer
 from safetensors.torch import load_file
 from tokenizer_families import corpus, of_class
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -476,3 +477,138 @@ def test_full_and_trimmed_ids_map_both_ways(texts, tmp_path):
     assert small.convert_ids_to_tokens(range(len(kept))) == full.convert_ids_to_tokens(kept.tolist())
     with pytest.raises(ArtefactError, match="no trimmed model"):
         kept_ids(folder)
+
+
+# Classes with more per token than embeddings, and sizes that happen to be the vocabulary's
+
+ROWS = len(tiny.tokenizer("xlm-roberta"))
+SEQ2SEQ = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": ROWS,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+ONE_LAYER = {**ENCODER, "num_hidden_layers": 1, "pad_token_id": 1}
+CLASSES = {
+    "MBartForConditionalGeneration": SEQ2SEQ,
+    "BartForSequenceClassification": SEQ2SEQ,
+    "PegasusForConditionalGeneration": SEQ2SEQ,
+    "MarianMTModel": {**SEQ2SEQ, "decoder_vocab_size": ROWS},
+    "T5ForConditionalGeneration": {**T5, "num_layers": 1, "decoder_start_token_id": 1},
+    "ModernBertForMaskedLM": {**ONE_LAYER, **NAMED, "cls_token_id": 0, "sep_token_id": 2, "tie_word_embeddings": False},
+    "DebertaV2ForMaskedLM": {**ONE_LAYER, **DEBERTA, "legacy": False},
+    "MobileBertForMaskedLM": {**ONE_LAYER, "embedding_size": 16, "intra_bottleneck_size": 16},
+    "AlbertForMaskedLM": {**ONE_LAYER, "embedding_size": 16, **NAMED},
+    "ElectraForMaskedLM": {**ONE_LAYER, "embedding_size": 16},
+    "FNetForMaskedLM": {**ONE_LAYER, **NAMED},
+    "LukeForMaskedLM": {**ONE_LAYER, **NAMED, "entity_vocab_size": ROWS, "entity_emb_size": 16},
+    "BertForMaskedLM": {**ONE_LAYER, "max_position_embeddings": ROWS},
+    "RobertaForMaskedLM": {**ONE_LAYER, **NAMED, "max_position_embeddings": ROWS},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_keeps_its_entries_of_kept_tokens(name, texts, tmp_path):
+    """Against a plain rule: what has other shapes in the trimmed model is the full one's entries of kept tokens."""
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    model = kind(kind.config_class(vocab_size=ROWS, **CLASSES[name]))
+    full = model.state_dict()
+    for key, value in full.items():
+        if key.endswith("bias"):
+            value.normal_()
+    folder = saved(tmp_path / "full", model, "xlm-roberta")
+    for verify in (True, False):
+        report = trim_vocabulary(folder, texts, tmp_path / f"{verify}", settings=COARSE, verify=verify)
+        small, loading = kind.from_pretrained(tmp_path / f"{verify}", output_loading_info=True)
+        assert not any(loading.values())
+        kept = kept_ids(tmp_path / f"{verify}")
+        changed = set()
+        for key, value in small.state_dict().items():
+            axes = [i for i, (a, b) in enumerate(zip(full[key].shape, value.shape, strict=True)) if a != b]
+            assert len(axes) <= 1 and torch.equal(value, full[key].index_select(axes[0], kept) if axes else full[key])
+            changed |= {key} if axes else set()
+        assert {key for key, _ in model.named_parameters(remove_duplicate=False)} & changed == set(report.parameters)
+        assert not any("position" in key or "entity" in key for key in changed)
+        assert ("final_logits_bias" in changed) == ("final_logits_bias" in full)
+        assert (report.verified is not None) == verify and (report.not_verified is None) == verify
+    assert small.config.vocab_size == len(kept)
+
+
+def test_a_class_that_does_not_load_what_was_cut_is_refused_before_anything_is_written(texts, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "full", tiny.masked_lm("bert", layers=1))
+    original = trimming.weights.vocabulary_axes
+    monkeypatch.setattr(
+        trimming.weights, "vocabulary_axes", lambda model: {k: v for k, v in original(model).items() if "bias" not in k}
+    )
+    with pytest.raises(ArtefactError, match=r"cannot be trimmed: its .*bias would be") as error:
+        trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE, verify=False)
+    assert "\n" not in str(error.value) and not (tmp_path / "small").exists()
+
+
+def test_a_fine_tuned_model_gets_its_vocabulary_back_with_the_buffers(texts, tmp_path):
+    from bistil.vocabulary.restoring import restore_vocabulary
+
+    model = transformers.MBartForConditionalGeneration(transformers.MBartConfig(vocab_size=ROWS, **SEQ2SEQ))
+    model.final_logits_bias.normal_()
+    folder = saved(tmp_path / "full", model, "xlm-roberta")
+    trim_vocabulary(folder, texts, tmp_path / "small", settings=COARSE)
+    kept = kept_ids(tmp_path / "small")
+    tuned = transformers.MBartForConditionalGeneration.from_pretrained(tmp_path / "small")
+    tuned.final_logits_bias += 1
+    tuned.save_pretrained(tmp_path / "tuned")
+    restore_vocabulary(tmp_path / "tuned", base=folder, kept=kept, output=tmp_path / "whole")
+    whole = transformers.MBartForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    expected = model.final_logits_bias.clone()
+    expected[:, kept] += 1
+    assert torch.equal(whole.final_logits_bias, expected)
+    assert torch.equal(whole.model.shared.weight, model.model.shared.weight)
+
+
+# What is proven, and what is not
+
+
+def test_nothing_compared_is_not_verified(run, texts, tmp_path):
+    folder = saved(tmp_path / "full", tiny.masked_lm("bert", layers=1))
+    (tmp_path / "runes.txt").write_text("the ᚠᚢᚦ ᚨᚱᚲ\nᚷᚹᚺ on\n", encoding="utf-8")
+    done = run("--model", folder, "--text", tmp_path / "runes.txt", "--output", tmp_path / "a")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 0, said
+    assert "not verified: none of the 2 checked lines" in said and said.count("verified:") == 1
+    report = trim_vocabulary(
+        folder, {"en": texts["eng"], "runes": [tmp_path / "runes.txt"]}, tmp_path / "b", counts=tmp_path / "counts"
+    )
+    assert report.verified["unchanged_lines"] == report.corpora["en"].unchanged_lines > 0
+    assert report.corpora["runes"].unchanged_lines == 0
+    # Counts alone hold no text to compare on.
+    counts = list((tmp_path / "counts").iterdir())
+    report = trim_vocabulary(folder, {"en": counts}, tmp_path / "c")
+    assert report.verified is None and "only counts" in report.not_verified
+    assert json.loads((tmp_path / "c" / "trim_report.json").read_text())["verified"] is None
+
+
+def test_text_that_the_tokenizer_does_not_know_is_named(texts, tmp_path, capsys):
+    folder = saved(tmp_path / "full", tiny.masked_lm("bert", layers=1))
+    trim_vocabulary(folder, texts, tmp_path / "a", settings=COARSE)
+    assert "unknown" not in capsys.readouterr().err
+    (tmp_path / "runes.txt").write_text("ᚠᚢᚦ ᚨᚱᚲ the\n", encoding="utf-8")
+    trim_vocabulary(folder, {**texts, "run": [tmp_path / "runes.txt"]}, tmp_path / "b", settings=COARSE)
+    said = capsys.readouterr().err
+    assert "run: 67% of its tokens are unknown" in said and said.count("\n") == 1
+    trimming.plan(folder, {"run": [tmp_path / "runes.txt"]})
+    assert "67%" in capsys.readouterr().err
+
+
+def test_trimming_follows_the_file_where_the_class_does_not(texts, tmp_path):
+    """Counted, kept and written with the tokenizer of tokenizer.json, which a wrong class would overrule."""
+    folder = saved(tmp_path / "full", tiny.masked_lm("xlm-roberta", layers=1), "xlm-roberta")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "BertTokenizer"}))
+    report = trim_vocabulary(folder, texts, tmp_path / "small", settings=TrimSettings(threshold=0.0))
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    small, kept = AutoTokenizer.from_pretrained(tmp_path / "small"), kept_ids(tmp_path / "small")
+    for line in texts["eng"][0].read_text(encoding="utf-8").splitlines():
+        assert kept[torch.tensor(small(line)["input_ids"])].tolist() == file.encode(line).ids
+    assert (
+        report.verified["unchanged_lines"] == report.corpora["eng"].checked_lines + report.corpora["swa"].checked_lines
+    )

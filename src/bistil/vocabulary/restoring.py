@@ -31,10 +31,12 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
     config, wanted = read_config(model), read_config(base)
     kind = model_class(config)
     tuned = load_model(model, kind)[0].state_dict()
+    # A head of the base's own, such as a masked-LM head, keeps what it has of the tokens that were dropped.
+    same_head = kind is model_class(wanted) and wanted.id2label == config.id2label
     for name in HEAD_VALUES:
         if hasattr(config, name):
             setattr(wanted, name, getattr(config, name))
-    whole, _ = load_model(base, kind, head="new", config=wanted)
+    whole, _ = load_model(base, kind, head="optional" if same_head else "new", config=wanted)
     with torch.no_grad():
         for name, parameter in whole.state_dict().items():
             value = tuned[name]
