@@ -187,6 +187,8 @@ def read_text(path: str | Path) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if b"\0" in data[:1000]:
+        raise InputError(f"{path} holds NUL characters: it is UTF-16 or no text; convert it to UTF-8, as with iconv")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

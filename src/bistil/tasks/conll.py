@@ -121,7 +121,8 @@ def _layout(blocks: Sequence[Sequence[Line]], path: Path, how: Reading) -> Layou
     named = {name: _number(path, name, how.columns[name], width) for name in ("words", "tags") if name in how.columns}
     if width < 2:
         return Layout(width, 0, 0)  # every line is odd, and says so
-    numbered = _counts_words([[row[0] for row in rows] for rows in whole])
+    # In sentences of one word, a "1" in front of another column and the tag counts too.
+    numbered = _counts_words([[row[0] for row in rows] for rows in whole], least=1 if width > 2 else 2)
     if numbered and width == CONLLU_COLUMNS and not named:
         return Layout(width, 1, 3, numbered=True, conllu=True)
     words = named.get("words", 1 if numbered else 0)
@@ -152,15 +153,15 @@ def _number(path: Path, name: str, column: str, width: int) -> int:
     return int(column) - 1
 
 
-def _counts_words(sentences: Sequence[Sequence[str]]) -> bool:
-    """Whether a column counts 1, 2, 3 ... or 0, 1, 2 ... in every sentence, one of which has two words."""
+def _counts_words(sentences: Sequence[Sequence[str]], *, least: int = 2) -> bool:
+    """Whether a column counts 1, 2, 3 ... or 0, 1, 2 ... in every sentence, one of which has `least` words."""
     longest = 0
     for values in sentences:
         numbers = [value for value in values if not NOT_A_WORD.fullmatch(value)]
         if numbers not in ([str(i) for i in range(1, len(numbers) + 1)], [str(i) for i in range(len(numbers))]):
             return False
         longest = max(longest, len(numbers))
-    return longest > 1
+    return longest >= least
 
 
 def _tag_column(columns: Sequence[Sequence[str]], words: int, path: Path, *, numbered: bool) -> int:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
-from bistil.text_files import line_batches
+from bistil.text_files import line_batches, require_plain_text
 from bistil.vocabulary.tokenizer_state import Vocabulary, to_json
 
 # Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.
@@ -114,7 +114,8 @@ def count_file(
         progress: called with the number of bytes of the file that each batch took.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8 or holds no text, or its counts are another tokenizer's.
+        InputError: the file cannot be read, is not UTF-8 or holds no text or labelled rows, or its counts are another
+            tokenizer's.
     """
     if path.suffix == COUNTS_SUFFIX:
         counted = TokenCounts.load(path)
@@ -128,6 +129,7 @@ def count_file(
         if progress is not None:
             progress(path.stat().st_size)
         return TokenCounts.load(kept)
+    require_plain_text(path)
     tokenizer = tokenizer or counting_tokenizer(vocabulary)
     sizes = np.zeros(3, dtype=np.int64)
     counts = np.zeros(len(vocabulary), dtype=np.int64)
