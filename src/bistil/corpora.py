@@ -24,7 +24,7 @@ from bistil.artefacts import file_digest, json_digest, read_sealed, whole_file, 
 from bistil.errors import ArtefactError, InputError
 from bistil.objectives import IGNORED
 from bistil.progress import say
-from bistil.text_files import line_batches
+from bistil.text_files import line_batches, require_plain_text
 
 # Changes when the same text and tokenizer would give other blocks.
 _FORMAT = 1
@@ -50,8 +50,9 @@ def check_text(path: Path) -> None:
     """Make sure that a text file can be read and holds text.
 
     Raises:
-        InputError: missing, unreadable, not UTF-8 (with the line) or without any text.
+        InputError: missing, unreadable, not UTF-8 (with the line), without any text, or of labelled rows.
     """
+    require_plain_text(path)
     found = False
     for line in read_lines(path):
         found = found or bool(line.strip())
@@ -63,8 +64,10 @@ def read_sentences(paths: Sequence[Path]) -> list[str]:
     """All lines of the files that hold text, stripped.
 
     Raises:
-        InputError: as `read_lines`.
+        InputError: as `read_lines`, or a file is of labelled rows.
     """
+    for path in paths:
+        require_plain_text(Path(path))
     return [line.strip() for path in paths for line in read_lines(Path(path)) if line.strip()]
 
 
@@ -158,6 +161,21 @@ class LanguageSchedule:
         return {"input_ids": ids, "language": language, "position": index}
 
 
+def check_probabilities(probabilities: Mapping[str, float] | None, languages: Sequence[str]) -> dict[str, float]:
+    """The languages' shares of the batches: those given, or equal ones.
+
+    Raises:
+        InputError: a probability is missing, negative, or of a language without text.
+    """
+    given = dict(probabilities or dict.fromkeys(languages, 1.0))
+    if set(given) != set(languages) or min(given.values()) < 0 or sum(given.values()) <= 0:
+        raise InputError(
+            f"probabilities are given for {', '.join(given)}; give a number of 0 or more for each language with text: "
+            f"{', '.join(languages)}"
+        )
+    return given
+
+
 def language_schedule(
     blocks: Mapping[str, Any],
     indices: Mapping[str, np.ndarray],
@@ -177,12 +195,7 @@ def language_schedule(
         InputError: a probability is missing, negative, or of a language without text.
     """
     languages = list(blocks)
-    given = dict(probabilities or dict.fromkeys(languages, 1.0))
-    if set(given) != set(languages) or min(given.values()) < 0 or sum(given.values()) <= 0:
-        raise InputError(
-            f"probabilities are given for {', '.join(given)}; give a number of 0 or more for each language with text: "
-            f"{', '.join(languages)}"
-        )
+    given = check_probabilities(probabilities, languages)
     generator = np.random.default_rng(seed)
     weights = np.array([given[language] for language in languages])
     of_batch = generator.choice(len(languages), size=steps, p=weights / weights.sum()).astype(np.int16)

@@ -12,6 +12,7 @@ from bistil.artefacts import folder_digest
 from bistil.errors import ArtefactError
 from bistil.models import load_tokenizer
 from bistil.progress import say
+from bistil.reading import Reading, RowReport
 from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.base import Feature, check_length
 from bistil.tasks.hub import labelled_digest
@@ -28,6 +29,7 @@ def evaluate(
     batch_size: int = 32,
     max_length: int = 128,
     label_map: Mapping[str, str] | None = None,
+    how: Reading | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
     predictions: str | Path | None = None,
@@ -42,6 +44,7 @@ def evaluate(
         batch_size: windows per forward pass; changes speed, not predictions.
         max_length: tokens per window.
         label_map: labels to rename on reading.
+        how: what the files do not say themselves: columns, language, scheme of the tags.
         bootstrap_samples: resamples for the interval; 0: no interval.
         seed: of the resamples.
         predictions: write predictions here, in the format of the input.
@@ -49,14 +52,19 @@ def evaluate(
 
     Returns:
         A record for JSON: "metric" and "score" (the task's own, percent), "scores" (all, percent), "interval" (see
-        `record`), "examples", "windows", "files" and "model" with SHA-256 digests, and the settings.
+        `record`), "examples", "windows", "files" and "model" with SHA-256 digests, "read" (what became of each
+        file's rows), and the settings.
 
     Raises:
         InputError: a file is not what it must be, or `max_length` exceeds the model's positions.
         ArtefactError: the folder holds no task model with a tokenizer.
     """
-    kind = get_task(task)
-    examples = kind.read(files, label_map=label_map)
+    how = how or Reading()
+    kind = get_task(task, scheme=how.scheme)
+    reports: list[RowReport] = []
+    examples = kind.read(files, label_map=label_map, how=how, reports=reports)
+    if predictions is not None:
+        kind.check_writable(examples)
     folder = Path(model_folder)
     metrics, predicted, windows = score_examples(
         folder, kind, examples, max_length=max_length, batch_size=batch_size, device=device
@@ -68,9 +76,17 @@ def evaluate(
         "task": task,
         "examples": len(examples),
         "windows": windows,
+        "read": {report.file: report.counts for report in reports},
         "files": {str(path): labelled_digest(path) for path in files},
         "model": {"folder": str(folder), "digest": folder_digest(folder)},
-        "settings": {"max_length": max_length, "batch_size": batch_size, "label_map": dict(label_map or {})},
+        "settings": {
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "label_map": {**how.label_map, **(label_map or {})},
+            "columns": dict(how.columns),
+            "language": how.language,
+            "scheme": how.scheme,
+        },
         "versions": {"bistil": bistil.__version__, "torch": torch.__version__},
     }
 
@@ -110,7 +126,7 @@ def score_examples(
         )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     predicted = task.predict(model, tokenizer, examples, features, batch_size=batch_size)
-    return task.score(examples, predicted), predicted, len(features)
+    return task.score(examples, predicted, labels=labels), predicted, len(features)
 
 
 def unknown_share(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> float:

@@ -17,8 +17,8 @@ from typing import Any
 from bistil.artefacts import check_product, file_digest, folder_digest, write_json
 from bistil.benchmark import benchmark, folder_bytes, machine
 from bistil.corpora import check_text, read_sentences
-from bistil.distillation.general import distill_general, dressed_copy
-from bistil.distillation.task import TaskData, fit_task, read_task_data
+from bistil.distillation.general import check_general, distill_general, dressed_copy
+from bistil.distillation.task import TaskData, check_fit, fit_task, read_task_data, reading
 from bistil.errors import InputError
 from bistil.evaluation import measure, record
 from bistil.models import model_folder
@@ -36,7 +36,7 @@ from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 
 MAJORITY = "majority class"
-_NOT_LEARNT_FROM = ("preset", "train", "dev", "test")
+_NOT_LEARNT_FROM = ("preset", "train", "dev", "test", "strict")
 # Sentences of the target's test set that latency and FLOPs are measured on.
 BENCHMARK_EXAMPLES = 32
 # Room on disk that is asked for: the teacher's copies and checkpoints, in sizes of the teacher.
@@ -54,6 +54,9 @@ class Inputs:
     counts: dict[str, int] = field(metadata={"help": "bytes of text and examples, by name"})
     sfts: dict[str, str] = field(metadata={"help": "per language, the digest of its SFT"})
     left_out: dict[str, str] = field(metadata={"help": "digests of evaluation text that must not be learnt from"})
+    notices: list[str] = field(
+        default_factory=list, metadata={"help": "what was mended or left out, per labelled file"}
+    )
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -61,6 +64,7 @@ class Inputs:
             f"teacher: {self.teacher}",
             *(f"student {name}: teacher layers {layers}" for name, layers in self.layers.items()),
             *(f"{name}: {count:,}" for name, count in self.counts.items()),
+            *self.notices,
         ]
 
     def of(self, files: Iterable[str]) -> list[str]:
@@ -96,8 +100,10 @@ def check_inputs(recipe: Recipe) -> Inputs:
         check_text(Path(recipe.trim.keep))
         files[recipe.trim.keep] = file_digest(Path(recipe.trim.keep))
     left_out: dict[str, str] = {}
+    notices: list[str] = []
     if recipe.task is not None:
-        data = read_task_data(recipe.task, target_sentences=_target_sentences(recipe), quiet=True)
+        data = read_task_data(recipe.task, target_sentences=_target_sentences(recipe), source=recipe.source, quiet=True)
+        notices = data.notices
         left_out = data.left_out.digests()
         counts.update({f"left out, {name}": count for name, count in data.left_out.counts.items() if count})
         counts[f"train.{recipe.source}.examples"] = len(data.train)
@@ -113,6 +119,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     check_product(teacher)
     depth = depth_of(teacher)
     layers = {student.name: choose_layers(depth, student) for student in recipe.students}
+    _check_stages(recipe, teacher)
     return Inputs(
         teacher=teacher,
         teacher_digest=folder_digest(teacher),
@@ -121,7 +128,26 @@ def check_inputs(recipe: Recipe) -> Inputs:
         counts=counts,
         left_out=left_out,
         sfts=sfts,
+        notices=notices,
     )
+
+
+def _check_stages(recipe: Recipe, teacher: Path) -> None:
+    """Ask every stage what it would refuse after hours."""
+    check_general(
+        teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=recipe.language_sfts
+    )
+    if recipe.task is not None:
+        length = recipe.task.max_length
+        check_fit(teacher, recipe.finetune, max_length=length)
+        forced = recipe.phase2.teacher_forced
+        check_fit(
+            teacher,
+            recipe.phase2,
+            max_length=length,
+            teacher=forced,
+            target_sentences=(_target_sentences(recipe) or []) if forced else [],
+        )
 
 
 def _target_sentences(recipe: Recipe) -> list[str] | None:
@@ -178,7 +204,9 @@ class _Stages:
     def data(self) -> TaskData:
         """The task's examples; read when the first stage needs them."""
         assert self.recipe.task is not None
-        return read_task_data(self.recipe.task, target_sentences=_target_sentences(self.recipe))
+        return read_task_data(
+            self.recipe.task, target_sentences=_target_sentences(self.recipe), source=self.recipe.source
+        )
 
     def _texts(self) -> dict[str, list[Path]]:
         return {language: [Path(file) for file in files] for language, files in self.recipe.text.items()}
@@ -369,7 +397,8 @@ class _Stages:
             for language, examples in data.test.items():
                 found = {m.name: measure(m.folder, data.task, examples, max_length=max_length) for m in models}
                 if recipe.compare.majority:
-                    found[MAJORITY] = data.task.score(examples, data.task.majority(data.train, examples))
+                    baseline = data.task.majority(data.train, examples)
+                    found[MAJORITY] = data.task.score(examples, baseline, labels=data.labels)
                 metrics[language] = found
             reference = models[0].name
             return {
@@ -389,6 +418,7 @@ class _Stages:
         needs = {
             "models": {m.name: m.digest for m in models},
             "tests": tests,
+            "reading": asdict(reading(recipe.task)),
             "max_length": max_length,
             **({} if recipe.compare.majority else {"majority": False}),
         }

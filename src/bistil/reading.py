@@ -1,15 +1,174 @@
-"""Labelled files: lines with their numbers, columns of a header, renamed and unknown labels."""
+"""Labelled files: lines with their numbers, rows of a table, what became of odd rows, renamed and unknown labels."""
 
+import csv
 import difflib
 import gzip
+import io
 import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bistil.errors import InputError
+
+# Of a file, so many odd rows are left out: whichever is more. Beyond that something else is wrong with it.
+ODD_ROWS, ODD_SHARE = 10, 0.01
+# Halves of a surrogate pair: JSON escapes can name one alone, which is no character and cannot be encoded.
+SURROGATES = re.compile("[\ud800-\udfff]")
+# A notice shows so much of the first reason.
+SHOWN = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How labelled files are read where they do not say it themselves."""
+
+    label_map: Mapping[str, str] = field(default_factory=dict, metadata={"help": "labels to rename"})
+    columns: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "which column is what, such as pair or tags; ignore: columns, separated by commas"},
+    )
+    language: str | None = field(default=None, metadata={"help": "of a file in several, rows of this one; all: all"})
+    scheme: str | None = field(default=None, metadata={"help": "of the tags (`tasks.spans.SCHEMES`); None: by them"})
+    strict: bool = field(default=False, metadata={"help": "refuse a file for its first odd row"})
+    quiet: bool = field(default=False, metadata={"help": "say nothing of what was mended or left out"})
+
+    @property
+    def ignored(self) -> set[str]:
+        """The columns that are not used on purpose."""
+        return {name.strip() for name in self.columns.get("ignore", "").split(",")} - {""}
+
+
+class NoLabelError(InputError):
+    """A row lacks its label: it is left out and counted, for it is not odd."""
+
+
+@dataclass
+class Tally:
+    """How many rows of one kind there were, with the first one's place and reason."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, reason: str) -> None:
+        self.first = self.first or reason
+        self.count += 1
+
+
+@dataclass
+class RowReport:
+    """What became of one file's rows: mended, left out for a missing label, left out as odd; and what else to say.
+
+    A row is read in `with report.row(key):`. An InputError in there leaves that row out, one beyond the limits, or the
+    first one if `strict`, refuses the file.
+
+    Attributes:
+        kept: how many rows became examples.
+        mended: per key of a row (the line that it begins in, or its number), where and what was done.
+        unlabelled, odd: the rows that were left out.
+        notices: what else to say about the file.
+    """
+
+    file: str
+    strict: bool = False
+    kept: int = 0
+    mended: dict[int, str] = field(default_factory=dict)
+    unlabelled: Tally = field(default_factory=Tally)
+    odd: Tally = field(default_factory=Tally)
+    notices: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def row(self, key: int) -> Iterator[None]:
+        """Around the reading of one row; what is wrong with it ends here, unless the reading is strict."""
+        try:
+            yield
+        except InputError as error:
+            self.mended.pop(key, None)
+            self.leave_out(error)
+
+    def leave_out(self, error: InputError) -> None:
+        """Count a row that is not read.
+
+        Raises:
+            InputError: `error`, if it is odd and the reading strict.
+        """
+        if isinstance(error, NoLabelError):
+            self.unlabelled.add(str(error))
+        elif self.strict:
+            raise error
+        else:
+            self.odd.add(str(error))
+
+    def mend(self, key: int, line: int, what: str) -> None:
+        """Count a row as mended."""
+        self.mended.setdefault(key, f"line {line}: {what}")
+
+    def notice(self, text: str) -> None:
+        """Something about the whole file that the user should know; said once."""
+        if text not in self.notices:
+            self.notices.append(text)
+
+    def finish(self, kept: int) -> None:
+        """After the last row, of which `kept` became examples.
+
+        Raises:
+            InputError: too many odd rows, or nothing else; with the first one's message.
+        """
+        self.kept = kept
+        rows, odd = kept + self.unlabelled.count + self.odd.count, self.odd.count
+        if odd > max(ODD_ROWS, ODD_SHARE * rows) or (odd and not kept):
+            more = f", and {odd - 1} more of {rows} rows; correct them, or say how to read the file" if odd > 1 else ""
+            raise InputError(self.odd.first + more)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For records."""
+        return {
+            "rows": self.kept,
+            "mended": len(self.mended),
+            "without_label": self.unlabelled.count,
+            "odd": self.odd.count,
+        }
+
+    def line(self) -> str | None:
+        """One line for people; None if there is nothing to say."""
+        parts = list(self.notices)
+        if self.odd.count:
+            parts.append(f"{_rows(self.odd.count)} left out ({self._shown(self.odd.count, self.odd.first)})")
+        if self.unlabelled.count:
+            count = self.unlabelled.count
+            parts.append(f"{count:,} without a label left out ({self._shown(count, self.unlabelled.first)})")
+        if self.mended:
+            count = len(self.mended)
+            parts.append(f"{count:,} mended ({self._shown(count, self.mended[min(self.mended)])})")
+        return f"{self.file}: {'; '.join(parts)}" if parts else None
+
+    def _shown(self, count: int, first: str) -> str:
+        reason = first.removeprefix(f"{self.file}, ")
+        shown = reason if len(reason) <= SHOWN else reason[:SHOWN] + " ..."
+        return f"the first: {shown}" if count > 1 else shown
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count > 1 else ''}"
+
+
+def without_surrogates(value: Any) -> Any:
+    """A JSON value whose strings, keys too, have U+FFFD for each lone surrogate; the same object if none has one."""
+    if isinstance(value, str):
+        return SURROGATES.sub("\ufffd", value) if SURROGATES.search(value) else value
+    if isinstance(value, list):
+        items = [without_surrogates(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, dict):
+        pairs = [(without_surrogates(key), without_surrogates(item)) for key, item in value.items()]
+        same = all(key is k and item is i for (key, item), (k, i) in zip(pairs, value.items(), strict=True))
+        return value if same else dict(pairs)
+    return value
 
 
 def plain_name(path: Path) -> str:
@@ -28,6 +187,8 @@ def read_text(path: str | Path) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if b"\0" in data[:1000]:
+        raise InputError(f"{path} holds NUL characters: it is UTF-16 or no text; convert it to UTF-8, as with iconv")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -45,46 +206,93 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\r")
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a JSON-lines file; blank lines are allowed.
+def read_jsonl(path: str | Path, report: RowReport | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSON-lines file; blank lines are allowed, lone surrogates become U+FFFD.
 
     Raises:
-        InputError: a line is not a JSON object.
+        InputError: a line is not a JSON object (with a report, such lines are odd rows).
     """
+    report = report or RowReport(str(path), strict=True)
     for number, line in read_lines(path):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error}); one object per line") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path}, line {number}: a JSON object is expected, not {line[:40]}")
-        yield number, value
+            value = _object(line, where)
+        except InputError as error:
+            report.leave_out(error)
+            continue
+        yield number, mended_text(value, number, number, report) if "\\u" in line else value
 
 
-def read_table(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of a tab-separated file with a header. Quotes are characters like any other.
+def mended_text(value: Any, key: int, line: int, report: RowReport) -> Any:
+    """`without_surrogates`, counted."""
+    cleaned = without_surrogates(value)
+    if cleaned is not value:
+        report.mend(key, line, "half a surrogate pair is no character: U+FFFD is in its place")
+    return cleaned
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}); one object per line") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object is expected, not {line[:40]}")
+    return value
+
+
+def read_table(path: str | Path, report: RowReport | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a table with a header: comma-separated (`.csv`, quotes as in RFC 4180), else by tabs.
+
+    In tab-separated files quotes are characters like any other.
 
     Raises:
-        InputError: the file is empty, or a row has another number of fields than the header.
+        InputError: the file is empty, or a row has another number of fields than the header (with a report: odd rows).
     """
+    report = report or RowReport(str(path), strict=True)
+    commas = plain_name(Path(path)).endswith(".csv")
+    rows = _comma_separated(path) if commas else ((number, line.split("\t")) for number, line in read_lines(path))
     header: list[str] | None = None
-    for number, line in read_lines(path):
-        fields = line.split("\t")
+    for number, fields in rows:
         if header is None:
-            header = fields
+            header = _different([name.strip() for name in fields])
             continue
-        if not line.strip():
+        if not any(one.strip() for one in fields):
             continue
-        if len(fields) != len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(fields)} tab-separated fields where the header names {len(header)}; "
-                "remove tabs and line breaks from the texts"
+        if len(fields) == len(header):
+            yield number, dict(zip(header, fields, strict=True))
+        else:
+            separated = "comma" if commas else "tab"
+            report.leave_out(
+                InputError(
+                    f"{path}, line {number}: {len(fields)} {separated}-separated fields where the header names "
+                    f"{len(header)}; remove {separated}s and line breaks from the texts"
+                )
             )
-        yield number, dict(zip(header, fields, strict=True))
     if header is None:
         raise InputError(f"{path} is empty: a header line such as premise<TAB>hypothesis<TAB>label is expected")
+
+
+def _different(names: list[str]) -> list[str]:
+    """Names of columns, a repeated one with its number, so that none hides another."""
+    return [f"{name}.{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def _comma_separated(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of the line that each begins in; some spreadsheets write semicolons for commas."""
+    text = read_text(path)
+    header = text.split("\n", 1)[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    number = 1
+    try:
+        for fields in reader:
+            yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {number}: not comma-separated values ({error})") from error
 
 
 def words_only(text: str) -> list[str]:
@@ -95,18 +303,6 @@ def words_only(text: str) -> list[str]:
         ['n', 'djamena', '5']
     """
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def require_examples(examples: Sequence[Any], paths: Sequence[str | Path]) -> None:
-    """Refuse a set of files without a single example.
-
-    Raises:
-        InputError: no files, or nothing in them.
-    """
-    if not paths:
-        raise InputError("no file was given: name at least one labelled file")
-    if not examples:
-        raise InputError(f"no examples in {', '.join(map(str, paths))}: the files are empty")
 
 
 def require_known_label(label: str, labels: Sequence[str], where: str) -> None:

@@ -17,6 +17,7 @@ from bistil.errors import RecipeError
 Settings = TypeVar("Settings")
 Kind = Literal["sequence-classification", "token-classification", "dependency-parsing", "question-answering"]
 PresetName = Literal["paper", "short"]
+TagScheme = Literal["iob1", "iob2", "iobes", "bilou", "bmes", "types", "none"]
 
 
 def option(default: Any = MISSING, help: str = "", *, factory: Any = MISSING) -> Any:
@@ -197,6 +198,20 @@ class TaskSettings:
     max_length: int = option(128, "tokens per example or window")
     label_map: dict[str, str] = option(factory=dict, help="labels to rename on reading, such as B-DATE to O")
     parser_projection: int | None = option(None, "dependency parsing: dimensions before the biaffine; none: full head")
+    columns: dict[str, str] = option(
+        factory=dict,
+        help="which column is text, pair or label (classification), words or tags (tagging): its name or, in CoNLL "
+        "columns, its number from 1; ignore: columns that are left out on purpose, separated by commas",
+    )
+    language: str | None = option(
+        None, "rows of this language in training and dev files that are in several; all: all rows; none: the source's"
+    )
+    scheme: TagScheme | None = option(
+        None,
+        "the tags' scheme of spans (iob1, iob2, iobes, bilou, bmes, types) or none of "
+        'them ("none"); not given: it shows in the tags',
+    )
+    strict: bool = option(False, "refuse a file for its first odd row, instead of leaving out a few")
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a length or size that no example fits in, and for what this task has no use for."""

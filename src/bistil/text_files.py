@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,11 @@ from bistil.errors import InputError, MissingExtraError
 BATCH_BYTES = 1 << 20
 # A line longer than this is cut at a space, so that memory stays bounded on a file without line ends.
 LONGEST_LINE = 8 << 20
+# So many lines show whether a file is plain text; fewer than the latter are no table.
+LINES_LOOKED_AT, FEWEST_ROWS = 1000, 5
+CONLLU_LINE, CONLLU_TABS = re.compile(r"[0-9]+(?:[-.][0-9]+)?\t"), 9
+# A line of CoNLL columns with tags of spans.
+TAGGED_LINE = re.compile(r"\S+(?: \S+)* (?:O|[BIESLUM]-\S+)")
 
 
 @contextmanager
@@ -77,6 +84,46 @@ def line_batches(path: Path, *, progress: Callable[[int], None] | None = None) -
             yield lines
         if rest:
             yield _decode(rest, path, done)
+
+
+def require_plain_text(path: Path) -> None:
+    """Refuse a file whose lines are rows of something else: JSON, columns between tabs, CoNLL-U; or of another coding.
+
+    The first 1,000 lines with text are looked at.
+
+    Raises:
+        InputError: with what it is and how to get at its text; or the file cannot be read.
+    """
+    lines: list[str] = []
+    for batch in line_batches(path):
+        lines += [line for line in batch if line and not line.isspace()]
+        if len(lines) >= LINES_LOOKED_AT:
+            break
+    lines = lines[:LINES_LOOKED_AT]
+    if any("\0" in line for line in lines):
+        raise InputError(f"{path} holds NUL characters: it is UTF-16 or no text; convert it to UTF-8, as with iconv")
+    rows = [line for line in lines if not line.startswith("#")]
+    tabs = {line.count("\t") for line in lines}
+    if lines and all(map(_is_json_object, lines)):
+        what, remedy = "JSON lines", "take the field that holds text, as with jq -r .text"
+    elif rows and all(CONLLU_LINE.match(line) and line.count("\t") == CONLLU_TABS for line in rows):
+        what, remedy = "CoNLL-U", "take its sentences, as with sed -n 's/^# text = //p'"
+    elif len(lines) >= FEWEST_ROWS and len(tabs) == 1 and 0 not in tabs:
+        what, remedy = f"{max(tabs) + 1} columns between tabs", "take the column of text, as with cut -f2"
+    elif len(lines) >= FEWEST_ROWS and all(map(TAGGED_LINE.fullmatch, lines)):
+        what, remedy = "words with a tag each", "give running text, one sentence or paragraph per line"
+    else:
+        return
+    raise InputError(f"{path} holds {what}, and plain text is expected: {remedy}")
+
+
+def _is_json_object(line: str) -> bool:
+    if not line.lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _ZstdStream(io.RawIOBase):

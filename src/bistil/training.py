@@ -145,6 +145,29 @@ def check_loggers(names: Sequence[str]) -> None:
             raise MissingExtraError(f"logger {name!r} is not installed: pip install {package}") from error
 
 
+def check_training(settings: TrainingSettings) -> None:
+    """Make sure that a training run can be carried out, before what it needs is made.
+
+    Raises:
+        RecipeError: no or two lengths, a batch that cannot be cut, an unknown logger.
+        MissingExtraError: a logger that is not installed.
+    """
+    check_loggers(settings.loggers)
+    planned_steps(1, settings)
+    _parts(settings)
+
+
+def _parts(settings: TrainingSettings) -> int:
+    """Into how many parts, of all processes, a batch is cut."""
+    parts = processes().num_processes * settings.accumulation
+    if settings.batch_size % parts:
+        raise RecipeError(
+            f"batch_size {settings.batch_size} cannot be cut into {parts} equal parts "
+            "(processes x accumulation): choose a multiple"
+        )
+    return parts
+
+
 def train(
     module: nn.Module,
     train_data: Sized,
@@ -338,12 +361,7 @@ def processes() -> PartialState:
 
 
 def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: int) -> TrainingArguments:
-    parts = processes().num_processes * settings.accumulation
-    if settings.batch_size % parts:
-        raise RecipeError(
-            f"batch_size {settings.batch_size} cannot be cut into {parts} equal parts "
-            "(processes x accumulation): choose a multiple"
-        )
+    parts = _parts(settings)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,

@@ -49,7 +49,7 @@ def test_span_f1_on_tags_of_every_scheme(tmp_path):
     """Random tags, ill-formed sequences included."""
     generator = random.Random(0)
     labels = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-ORG"]
-    lines = ["" if generator.random() < 0.1 else f"w {generator.choice(labels)}" for _ in range(3000)]
+    lines = ["" if generator.random() < 0.1 else f"w{i} {generator.choice(labels)}" for i in range(3000)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     examples = get_task("token-classification").read([tmp_path / "a.txt"])
     check_spans(examples, [noisy(example.tags, labels, generator, 0.5) for example in examples])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bistil.errors import InputError
+from bistil.recipe import TaskSettings, help_of
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,14 @@ def register(app: typer.Typer) -> None:
         label_map: Annotated[
             list[str] | None, typer.Option(help="Rename a label on reading, such as B-DATE=O; may be repeated.")
         ] = None,
+        column: Annotated[
+            list[str] | None, typer.Option(help="NAME=COLUMN: " + help_of(TaskSettings, "columns") + "; repeatable.")
+        ] = None,
+        language: Annotated[
+            str | None, typer.Option(help="Rows of this language in files that are in several; all: all rows.")
+        ] = None,
+        scheme: Annotated[str | None, typer.Option(help=help_of(TaskSettings, "scheme"))] = None,
+        strict: Annotated[bool, typer.Option("--strict", help=help_of(TaskSettings, "strict"))] = False,
         max_length: Annotated[int, typer.Option(help="Tokens per window.", min=4)] = 128,
         batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", min=1)] = 32,
         bootstrap: Annotated[int, typer.Option(help="Resamples for the 95% interval; 0: none.", min=0)] = 1000,
@@ -40,6 +49,7 @@ def register(app: typer.Typer) -> None:
         """
         from bistil.artefacts import write_json
         from bistil.evaluation import evaluate as run
+        from bistil.reading import Reading
 
         result = run(
             model,
@@ -48,6 +58,7 @@ def register(app: typer.Typer) -> None:
             batch_size=batch_size,
             max_length=max_length,
             label_map=parse_label_map(label_map or []),
+            how=Reading(columns=parse_columns(column or []), language=language, scheme=scheme, strict=strict),
             bootstrap_samples=bootstrap,
             seed=seed,
             predictions=predictions,
@@ -74,3 +85,20 @@ def parse_label_map(pairs: list[str]) -> dict[str, str]:
             raise InputError(f"--label-map {pair!r} is not of the form OLD=NEW, such as B-DATE=O")
         renames[old] = new
     return renames
+
+
+def parse_columns(pairs: list[str]) -> dict[str, str]:
+    """`["pair=hypo", "ignore=a", "ignore=b"]` as `{"pair": "hypo", "ignore": "a,b"}`.
+
+    Raises:
+        InputError: an entry is not NAME=COLUMN, or one name is given twice.
+    """
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        name, separator, column = pair.partition("=")
+        if not separator or not name or not column:
+            raise InputError(f"--column {pair!r} is not of the form NAME=COLUMN, such as pair=hypothesis or tags=3")
+        if name in columns and name != "ignore":
+            raise InputError(f"--column {name}= is given twice: {columns[name]} and {column}")
+        columns[name] = f"{columns[name]},{column}" if name in columns else column
+    return columns

@@ -53,6 +53,12 @@ def register(app: typer.Typer) -> None:
         evaluate_steps: int | None = typer.Option(None, help=help_of(TrainingSettings, "evaluate_steps")),
         max_length: int | None = typer.Option(None, help=help_of(TaskSettings, "max_length")),
         label_map: list[str] = typer.Option([], help="Rename a label on reading, such as B-DATE=O; may be repeated."),
+        column: list[str] = typer.Option([], help="NAME=COLUMN: " + help_of(TaskSettings, "columns") + "; repeatable."),
+        language: str | None = typer.Option(
+            None, help="Rows of this language in files that are in several; all: all rows."
+        ),
+        scheme: str | None = typer.Option(None, help=help_of(TaskSettings, "scheme")),
+        strict: bool = typer.Option(False, "--strict", help=help_of(TaskSettings, "strict")),
         parser_projection: int | None = typer.Option(None, help=help_of(TaskSettings, "parser_projection")),
         seed: int = typer.Option(0, help="Seed of the head, the order and dropout."),
     ) -> None:
@@ -76,7 +82,7 @@ def register(app: typer.Typer) -> None:
 
         from bistil.artefacts import check_new
         from bistil.commands.distill import language_pairs
-        from bistil.commands.evaluate import parse_label_map
+        from bistil.commands.evaluate import parse_columns, parse_label_map
         from bistil.corpora import read_sentences
         from bistil.distillation.task import fit_task, read_task_data
         from bistil.errors import InputError
@@ -100,6 +106,7 @@ def register(app: typer.Typer) -> None:
             {
                 "kind": task, "train": train, "dev": dev, "test": {"": test} if test else {}, "preset": preset,
                 "label_map": parse_label_map(label_map), "parser_projection": parser_projection,
+                "columns": parse_columns(column), "language": language, "scheme": scheme, "strict": strict,
             },
             where,
         )  # fmt: skip

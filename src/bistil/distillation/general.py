@@ -1,7 +1,7 @@
 """Phase 1: general bilingual distillation (paper, section 3.2)."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from bistil.artefacts import folder_digest, whole_folder, write_json
-from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
-from bistil.distillation.module import Distiller
+from bistil.corpora import BlockCollator, batches, check_probabilities, language_schedule, split_held_out, token_blocks
+from bistil.distillation.module import Distiller, check_objective
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.families import family_of
 from bistil.memory import return_freed_memory
@@ -25,7 +25,7 @@ from bistil.sparse import SparseFineTuning
 from bistil.student import alignment, choose_layers, make_student, without_upper_layers
 from bistil.tasks.base import check_length
 from bistil.tokenizer_files import write_tokenizer
-from bistil.training import TENSORBOARD, TrainingResult, check_loggers, planned_steps, processes, train
+from bistil.training import TENSORBOARD, TrainingResult, check_training, planned_steps, processes, train
 
 Figures = dict[str, float]
 
@@ -70,21 +70,16 @@ def distill_general(
         MissingExtraError: a logger that is not installed.
         DivergenceError: the loss became NaN or infinite.
     """
-    _check_names(students, texts, language_sfts or {})
-    _check_held_out(settings, texts)
-    check_loggers(settings.training.loggers)
     folder = model_folder(str(teacher))
+    check_general(folder, students, list(texts), settings=settings, language_sfts=language_sfts or {})
     tokenizer = load_tokenizer(str(folder))
-    configuration = _configuration(folder)
+    configuration = model_configuration(folder)
     return_freed_memory(family_of(configuration).width(configuration))
     multilingual = _load(folder)
-    check_length(multilingual.config, settings.block_length, name="block_length")
     has_head = multilingual.get_output_embeddings() is not None
     objectives = {student.name: student.objective or settings.objective for student in students}
     mask_tokens = _check_objectives(objectives, has_head=has_head)
     can_mask = tokenizer.mask_token_id is not None
-    if mask_tokens and not can_mask:
-        raise ArtefactError(f"the tokenizer of {teacher} has no mask token: hard_labels (masked-LM) need one")
 
     # Student initialisation: every s-th layer of the teacher (section 3.2).
     depth = family_of(multilingual).depth(multilingual.config)
@@ -247,7 +242,44 @@ def own_sft(path: str | Path, model: nn.Module, trimmed: Path, *, force: bool = 
     return sft
 
 
-def _check_names(students: list[StudentSettings], texts: Mapping[str, Any], sfts: Mapping[str, Any]) -> None:
+def check_general(
+    teacher: Path,
+    students: list[StudentSettings],
+    languages: Sequence[str],
+    *,
+    settings: Phase1Settings,
+    language_sfts: Mapping[str, Any],
+) -> None:
+    """Find what `distill_general` would refuse, as far as settings, configuration and tokenizer tell: no weights.
+
+    Args:
+        teacher: a model folder; trimmed or not makes no difference.
+        languages: that there is text of.
+
+    Raises:
+        BistilError: as `distill_general`.
+    """
+    _check_names(students, languages, language_sfts)
+    _check_held_out(settings, languages)
+    check_training(settings.training)
+    check_probabilities(settings.probabilities, languages)
+    configuration = model_configuration(teacher)
+    check_length(configuration, settings.block_length, name="block_length")
+    objectives = {student.name: student.objective or settings.objective for student in students}
+    for student in students:
+        choose_layers(family_of(configuration).depth(configuration), student)
+        check_objective(student.name, objectives[student.name], configuration, configuration)
+    masked = _check_objectives(objectives, has_head=_has_head(configuration))
+    if masked and load_tokenizer(str(teacher)).mask_token_id is None:
+        raise ArtefactError(f"the tokenizer of {teacher} has no mask token: hard_labels (masked-LM) need one")
+
+
+def _has_head(configuration: PretrainedConfig) -> bool:
+    """Whether the model was saved with a masked-LM head."""
+    return any(name.endswith("ForMaskedLM") for name in configuration.architectures or ())
+
+
+def _check_names(students: list[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any]) -> None:
     if len(texts) < 2:
         raise InputError(
             f"phase 1 needs text in two languages or more; given: {', '.join(texts) or 'none'} "
@@ -264,7 +296,7 @@ def _check_names(students: list[StudentSettings], texts: Mapping[str, Any], sfts
         raise RecipeError("no student is asked for")
 
 
-def _check_held_out(settings: Phase1Settings, texts: Mapping[str, Any]) -> None:
+def _check_held_out(settings: Phase1Settings, texts: Collection[str]) -> None:
     unknown = set(settings.held_out_shares) - set(texts)
     if unknown:
         raise RecipeError(f"a held-out share for {', '.join(sorted(unknown))}, but text for {', '.join(texts)} only")
@@ -288,7 +320,7 @@ def _check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: 
     return bool(masking)
 
 
-def _configuration(folder: Path) -> PretrainedConfig:
+def model_configuration(folder: Path) -> PretrainedConfig:
     """The model's configuration, of a supported family."""
     config = read_config(folder)
     family_of(config)
@@ -297,9 +329,8 @@ def _configuration(folder: Path) -> PretrainedConfig:
 
 def _load(folder: Path) -> Any:
     """The model, with its masked-LM head if the folder has one."""
-    configuration = _configuration(folder)
-    has_head = any(name.endswith("ForMaskedLM") for name in configuration.architectures or ())
-    auto = AutoModelForMaskedLM if has_head else AutoModel
+    configuration = model_configuration(folder)
+    auto = AutoModelForMaskedLM if _has_head(configuration) else AutoModel
     # DeBERTa-v2 has no SDPA attention to choose.
     attention = "sdpa" if family_of(configuration).attention_interface else "eager"
     return load_model(folder, auto, attn_implementation=attention)[0]

@@ -262,28 +262,9 @@ class Distiller(nn.Module):
         student_config: Any = student.config
         depth = ours.depth(student_config)
         layers = layers or _aligned_layers(name, student_config, depth, theirs.depth(teacher_config))
-        where = f"student {name!r}"
-        if not any(getattr(objective, f.name) for f in fields(objective) if f.name not in _NO_WEIGHTS):
-            raise RecipeError(f"{where}: every weight of the objective is 0")
         if len(layers) != depth:
-            raise RecipeError(f"{where}: {depth} layers, but {len(layers)} teacher layers to align them with")
-        widths = (ours.width(student_config), theirs.width(teacher_config))
-        if (objective.hidden or objective.cosine) and widths[0] != widths[1]:
-            raise RecipeError(
-                f"{where}: width {widths[0]}, teacher {widths[1]}: hidden and cosine losses need equal widths; "
-                "set their weights to 0 and use relations"
-            )
-        heads = (ours.heads(student_config), theirs.heads(teacher_config))
-        if objective.attention and heads[0] != heads[1]:
-            raise RecipeError(
-                f"{where}: {heads[0]} attention heads, teacher {heads[1]}: the attention loss needs equally many; "
-                "set its weight to 0 and use relations"
-            )
-        if objective.relations and any(width % objective.relation_heads for width in widths):
-            raise RecipeError(
-                f"{where}: relation_heads {objective.relation_heads} does not divide the widths {widths[0]} and "
-                f"{widths[1]}"
-            )
+            raise RecipeError(f"student {name!r}: {depth} layers, but {len(layers)} teacher layers to align them with")
+        check_objective(name, objective, student_config, teacher_config)
         capture = Capture(
             student,
             hidden_layers=range(depth + 1) if objective.hidden else (),
@@ -329,3 +310,31 @@ def _pair_loss(pair: Pair, temperature: float) -> Tensor:
         lowest = torch.finfo(student.dtype).min / 2
         student, teacher = (side.masked_fill(~pair.valid, lowest) for side in (student, teacher))
     return prediction_loss(student, teacher, temperature, pair.mask)
+
+
+def check_objective(name: str, objective: ObjectiveSettings, student: Any, teacher: Any) -> None:
+    """Make sure that an objective can be computed between a student and a teacher of these configurations.
+
+    Raises:
+        RecipeError: nothing is to be computed, or a loss needs equal widths or numbers of heads.
+    """
+    ours, theirs = family_of(student), family_of(teacher)
+    where = f"student {name!r}"
+    if not any(getattr(objective, f.name) for f in fields(objective) if f.name not in _NO_WEIGHTS):
+        raise RecipeError(f"{where}: every weight of the objective is 0")
+    widths = (ours.width(student), theirs.width(teacher))
+    if (objective.hidden or objective.cosine) and widths[0] != widths[1]:
+        raise RecipeError(
+            f"{where}: width {widths[0]}, teacher {widths[1]}: hidden and cosine losses need equal widths; "
+            "set their weights to 0 and use relations"
+        )
+    heads = (ours.heads(student), theirs.heads(teacher))
+    if objective.attention and heads[0] != heads[1]:
+        raise RecipeError(
+            f"{where}: {heads[0]} attention heads, teacher {heads[1]}: the attention loss needs equally many; "
+            "set its weight to 0 and use relations"
+        )
+    if objective.relations and any(width % objective.relation_heads for width in widths):
+        raise RecipeError(
+            f"{where}: relation_heads {objective.relation_heads} does not divide the widths {widths[0]} and {widths[1]}"
+        )

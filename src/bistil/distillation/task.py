@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil.artefacts import folder_digest
-from bistil.distillation.general import own_sft
-from bistil.distillation.module import Distiller
+from bistil.distillation.general import model_configuration, own_sft
+from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.families import head_names
 from bistil.fast_linear import fast_linear
 from bistil.models import load_tokenizer, write_model
 from bistil.progress import say
+from bistil.reading import Reading, RowReport
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
+from bistil.sparse.training import check_sparse
 from bistil.tasks import Task, get_task, model_inputs
 from bistil.tasks.base import Example, Feature, check_length
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
-from bistil.training import epoch_order, processes, train
+from bistil.training import check_training, epoch_order, processes, train
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,10 @@ class TaskData:
     left_out: LeftOut = field(default_factory=LeftOut)
     sources: dict[str, list[Example]] = field(default_factory=dict)
     """`train` per language, where it is in several."""
+    read: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Per file, how many rows are used, mended, without a label and odd (`RowReport.counts`)."""
+    notices: list[str] = field(default_factory=list)
+    """What was said about the files."""
 
     @property
     def metric(self) -> str:
@@ -54,6 +60,7 @@ def read_task_data(
     *,
     target_sentences: list[str] | None = None,
     sources: Mapping[str, list[str]] | None = None,
+    source: str | None = None,
     quiet: bool = False,
 ) -> TaskData:
     """Read a task's files; every problem of theirs shows here, before any training.
@@ -65,24 +72,33 @@ def read_task_data(
     Args:
         target_sentences: plain text of the target language.
         sources: per language, the training files, where they are in several; `settings.train` is then not looked at.
-        quiet: say nothing of what is left out.
+        source: language of the training and dev files, where `settings.language` and `sources` do not say it. Of
+            test files it is their own.
+        quiet: say nothing of what is mended or left out; it is in `notices`.
 
     Raises:
         InputError: an unreadable, empty or malformed file, a label in dev or test that training lacks, or nothing is
             left to learn from.
     """
-    task = get_task(settings.kind, parser_projection=settings.parser_projection)
+    task = get_task(settings.kind, parser_projection=settings.parser_projection, scheme=settings.scheme)
     files = sources or {"": settings.train}
-    parts = {language: task.read(own, label_map=settings.label_map) for language, own in files.items()}
+    reports: list[RowReport] = []
+
+    def read(files: list[str], language: str | None) -> list[Example]:
+        return task.read(files, how=reading(settings, language=language, quiet=quiet), reports=reports)
+
+    own_language = settings.language or source
+    parts = {language: read(own, language or own_language) for language, own in files.items()}
     examples = [example for part in parts.values() for example in part]
     labels = task.labels(examples)
 
-    def held_out(files: list[str]) -> list[Example]:
-        examples = task.read(files, label_map=settings.label_map) if files else []
+    def held_out(files: list[str], language: str | None) -> list[Example]:
+        examples = read(files, language) if files else []
         task.check_labels(examples, labels)
         return examples
 
-    dev, test = held_out(settings.dev), {language: held_out(files) for language, files in settings.test.items()}
+    dev = held_out(settings.dev, own_language)
+    test = {language: held_out(files, language or own_language) for language, files in settings.test.items()}
     tested = [example for part in test.values() for example in part]
     train_examples, repeats = without_test_examples(task, examples, tested)
     sentences, seen = without_evaluation_text(task, target_sentences or [], [*dev, *tested])
@@ -109,6 +125,24 @@ def read_task_data(
         test=test,
         target_sentences=sentences,
         left_out=LeftOut(train=[example.where for example in repeats], target=seen),
+        read={report.file: report.counts for report in reports},
+        notices=[line for report in reports if (line := report.line()) is not None],
+    )
+
+
+def reading(settings: TaskSettings, *, language: str | None = None, quiet: bool = False) -> Reading:
+    """How the task's files are read.
+
+    Args:
+        language: of the files; None: that of the settings.
+    """
+    return Reading(
+        label_map=settings.label_map,
+        columns=settings.columns,
+        language=language or settings.language,
+        scheme=settings.scheme,
+        strict=settings.strict,
+        quiet=quiet,
     )
 
 
@@ -179,6 +213,39 @@ def head_parameters(model: PreTrainedModel) -> set[str]:
     return head_names(model, (name for name, _ in model.named_parameters()))
 
 
+def check_fit(
+    start: str | Path,
+    settings: FinetuneSettings,
+    *,
+    max_length: int,
+    teacher: bool = False,
+    target_sentences: Sequence[str] = (),
+) -> None:
+    """Find what `fit_task` would refuse, as far as settings and the model's configuration tell: no weights.
+
+    Args:
+        start: a model folder; trimmed or not, with all its layers or not, makes no difference.
+        teacher: whether there is a task teacher.
+        target_sentences: plain text of the target language.
+
+    Raises:
+        BistilError: as `fit_task`.
+    """
+    configuration = model_configuration(Path(start))
+    check_length(configuration, max_length)
+    if settings.sparse is not None:
+        check_sparse(settings.sparse, settings.training)
+    else:
+        check_training(settings.training)
+    if teacher:
+        assert isinstance(settings, Phase2Settings)
+        check_objective("student", settings.objective, configuration, configuration)
+        if settings.target_text:
+            if not target_sentences:
+                raise InputError("phase2.target_text needs text of the target language, and there is none")
+            _sample(list(target_sentences), settings.target_sentences, seed=0)
+
+
 def fit_task(
     start: str | Path,
     data: TaskData,
@@ -219,8 +286,8 @@ def fit_task(
     Returns:
         Figures for the record: steps, tokens, dev scores; "examples" and "target_text", how many features there are of
         either kind; "truncated", labelled texts that were cut to `max_length`; "left_out", what was kept out as
-        evaluation text; and for a teacher with other token ids "differing", per kind how many examples of how many
-        cannot be compared, for its tokens begin or end elsewhere.
+        evaluation text; "read", what became of each file's rows; and for a teacher with other token ids "differing",
+        per kind how many examples of how many cannot be compared, for its tokens begin or end elsewhere.
 
     Raises:
         ArtefactError: the teacher has other labels; a language SFT was made for another base.
@@ -229,10 +296,16 @@ def fit_task(
             exceeds the model's positions.
         DivergenceError: the loss is no longer a number.
     """
+    check_fit(
+        start,
+        settings,
+        max_length=max_length,
+        teacher=teacher is not None,
+        target_sentences=data.target_sentences,
+    )
     task, tokenizer = data.task, load_tokenizer(str(start))
     student = task.build_model(start, data.labels, seed=seed)
     worn = _worn(language_sfts or {}, data, student, Path(start), settings, teacher=teacher, force=force_sfts)
-    check_length(student.config, max_length)
     module: nn.Module = SelfTaught(student)
     unlabelled: list[Feature] = []
     ratio = 0.0
@@ -257,6 +330,7 @@ def fit_task(
         )
         figures = {"examples": len(labelled), "target_text": len(unlabelled), **compared}
     figures["left_out"] = data.left_out.counts
+    figures["read"] = data.read
     figures["truncated"] = sum(feature.get("truncated", False) for feature in labelled)
     train_data: MixedData | SourceBatches = MixedData(labelled, unlabelled, ratio=ratio)
     if worn:
@@ -389,8 +463,6 @@ def _compared(
 
     kinds = {"labelled examples": labelled}
     if settings.target_text:
-        if not data.target_sentences:
-            raise InputError("phase2.target_text needs text of the target language, and there is none")
         sentences = _sample(data.target_sentences, settings.target_sentences, seed=seed)
         kinds["sentences of target text"] = unlabelled
     same = same_ids(tokenizer, theirs)
@@ -446,6 +518,6 @@ def _dev_scores(
 
     def evaluate(_module: nn.Module) -> dict[str, float]:
         predictions = data.task.predict(student, tokenizer, data.dev, features)
-        return data.task.score(data.dev, predictions).scores
+        return data.task.score(data.dev, predictions, labels=data.labels).scores
 
     return evaluate

@@ -6,10 +6,11 @@ Format: https://universaldependencies.org/format.html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from bistil.errors import InputError
-from bistil.reading import read_lines
+from bistil.reading import RowReport, read_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8
 COLUMNS = 10
@@ -41,25 +42,34 @@ class Sentence:
         return f"{self.file}, line {self.lines[self.words[word]]}"
 
 
-def read_conllu(path: str | Path) -> Iterator[Sentence]:
+def read_conllu(path: str | Path, report: RowReport | None = None) -> Iterator[Sentence]:
     """The sentences of a CoNLL-U file (`.gz` allowed; the last empty line may be missing).
+
+    Args:
+        report: gets the sentences that are left out; None: the first odd one is refused.
 
     Raises:
         InputError: a line has not 10 columns, word ids do not count 1, 2, 3 ..., a multiword token's range is not
             that of the words after it, or comments are followed by no word.
     """
+    report = report or RowReport(str(path), strict=True)
+    block: list[tuple[int, str]] = []
+    # The line after the last closes the last sentence, whether the file ends in an empty line or not.
+    for number, line in chain(read_lines(path), [(0, "")]):
+        if line.strip(" \t"):
+            block.append((number, line))
+        elif block:
+            with report.row(block[0][0]):
+                yield _block(path, block)
+            block = []
+
+
+def _block(path: str | Path, block: list[tuple[int, str]]) -> Sentence:
+    """The sentence of consecutive lines with their numbers."""
     comments: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
-    start = number = 0
-    for number, line in read_lines(path):
-        if line.strip(" \t") == "":
-            if comments or rows:
-                yield _sentence(path, start, comments, rows, lines)
-                comments, rows, lines = [], [], []
-            continue
-        if not comments and not rows:
-            start = number
+    for number, line in block:
         if line.startswith("#") and not rows:
             comments.append(line)
             continue
@@ -68,8 +78,7 @@ def read_conllu(path: str | Path) -> Iterator[Sentence]:
             raise InputError(f"{path}, line {number}: {len(columns)} tab-separated columns; CoNLL-U has {COLUMNS}")
         rows.append(columns)
         lines.append(number)
-    if comments or rows:
-        yield _sentence(path, start, comments, rows, lines)
+    return _sentence(path, block[0][0], comments, rows, lines)
 
 
 def _sentence(path: str | Path, start: int, comments: list[str], rows: list[list[str]], lines: list[int]) -> Sentence:

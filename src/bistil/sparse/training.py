@@ -25,7 +25,17 @@ from bistil.sparse.base import fingerprint
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
-from bistil.training import FINAL, BestBy, Sized, TrainingResult, first_other, processes, read_identity, train
+from bistil.training import (
+    FINAL,
+    BestBy,
+    Sized,
+    TrainingResult,
+    check_training,
+    first_other,
+    processes,
+    read_identity,
+    train,
+)
 
 MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
 
@@ -257,6 +267,23 @@ def _restore(values: Mapping[nn.Parameter, Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in values.items():
             parameter.copy_(value)
+
+
+def check_sparse(settings: SparseSettings, training: TrainingSettings) -> None:
+    """Make sure that a sparse fine-tuning can be carried out, as far as the settings tell.
+
+    Raises:
+        InputError: a phase without length, or not exactly one of a density and a count, within what there is.
+        RecipeError, MissingExtraError: as `check_training`.
+    """
+    for phase, steps, epochs in (
+        ("dense", settings.dense_steps, settings.dense_epochs),
+        ("sparse", settings.sparse_steps, settings.sparse_epochs),
+    ):
+        check_training(_with_length(training, steps, epochs, phase))
+    # How many entries the model has is not known here; of a million any sound density keeps some.
+    density = settings.density if settings.count is None else None
+    entries_to_keep(max(10**6, settings.count or 0), density=density, count=settings.count)
 
 
 def _with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:

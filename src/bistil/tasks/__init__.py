@@ -30,15 +30,17 @@ __all__ = [
 ]
 
 
-def get_task(kind: str, *, parser_projection: int | None = None) -> Task:
+def get_task(kind: str, *, parser_projection: int | None = None, scheme: str | None = None) -> Task:
     """The task of that kind.
 
     Args:
         kind: one of `KINDS`.
         parser_projection: dependency parsing only: dimensions before the biaffine; None: the paper's full head.
+        scheme: tagging only: the scheme of the tags (`tasks.spans.SCHEMES`); None: it shows in them.
 
     Raises:
         RecipeError: there is no such kind.
+        InputError: there is no such scheme.
     """
     if kind == "sequence-classification":
         from bistil.tasks.sequence_classification import SequenceClassification
@@ -47,7 +49,7 @@ def get_task(kind: str, *, parser_projection: int | None = None) -> Task:
     if kind == "token-classification":
         from bistil.tasks.token_classification import TokenClassification
 
-        return TokenClassification()
+        return TokenClassification(scheme=scheme)
     if kind == "dependency-parsing":
         from bistil.tasks.dependency_parsing import DependencyParsing
 

@@ -3,8 +3,8 @@
 import inspect
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bistil.errors import ArtefactError, InputError
 from bistil.fast_linear import fast_linear
 from bistil.models import HeadRule, load_model, read_config, task_of
 from bistil.progress import say
+from bistil.reading import Reading, RowReport
 
 # Not a class: cross-entropy leaves such positions out (PyTorch's default).
 IGNORED = -100
@@ -127,6 +128,14 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return 100.0 * np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
 
 
+def _nothing_left(paths: Sequence[str | Path], reports: Sequence[RowReport]) -> str:
+    named = ", ".join(map(str, paths))
+    first = next((report.unlabelled.first for report in reports if report.unlabelled.count), None)
+    if first is not None:
+        return f"no examples in {named}: every label is missing (the first: {first}); give labelled files"
+    return f"no examples in {named}: the files are empty"
+
+
 class Task(ABC):
     """The interface behind which all tasks look the same to training, distillation and evaluation."""
 
@@ -149,13 +158,79 @@ class Task(ABC):
     def metric(self, labels: Sequence[str]) -> str:
         """Name of the score that chooses a checkpoint and is reported, for a data set with these labels."""
 
-    @abstractmethod
-    def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[Any]:
-        """Labelled examples of the files, in their order; labels are renamed by `label_map`.
+    columns: tuple[str, ...] = ()
+    """What `Reading.columns` may name, besides "ignore"."""
+
+    def read(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        label_map: Mapping[str, str] | None = None,
+        how: Reading | None = None,
+        reports: list[RowReport] | None = None,
+    ) -> list[Any]:
+        """Labelled examples of the files or data sets, in their order.
+
+        What is certain is mended, rows without a label and a few odd ones are left out; one line per file says so.
+
+        Args:
+            label_map: labels to rename, besides `how.label_map`.
+            how: what the files do not say themselves; default: nothing.
+            reports: gets what became of each file's rows.
 
         Raises:
-            InputError: a file cannot be read or is not what it must be, with file and line.
+            InputError: a file cannot be read or is not what it must be, with file and line; or too many rows are odd.
         """
+        how = how or Reading()
+        how = replace(how, label_map={**how.label_map, **(label_map or {})})
+        self._check_reading(paths, how)
+        examples: list[Any] = []
+        found: list[RowReport] = []
+        for path in map(Path, paths):
+            report = RowReport(str(path), strict=how.strict)
+            rows = list(self.read_file(path, how, report))
+            report.finish(len(rows))
+            examples += rows
+            found.append(report)
+        if not examples:
+            raise InputError(_nothing_left(paths, found))
+        examples = self.settled(examples, how, found[0])
+        for line in [report.line() for report in found] if not how.quiet else []:
+            if line is not None:
+                say(line)
+        if reports is not None:
+            reports += found
+        return examples
+
+    @abstractmethod
+    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterable[Any]:
+        """Labelled examples of one file or data set; each row is read in `report.row()`.
+
+        Raises:
+            InputError: the file as a whole is not what it must be, with file and line.
+        """
+
+    def settled(self, examples: list[Any], how: Reading, report: RowReport) -> list[Any]:
+        """The examples of all files after a look at them together.
+
+        Args:
+            report: of the first file, for a notice.
+
+        Raises:
+            InputError: they cannot be learnt from or scored together.
+        """
+        del how, report
+        return examples
+
+    def _check_reading(self, paths: Sequence[str | Path], how: Reading) -> None:
+        """Refuse a reading that no file of this task can have."""
+        if not paths:
+            raise InputError("no file was given: name at least one labelled file")
+        known = (*self.columns, "ignore") if self.columns else ()
+        for name in how.columns:
+            if name not in known:
+                may = f"it may name {', '.join(known)}" if known else f"{self.kind} has none to name"
+                raise InputError(f"column {name}={how.columns[name]}: {may}")
 
     @abstractmethod
     def text_of(self, example: Any) -> str:
@@ -230,12 +305,26 @@ class Task(ABC):
         """Predictions, one per example and in their order, in the task's own type."""
 
     @abstractmethod
-    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Metrics:
-        """Compare predictions with the examples' labels."""
+    def score(
+        self, examples: Sequence[Any], predictions: Sequence[Any], *, labels: Sequence[str] | None = None
+    ) -> Metrics:
+        """Compare predictions with the examples' labels.
+
+        Args:
+            labels: the model's, by which `metric` chose the figure; None: those of examples and predictions.
+        """
 
     @abstractmethod
     def majority(self, train: Sequence[Any], test: Sequence[Any]) -> list[Any]:
         """Predictions of the baseline that never looks at the input, fitted on `train`."""
+
+    def check_writable(self, examples: Sequence[Any]) -> None:
+        """Make sure that predictions on these examples can be written; asked before they are made.
+
+        Raises:
+            InputError: with file and line.
+        """
+        del examples
 
     @abstractmethod
     def write_predictions(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
 """Dependency parsing of CoNLL-U sentences with the biaffine parser."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from bistil.models import load_tokenizer
 from bistil.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
 from bistil.parsing.model import AutoModelForDependencyParsing, arc_scores, relation_scores
 from bistil.parsing.trees import spanning_tree
-from bistil.reading import renamed, require_examples, require_known_label
+from bistil.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
 from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
 from bistil.tasks.hub import is_dataset
-from bistil.tasks.words import encode_words, split_words
+from bistil.tasks.words import check_words, encode_words, split_words
 
 # https://universaldependencies.org/u/dep/: the part of a relation before the colon.
 RELATIONS = (
@@ -68,26 +68,16 @@ class DependencyParsing(Task):
         del labels
         return "las"
 
-    def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[ParsedSentence]:
+    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[ParsedSentence]:
         """Trees of `.conllu` files. Relations lose what follows the colon, as in the official evaluation's LAS."""
-        examples = []
-        for path in paths:
-            if is_dataset(path):
-                raise InputError(f"{path}: trees are read from CoNLL-U files only; give a .conllu file")
-            for sentence in read_conllu(path):
-                found = [renamed(relation.split(":")[0], label_map) for relation in sentence.column(DEPREL)]
-                examples.append(
-                    ParsedSentence(
-                        file=str(path),
-                        line=sentence.line,
-                        words=sentence.column(FORM),
-                        heads=heads(sentence),
-                        relations=found,
-                        source=sentence,
-                    )
-                )
-        require_examples(examples, paths)
-        return examples
+        if is_dataset(path):
+            raise InputError(f"{path}: trees are read from CoNLL-U files only; give a .conllu file")
+        sentences = list(read_conllu(path, report))
+        check_words([sentence.column(FORM) for sentence in sentences], path)
+        known = {*RELATIONS, *how.label_map.values()}
+        for sentence in sentences:
+            with report.row(sentence.line):
+                yield _parsed(sentence, path, how.label_map, known)
 
     def text_of(self, example: ParsedSentence) -> str:
         return " ".join(example.words)
@@ -214,8 +204,11 @@ class DependencyParsing(Task):
             predictions[example] = _parse_parts([found[first] for first in sorted(found)], weights, names)
         return predictions
 
-    def score(self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> Metrics:
+    def score(
+        self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree], *, labels: Sequence[str] | None = None
+    ) -> Metrics:
         """UAS and LAS as the official evaluation on gold words, also without punctuation (gold relation punct)."""
+        del labels
         counts = np.zeros((len(examples), 6))
         for row, (example, tree) in enumerate(zip(examples, predictions, strict=True)):
             if len(tree) != len(example.words):
@@ -238,7 +231,8 @@ class DependencyParsing(Task):
 
     def majority(self, train: Sequence[ParsedSentence], test: Sequence[ParsedSentence]) -> list[Tree]:
         """Every word hangs on its left neighbour with the most frequent training relation."""
-        relation = Counter(r for e in train for r in e.relations if r != "root").most_common(1)[0][0]
+        counts = Counter(r for e in train for r in e.relations if r != "root")
+        relation = counts.most_common(1)[0][0] if counts else "dep"
         return [[(i, relation if i else "root") for i in range(len(example.words))] for example in test]
 
     def write_predictions(self, path: Path, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> None:
@@ -247,6 +241,31 @@ class DependencyParsing(Task):
                 assert example.source is not None
                 columns = {HEAD: [str(head) for head, _ in tree], DEPREL: [relation for _, relation in tree]}
                 stream.write(write_sentence(example.source, columns=columns))
+
+
+def _parsed(sentence: Sentence, path: Path, label_map: Mapping[str, str], known: Set[str]) -> ParsedSentence:
+    """A sentence with its tree.
+
+    Raises:
+        NoLabelError: it has none.
+        InputError: its words are not there, its tree is none, or it has an unknown relation; with the line.
+    """
+    words = sentence.column(FORM)
+    if all(word == "_" for word in words):
+        raise InputError(f"{sentence.where(0)}: all words are _, which stands for text that is not in the file")
+    if all(head == "_" for head in sentence.column(HEAD)):
+        raise NoLabelError(f"{sentence.where(0)}: head '_' is not a number: the sentence has no tree")
+    tree = heads(sentence)
+    relations = [renamed(relation.split(":")[0], label_map) for relation in sentence.column(DEPREL)]
+    for word, relation in enumerate(relations):
+        if relation not in known:
+            raise InputError(
+                f"{sentence.where(word)}: {relation!r} is none of the 37 universal relations; rename it with a label "
+                f"map, such as {relation}=dep"
+            )
+    return ParsedSentence(
+        file=str(path), line=sentence.line, words=words, heads=tree, relations=relations, source=sentence
+    )
 
 
 class Parser:

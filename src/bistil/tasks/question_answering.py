@@ -4,8 +4,9 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 from bistil.artefacts import whole_file
 from bistil.errors import InputError
 from bistil.models import load_tokenizer
-from bistil.reading import read_text, require_examples
+from bistil.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
 from bistil.tasks.base import (
     IGNORED,
     Example,
@@ -30,7 +31,8 @@ from bistil.tasks.base import (
     ratio,
     run,
 )
-from bistil.tasks.hub import is_dataset, read_dataset
+from bistil.tasks.hub import is_dataset
+from bistil.tasks.rows import read_rows
 from bistil.tasks.words import PLAIN, run_of_words
 
 # Of each window, so many best starts and ends are combined; an answer has at most so many tokens (BERT's SQuAD script).
@@ -44,17 +46,23 @@ QUESTION_WORDS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Question(Example):
-    """A question about a passage. `answers` are texts with their start, in characters of the context."""
+    """A question about a passage. `answers` are texts with their start, in characters of the context.
+
+    None: it cannot be answered from the passage (SQuAD 2.0).
+    """
 
     id: str
     text: str
     context: str
     answers: list[tuple[str, int]]
+    impossible: bool = field(
+        default=False, repr=False, metadata={"help": "whether the file says that it has no answer"}
+    )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A span of the context and the sum of its start and end logits."""
+    """A span of the context and the sum of its start and end logits; an empty text says that there is no answer."""
 
     text: str
     start: int
@@ -62,7 +70,11 @@ class Answer:
 
 
 class QuestionAnswering(Task):
-    """Start and end of the answer in the passage: `AutoModelForQuestionAnswering`."""
+    """Start and end of the answer in the passage: `AutoModelForQuestionAnswering`.
+
+    Args:
+        unanswerable: whether "no answer" may be predicted; None: if an example of the set has none (SQuAD 2.0).
+    """
 
     kind = "question-answering"
     pipeline_tag = "question-answering"
@@ -73,13 +85,36 @@ class QuestionAnswering(Task):
         del labels
         return "f1"
 
-    def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[Question]:
-        """SQuAD 1.1 JSON, or data sets of its flat layout. Every answer must stand in its context where it says."""
-        del label_map
-        examples: list[Question] = []
-        for path in map(Path, paths):
-            examples += _read_rows(path) if is_dataset(path) else _read_squad(path)
-        require_examples(examples, paths)
+    def __init__(self, *, unanswerable: bool | None = None) -> None:
+        self.unanswerable = unanswerable
+
+    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[Question]:
+        """SQuAD JSON, or one question a row: JSON lines and data sets of its flat layout.
+
+        An answer that stands in its context elsewhere than it says, and only once, is taken from there.
+        """
+        found = None if is_dataset(path) or plain_name(path).endswith(".jsonl") else _squad_items(path)
+        if found is None:
+            found = [(line, row, row.get("context")) for line, row in read_rows(path, how, report)]
+            keys = [line for line, *_ in found]
+        else:
+            keys = list(range(len(found)))  # many questions may stand in one line
+        for key, (line, item, context) in zip(keys, found, strict=True):
+            with report.row(key):
+                item, context = mended_text([dict(item), context], key, line, report)
+                yield _question(item, context, path, line, partial(report.mend, key, line))
+
+    def settled(self, examples: list[Question], how: Reading, report: RowReport) -> list[Question]:
+        """Questions with answers, or of SQuAD 2.0, some of whose questions say that they have none."""
+        del how
+        if not any(example.answers or example.impossible for example in examples):
+            raise InputError(
+                f"{examples[0].where}: no question has an answer, nor says that it has none (is_impossible); give "
+                "files with answers"
+            )
+        without = sum(not example.answers for example in examples)
+        if without:
+            report.notice(f"{without:,} of {len(examples):,} questions have no answer: scored as in SQuAD 2.0")
         return examples
 
     def text_of(self, example: Question) -> str:
@@ -169,23 +204,47 @@ class QuestionAnswering(Task):
         *,
         batch_size: int = 32,
     ) -> list[list[Answer]]:
-        """Per question its best answers over all windows, best first."""
+        """Per question its best answers over all windows, best first.
+
+        Where questions may be unanswerable, "no answer" comes first if its score is above the best span's: the logits
+        of the first token as start and end, in the window where they are lowest (Devlin et al. 2019, section 4.3, with
+        a threshold of 0).
+        """
         found: list[dict[tuple[int, int], float]] = [defaultdict(lambda: -np.inf) for _ in examples]
+        none = [np.inf] * len(examples)
         for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
             starts, ends = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
             for row, i in enumerate(indices):
-                best = found[features[i]["example"]]
+                example = features[i]["example"]
+                best = found[example]
+                none[example] = min(none[example], float(starts[row, 0] + ends[row, 0]))
                 for span, score in _best_spans(starts[row], ends[row], features[i]["offsets"]):
                     best[span] = max(best[span], score)
-        return [_answers(example, spans) for example, spans in zip(examples, found, strict=True)]
+        answers = [_answers(example, spans) for example, spans in zip(examples, found, strict=True)]
+        if self.unanswerable if self.unanswerable is not None else _of_squad_2(examples):
+            for own, score in zip(answers, none, strict=True):
+                if own and score > own[0].score:
+                    own.insert(0, Answer("", 0, score))
+        return answers
 
-    def score(self, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]) -> Metrics:
-        """Exact match and token F1 as the official SQuAD 1.1 script: the best over the gold answers."""
+    def score(
+        self,
+        examples: Sequence[Question],
+        predictions: Sequence[Sequence[Answer]],
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> Metrics:
+        """Exact match and token F1 as the official scripts: the best over the gold answers.
+
+        As SQuAD 1.1's if every question has an answer; else as SQuAD 2.0's, also for the questions with an answer
+        (HasAns) and without (NoAns) alone.
+        """
+        del labels
+        texts = [answers[0].text if answers else "" for answers in predictions]
+        if _of_squad_2(examples):
+            return _score_2(examples, texts)
         counts = np.zeros((len(examples), 3))
-        for row, (example, answers) in enumerate(zip(examples, predictions, strict=True)):
-            if not example.answers:
-                raise InputError(f"{example.where}: question {example.id} has no gold answer to score against")
-            text = answers[0].text if answers else ""
+        for row, (example, text) in enumerate(zip(examples, texts, strict=True)):
             golds = [gold for gold, _ in example.answers]
             counts[row] = 1, max(exact_match(text, gold) for gold in golds), max(token_f1(text, gold) for gold in golds)
 
@@ -195,14 +254,13 @@ class QuestionAnswering(Task):
         return Metrics("f1", counts, formula)
 
     def majority(self, train: Sequence[Question], test: Sequence[Question]) -> list[list[Answer]]:
-        """The first words of the context, as many as the median training answer has."""
-        words = int(np.median([len(e.answers[0][0].split()) for e in train if e.answers]))
+        """The first words of the context, as many as the median training answer has; nothing if none has an answer."""
+        lengths = [len(e.answers[0][0].split()) for e in train if e.answers]
+        words = int(np.median(lengths)) if lengths else 0
         return [[Answer(" ".join(example.context.split()[:words]), 0, 0.0)] for example in test]
 
-    def write_predictions(
-        self, path: Path, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]
-    ) -> None:
-        """The official script's input: one JSON object from question id to answer text.
+    def check_writable(self, examples: Sequence[Question]) -> None:
+        """Predictions are written by id.
 
         Raises:
             InputError: two questions have one id, as those of XQuAD's languages have.
@@ -214,9 +272,19 @@ class QuestionAnswering(Task):
                     f"{example.where}: question {example.id!r} stands in {first[example.id].where} too, and "
                     "predictions are written by id: write those of one file at a time"
                 )
+
+    def write_predictions(
+        self, path: Path, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]
+    ) -> None:
+        """The official scripts' input: one JSON object from question id to answer text.
+
+        Raises:
+            InputError: as `check_writable`.
+        """
+        self.check_writable(examples)
         best = {e.id: answers[0].text if answers else "" for e, answers in zip(examples, predictions, strict=True)}
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 class QuestionAnswerer:
@@ -225,6 +293,7 @@ class QuestionAnswerer:
     Args:
         folder: of a question-answering model.
         max_length: tokens per window over the passage.
+        unanswerable: whether an answer may be empty, for there is none in the passage (models of SQuAD 2.0).
 
     Raises:
         ArtefactError: the folder holds no such model with a tokenizer.
@@ -234,8 +303,8 @@ class QuestionAnswerer:
         'The cat'
     """
 
-    def __init__(self, folder: str | Path, *, max_length: int = 384) -> None:
-        self.task = QuestionAnswering()
+    def __init__(self, folder: str | Path, *, max_length: int = 384, unanswerable: bool = False) -> None:
+        self.task = QuestionAnswering(unanswerable=unanswerable)
         self.tokenizer = load_tokenizer(str(folder))
         self.model = self.task.build_model(folder, None).eval()
         self.max_length = min(max_length, position_limit(self.model.config) or max_length)
@@ -279,6 +348,38 @@ def _cut(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
         if _length(text[:end], tokenizer) <= most:
             return text[:end]
     return ""
+
+
+def _of_squad_2(examples: Sequence[Question]) -> bool:
+    """Whether a question of the set has no answer."""
+    return any(not example.answers for example in examples)
+
+
+def _score_2(examples: Sequence[Question], texts: Sequence[str]) -> Metrics:
+    """The official script of SQuAD 2.0 (evaluate-v2.0), at a threshold that the predictions have already passed."""
+    # Per question: 1, exact, F1; the same again where it has an answer.
+    counts = np.zeros((len(examples), 6))
+    for row, (example, text) in enumerate(zip(examples, texts, strict=True)):
+        golds = [gold for gold, _ in example.answers if normalise(gold)] or [""]
+        counts[row, :3] = 1, max(exact_match(text, g) for g in golds), max(_f1_or_equal(text, g) for g in golds)
+        counts[row, 3:] = counts[row, :3] * bool(example.answers)
+
+    def formula(sums: np.ndarray) -> dict[str, np.ndarray]:
+        parts = {"": sums[..., :3], "/HasAns": sums[..., 3:], "/NoAns": sums[..., :3] - sums[..., 3:]}
+        return {
+            f"{name}{part}": ratio(own[..., i], own[..., 0])
+            for part, own in parts.items()
+            for i, name in ((2, "f1"), (1, "exact_match"))
+        }
+
+    return Metrics("f1", counts, formula)
+
+
+def _f1_or_equal(prediction: str, gold: str) -> float:
+    """`token_f1`, but 1 where both normalise to nothing, as in SQuAD 2.0."""
+    if not normalise(prediction) or not normalise(gold):
+        return float(normalise(prediction) == normalise(gold))
+    return token_f1(prediction, gold)
 
 
 def _windows(index: int, example: Question, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Feature]:
@@ -353,54 +454,110 @@ def _answers(example: Question, spans: Mapping[tuple[int, int], float]) -> list[
     return answers
 
 
-def _read_squad(path: Path) -> list[Question]:
+def _squad_items(path: Path) -> list[tuple[int, Mapping[str, Any], Any]] | None:
+    """Line, question and context of each question in SQuAD's JSON, nested or flat; None: the file is of JSON lines.
+
+    Raises:
+        InputError: the file is neither.
+    """
     text = read_text(path)
     try:
-        articles = json.loads(text)["data"]
-        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-    except ValueError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        first = text.lstrip().split("\n", 1)[0]
+        if first.startswith("{") and '"question"' in first:
+            return None
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    except (KeyError, TypeError) as error:
+    if isinstance(value, list) or (isinstance(value, dict) and "question" in value):
+        return None
+    try:
+        data = list(value["data"])
+        flat = [{"context": row.get("context"), "qas": [row]} for row in data if "question" in row]
+        paragraphs = flat or [paragraph for article in data for paragraph in article["paragraphs"]]
+        items = [(item, paragraph.get("context")) for paragraph in paragraphs for item in paragraph.get("qas", ())]
+        lines = _Lines(text)
+        return [(lines.of(item.get("id")), item, context) for item, context in items]
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{path} is not in SQuAD\'s format: {{"data": [{{"paragraphs": [...]}}]}}; missing {error}'
         ) from error
-    lines = _Lines(text)
-    return [
-        _question(item, paragraph.get("context"), path, lines.of(item.get("id")))
-        for paragraph in paragraphs
-        for item in paragraph.get("qas", ())
-    ]
 
 
-def _read_rows(path: Path) -> Iterator[Question]:
-    """A data set with one question a row, whose "answers" hold a list of texts and one of starts, as "squad" has."""
-    for number, row in read_dataset(path):
-        item = dict(row)
-        if isinstance(answers := row.get("answers"), dict):
-            pairs = zip(answers.get("text", ()), answers.get("answer_start", ()), strict=False)
-            item["answers"] = [{"text": text, "answer_start": start} for text, start in pairs]
-        yield _question(item, row.get("context"), path, number)
+def _question(item: Mapping[str, Any], context: Any, path: Path, line: int, mend: Callable[[str], None]) -> Question:
+    """A question after making sure that it is whole and that its answers stand in its context.
 
-
-def _question(item: Mapping[str, Any], context: Any, path: Path, line: int) -> Question:
-    """A question after making sure that it is whole and that its answers stand where they say."""
+    Args:
+        mend: called with what was mended.
+    """
     where = f"{path}, line {line}"
+    if item.get("answers") is None and not item.get("is_impossible"):
+        raise NoLabelError(f"{where}: question {item.get('id')!r} has no answers")
     try:
         question, identity = item["question"], str(item["id"])
-        answers = [(answer["text"], int(answer["answer_start"])) for answer in item.get("answers", ())]
-    except (KeyError, TypeError, ValueError) as error:
+        answers = _given_answers(item.get("answers") or ())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: question {item.get('id')!r} is incomplete: {error}") from error
+    where = f"{where}: question {identity!r}"
     if not all(isinstance(text, str) for text in (context, question, *(answer for answer, _ in answers))):
-        raise InputError(f"{where}: question {identity!r}: context, question and answers must be texts")
-    for answer, start in answers:
-        if not answer or start < 0 or context[start : start + len(answer)] != answer:
-            place = context.find(answer) if answer else -1
-            hint = f"it stands at {place}" if place >= 0 else "it is nowhere in it"
+        raise InputError(f"{where}: context, question and answers must be texts")
+    told = [(answer, start) for answer, start in answers if answer.strip()]
+    if told and item.get("is_impossible"):
+        raise InputError(f"{where}: it is_impossible, but has the answer {told[0][0][:60]!r}; correct one of them")
+    placed = []
+    for answer, start in told:
+        place = _place(context, answer, start)
+        if place is None:
+            count = context.count(answer)
+            hint = "it is nowhere in it" if not count else f"it stands there {count} times"
+            hint = f"it stands at {context.find(answer)}" if count == 1 else hint
             raise InputError(
-                f"{where}: question {identity!r}: the answer {answer[:60]!r} is not in its context at "
-                f"character {start} ({hint}); correct answer_start"
+                f"{where}: the answer {answer[:60]!r} is not in its context at character {start} ({hint}); correct "
+                "answer_start"
             )
-    return Question(file=str(path), line=line, id=identity, text=question, context=context, answers=answers)
+        if place != start:
+            mend(f"question {identity!r}: the answer {answer[:60]!r} stands at {place}, not at {start}")
+        placed.append((answer, place))
+    return Question(
+        file=str(path),
+        line=line,
+        id=identity,
+        text=question,
+        context=context,
+        answers=placed,
+        impossible=bool(item.get("is_impossible") or (answers and not told)),
+    )
+
+
+def _given_answers(answers: Any) -> list[tuple[Any, int | None]]:
+    """Texts and starts (None: not said), out of a list of answers or, in flat rows, lists of texts and of starts."""
+    if isinstance(answers, Mapping):
+        texts, starts = answers["text"], answers.get("answer_start", [])
+        texts, starts = ([one] if isinstance(one, str | int) else list(one or ()) for one in (texts, starts))
+        answers = [
+            {"text": text, "answer_start": starts[i] if i < len(starts) else None} for i, text in enumerate(texts)
+        ]
+    found = []
+    for answer in answers:
+        start = answer["answer_start"]
+        found.append((answer["text"], None if start is None else int(start)))
+    return found
+
+
+def _place(context: str, answer: str, start: int | None) -> int | None:
+    """Where the answer stands: where it says, or else at its only place; None: that is not certain."""
+    if start is not None and start >= 0 and context.startswith(answer, start):
+        return start
+    first = context.find(answer)
+    if first >= 0 and context.find(answer, first + 1) < 0:
+        return first
+    if start is None or start < 0:
+        return None
+    # JavaScript counts in UTF-16, and some tools in bytes.
+    for coding, size in (("utf-16-le", 2), ("utf-8", 1)):
+        front = context.encode(coding)[: start * size].decode(coding, errors="replace")
+        if len(front) != start and context.startswith(answer, len(front)):
+            return len(front)
+    return None
 
 
 class _Lines:

@@ -1,10 +1,8 @@
 """Tagging of words: named entities, parts of speech."""
 
-import itertools
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,34 +15,52 @@ from bistil.artefacts import whole_file
 from bistil.errors import InputError
 from bistil.parsing.conllu import FORM as CONLLU_FORM
 from bistil.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
-from bistil.reading import (
-    plain_name,
-    read_jsonl,
-    read_lines,
-    renamed,
-    require_examples,
-    require_known_label,
-)
+from bistil.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
 from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
-from bistil.tasks.hub import is_dataset, read_dataset
-from bistil.tasks.words import encode_words, split_words
+from bistil.tasks.conll import read_blocks
+from bistil.tasks.hub import is_dataset
+from bistil.tasks.rows import check_named, columns_of, is_json, read_rows
+from bistil.tasks.spans import OUTSIDE, check_scheme, fits, marks_spans, scheme_of, slips, spans
+from bistil.tasks.words import check_words, encode_words, split_words, without_language_prefix
 
 UPOS_TAGS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
     *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
 )
 WORDS = ("tokens", "words")
-TAGS = ("labels", "tags", "ner_tags", "pos_tags", "upos")
+TAGS = ("labels", "tags", "ner_tags", "pos_tags", "upos", "chunk_tags", "xpos")
+# What stands for a tag that is not there; -1 and -100 are those of data sets.
+NO_TAG = {"", "_", "-", "-1", "-100"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaggedSentence(Example):
-    """A sentence of words with a tag each. `source` is what it takes to write it back in its format."""
+    """A sentence of words with a tag each.
+
+    `source` is what it takes to write it back in its format: a sentence of CoNLL-U, the text before and after each
+    word's tag, or a row; `column` is where the tags stand in the first and the last.
+    """
 
     words: list[str]
     tags: list[str]
     lines: list[int] = field(repr=False, metadata={"help": "line of each word; one line for all in JSON lines"})
-    source: "Sentence | list[str] | dict[str, Any]" = field(repr=False)
+    source: "Sentence | list[tuple[str, str]] | dict[str, Any]" = field(repr=False)
+    column: int | str = field(default=UPOS, repr=False)
+
+
+@dataclass(kw_only=True)
+class _Raw:
+    """A sentence as it was read, with its tags as they stand there; None: there is none."""
+
+    words: list[str]
+    tags: list[str | None]
+    lines: list[int]
+    source: Any
+    line: int
+    column: int | str = UPOS
+
+    def where(self, path: Path, word: int) -> str:
+        return f"{path}, line {self.lines[word]}"
 
 
 class TokenClassification(Task):
@@ -54,33 +70,52 @@ class TokenClassification(Task):
     pipeline_tag = "token-classification"
     padding: Mapping[str, int] = {"labels": IGNORED}
 
+    columns = ("words", "tags")
+
+    def __init__(self, *, scheme: str | None = None) -> None:
+        check_scheme(scheme)
+        self.scheme = scheme
+
     def metric(self, labels: Sequence[str]) -> str:
-        """Span F1 where the tags mark spans (B-, I-, E-, S-, O), accuracy elsewhere."""
-        return "f1" if marks_spans(labels) else "accuracy"
+        """Span F1 where the tags mark spans, accuracy elsewhere."""
+        return "accuracy" if self._scheme(labels) is None else "f1"
 
-    def read(self, paths: Sequence[str | Path], *, label_map: Mapping[str, str] | None = None) -> list[TaggedSentence]:
-        """Read `.conllu` (UPOS), `.jsonl` and data sets ("tokens" and "labels") or, else, CoNLL columns.
+    def _scheme(self, labels: Iterable[str]) -> str | None:
+        """The scheme by which spans are counted: the one asked for, else that of the label set; None: no spans."""
+        scheme = self.scheme or scheme_of(labels)
+        return None if scheme == "none" else scheme
 
-        In CoNLL columns the first is the word and the last its tag.
+    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
+        """Read `.conllu` (UPOS), JSON lines and data sets ("tokens" and "labels") or, else, CoNLL columns.
+
+        In CoNLL columns the first is the word and the last its tag, unless the first counts the words.
         """
-        examples: list[TaggedSentence] = []
-        for path in map(Path, paths):
-            name = plain_name(path)
-            if is_dataset(path) or name.endswith((".jsonl", ".json")):
-                examples += _read_objects(path, label_map)
-            elif name.endswith(".conllu"):
-                examples += _read_upos(path, label_map)
-            else:
-                examples += _read_columns(path, label_map)
-        require_examples(examples, paths)
-        return examples
+        check_scheme(how.scheme)
+        closed = False
+        if is_dataset(path) or is_json(path):
+            found = list(_read_objects(path, how, report))
+        elif plain_name(path).endswith(".conllu"):
+            found = list(_read_conllu(path, how, report))
+            closed = "tags" not in how.columns
+        else:
+            found, closed = _read_columns(path, how, report)
+        check_words([one.words for one in found], path)
+        prefixes = without_language_prefix([one.words for one in found])
+        if prefixes is not None:
+            report.notice("every word begins with its language's code and a colon, which is left out")
+            for one, words in zip(found, prefixes, strict=True):
+                one.words = words
+        if closed:
+            yield from _upos(found, path, how, report)
+        else:
+            yield from _tagged(found, path, how, report, scheme=how.scheme or self.scheme)
 
     def text_of(self, example: TaggedSentence) -> str:
         return " ".join(example.words)
 
     def labels(self, examples: Sequence[TaggedSentence]) -> list[str]:
         """The tags in use, sorted, "O" first; for CoNLL-U the 17 universal ones."""
-        if all(isinstance(example.source, Sentence) for example in examples):
+        if all(isinstance(example.source, Sentence) and example.column == UPOS for example in examples):
             extra = {tag for example in examples for tag in example.tags} - set(UPOS_TAGS)
             return [*UPOS_TAGS, *sorted(extra)]
         return sorted({tag for example in examples for tag in example.tags}, key=lambda tag: (tag != "O", tag))
@@ -159,7 +194,13 @@ class TokenClassification(Task):
                     predictions[features[i]["example"]][word] = names[int(classes[row, position])]
         return predictions
 
-    def score(self, examples: Sequence[TaggedSentence], predictions: Sequence[Sequence[str]]) -> Metrics:
+    def score(
+        self,
+        examples: Sequence[TaggedSentence],
+        predictions: Sequence[Sequence[str]],
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> Metrics:
         """Accuracy over words and, where the tags mark spans, F1 over spans, overall and per type (as seqeval's)."""
         for example, tags in zip(examples, predictions, strict=True):
             if len(tags) != len(example.words):
@@ -168,19 +209,18 @@ class TokenClassification(Task):
             [[len(e.tags), sum(map(str.__eq__, e.tags, p))] for e, p in zip(examples, predictions, strict=True)],
             dtype=np.float64,
         )
-        if not marks_spans({t for e in examples for t in e.tags} | {t for p in predictions for t in p}):
+        if labels is None:
+            labels = sorted({t for e in examples for t in e.tags} | {t for p in predictions for t in p})
+        scheme = self._scheme(labels)
+        if scheme is None:
             return Metrics("accuracy", words, lambda s: {"accuracy": ratio(s[..., 1], s[..., 0])})
 
-        from seqeval.metrics.sequence_labeling import get_entities
-
-        spans = [
-            (set(get_entities(e.tags)), set(get_entities(list(p)))) for e, p in zip(examples, predictions, strict=True)
-        ]
-        types = sorted({span[0] for both in spans for side in both for span in side})
+        both_sides = [(spans(e.tags, scheme), spans(p, scheme)) for e, p in zip(examples, predictions, strict=True)]
+        types = sorted({span[0] for both in both_sides for side in both for span in side})
         index = {name: i for i, name in enumerate(types)}
         # Per example and type: spans in common, predicted, gold.
-        counts = np.zeros((len(spans), 3, len(types)))
-        for row, (gold, predicted) in enumerate(spans):
+        counts = np.zeros((len(both_sides), 3, len(types)))
+        for row, (gold, predicted) in enumerate(both_sides):
             for counter, found in enumerate((gold & predicted, predicted, gold)):
                 for span in found:
                     counts[row, counter, index[span[0]]] += 1
@@ -198,11 +238,12 @@ class TokenClassification(Task):
                 scores[f"f1/{name}"] = ratio(2 * per_type[..., 0, i], per_type[..., 1, i] + per_type[..., 2, i])
             return scores
 
-        return Metrics("f1", np.concatenate([words, counts.reshape(len(spans), -1)], axis=1), formula)
+        return Metrics("f1", np.concatenate([words, counts.reshape(len(both_sides), -1)], axis=1), formula)
 
     def majority(self, train: Sequence[TaggedSentence], test: Sequence[TaggedSentence]) -> list[list[str]]:
         """The most frequent training tag for every word."""
-        tag = Counter(tag for example in train for tag in example.tags).most_common(1)[0][0]
+        counts = Counter(tag for example in train for tag in example.tags)
+        tag = counts.most_common(1)[0][0] if counts else OUTSIDE
         return [[tag] * len(example.words) for example in test]
 
     def write_predictions(
@@ -211,82 +252,205 @@ class TokenClassification(Task):
         with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
             for example, tags in zip(examples, predictions, strict=True):
                 if isinstance(example.source, Sentence):
-                    stream.write(write_sentence(example.source, columns={UPOS: tags}))
+                    assert isinstance(example.column, int)
+                    stream.write(write_sentence(example.source, columns={example.column: tags}))
                 elif isinstance(example.source, dict):
                     row = dict(example.source)
-                    row[_key(row, TAGS) or "labels"] = list(tags)
+                    row[str(example.column)] = list(tags)
                     stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
                 else:
-                    stream.writelines(f"{front}{tag}\n" for front, tag in zip(example.source, tags, strict=True))
+                    sides = zip(example.source, tags, strict=True)
+                    stream.writelines(f"{before}{tag}{after}\n" for (before, after), tag in sides)
                     stream.write("\n")
 
 
-def marks_spans(tags: Any) -> bool:
-    """Whether all tags are of a span scheme: O, or B-, I-, E-, S- and a type."""
-    return all(re.fullmatch(r"O|[BIES]-.+", tag) for tag in tags)
-
-
-def _read_upos(path: Path, label_map: Mapping[str, str] | None) -> Iterator[TaggedSentence]:
-    for sentence in read_conllu(path):
-        tags = [renamed(tag, label_map) for tag in sentence.column(UPOS)]
-        for i, tag in enumerate(tags):
-            if tag == "_":
-                raise InputError(f"{sentence.where(i)}: the word has no UPOS tag; rename _ with a label map or tag it")
-        yield TaggedSentence(
-            file=str(path),
-            line=sentence.line,
+def _read_conllu(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:
+    """Words and a column of tags of CoNLL-U, UPOS unless another is asked for."""
+    column = UPOS
+    if "tags" in how.columns:
+        number = how.columns["tags"]
+        if not number.isdecimal() or not 3 <= int(number) <= 10:
+            raise InputError(f"{path}: tags={number}: a column's number from 3 to 10 is expected, such as 5 for XPOS")
+        column = int(number) - 1
+    for sentence in read_conllu(path, report):
+        yield _Raw(
             words=sentence.column(CONLLU_FORM),
-            tags=tags,
+            tags=list(sentence.column(column)),
             lines=[sentence.lines[i] for i in sentence.words],
             source=sentence,
+            line=sentence.line,
+            column=column,
         )
 
 
-def _read_objects(path: Path, label_map: Mapping[str, str] | None) -> Iterator[TaggedSentence]:
-    for line, row in read_dataset(path) if is_dataset(path) else read_jsonl(path):
-        where = f"{path}, line {line}"
-        words_key, tags_key = _key(row, WORDS), _key(row, TAGS)
-        if words_key is None or tags_key is None:
-            raise InputError(f'{where}: {{"tokens": [...], "labels": [...]}} is expected; found: {", ".join(row)}')
-        words, tags = row[words_key], row[tags_key]
-        for key, values in ((words_key, words), (tags_key, tags)):
-            if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-                raise InputError(f"{where}: {key!r} must be a list of non-empty strings")
-        if len(words) != len(tags):
-            raise InputError(f"{where}: {len(words)} tokens and {len(tags)} labels; one label per token is expected")
-        tags = [renamed(tag, label_map) for tag in tags]
-        yield TaggedSentence(file=str(path), line=line, words=words, tags=tags, lines=[line] * len(words), source=row)
-
-
-def _read_columns(path: Path, label_map: Mapping[str, str] | None) -> Iterator[TaggedSentence]:
-    """CoNLL columns, split at tabs if the line has any, at single spaces else; `-DOCSTART-` lines are left out."""
-    lines: list[int] = []
-    words: list[str] = []
-    tags: list[str] = []
-    fronts: list[str] = []
-    expected = 0
-    # The line after the last closes the last sentence, whether the file ends in an empty line or not.
-    for number, line in itertools.chain(read_lines(path), [(0, "")]):
-        if line.strip(" \t") == "" or line.startswith("-DOCSTART-"):
-            if words:
-                yield TaggedSentence(file=str(path), line=lines[0], words=words, tags=tags, lines=lines, source=fronts)
-                lines, words, tags, fronts = [], [], [], []
-            continue
-        separator = "\t" if "\t" in line else " "
-        columns = line.rstrip(" \t").split(separator)
-        where = f"{path}, line {number}"
-        if len(columns) < 2 or not columns[0] or not columns[-1]:
-            raise InputError(f"{where}: a word and its label are expected, separated by a space or a tab")
-        expected = expected or len(columns)
-        if len(columns) != expected:
-            raise InputError(
-                f"{where}: {len(columns)} columns where the lines before have {expected}; correct the line"
+def _read_objects(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:
+    rows = read_rows(path, how, report)
+    check_named(rows, path, how)
+    numbers = False
+    for line, row in rows:
+        with report.row(line):
+            where = f"{path}, line {line}"
+            words_key, tags_key = _keys(row, where, how, report)
+            words, tags = row[words_key], row[tags_key]
+            if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+                raise InputError(f"{where}: {words_key!r} must be a list of non-empty strings")
+            if tags is None:
+                raise NoLabelError(f"{where}: {tags_key!r} is null")
+            if not isinstance(tags, list) or not all(_is_tag(tag) for tag in tags):
+                raise InputError(f"{where}: {tags_key!r} must be a list of non-empty strings, or of numbers of classes")
+            if len(words) != len(tags):
+                raise InputError(
+                    f"{where}: {len(words)} tokens and {len(tags)} labels; one label per token is expected"
+                )
+            numbers = numbers or any(isinstance(tag, int) and tag >= 0 for tag in tags)
+            yield _Raw(
+                words=words,
+                tags=[None if tag is None else str(tag) for tag in tags],
+                lines=[line] * len(words),
+                source=row,
+                line=line,
+                column=tags_key,
             )
-        lines.append(number)
-        words.append(columns[0])
-        tags.append(renamed(columns[-1], label_map))
-        fronts.append(separator.join(columns[:-1]) + separator)
+    if numbers and not how.label_map:
+        report.notice("the tags are numbers of classes; a label map, such as 1=B-PER, gives them names")
 
 
-def _key(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+def _keys(row: Mapping[str, Any], where: str, how: Reading, report: RowReport) -> tuple[str, str]:
+    """The columns of words and tags; what else could be one is named in the report."""
+    keys = []
+    for name, known in (("words", WORDS), ("tags", TAGS)):
+        found = columns_of(row, known, ignored=how.ignored)
+        found = [column for column in found if isinstance(row[column], list) or row[column] is None] or found
+        key = how.columns.get(name, found[0] if found else None)
+        if key is None or key not in row:
+            raise InputError(
+                f'{where}: {{"tokens": [...], "labels": [...]}} is expected; found: {", ".join(row)}; name another '
+                f"column with --column {name}=COLUMN"
+            )
+        others = [column for column in found if column != key]
+        if others and name not in how.columns:
+            report.notice(f"{name} are read from {key!r}, not from {', '.join(map(repr, others))}")
+        keys.append(key)
+    return keys[0], keys[1]
+
+
+def _is_tag(tag: Any) -> bool:
+    return tag is None or (isinstance(tag, str | int) and not isinstance(tag, bool) and tag != "")
+
+
+def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Raw], bool]:
+    """Sentences of CoNLL columns; whether the file turned out to be CoNLL-U, and its tags are UPOS."""
+    blocks, layout = read_blocks(path, how, report)
+    if layout is None:
+        return [], False
+    if layout.conllu:
+        report.notice("the first column counts the words and there are ten: it is read as CoNLL-U, tags are UPOS")
+        return list(_read_conllu(path, how, report)), True
+    found = []
+    for block in blocks:
+        start = block.lines[0].number
+        with report.row(start):
+            words, tags, sides = [], [], []
+            for line in block.lines:
+                where, columns = f"{path}, line {line.number}", line.columns
+                if len(columns) < 2 or not columns[0] or not columns[-1]:
+                    raise InputError(f"{where}: a word and its label are expected, separated by a space or a tab")
+                if len(columns) != layout.width:
+                    raise InputError(
+                        f"{where}: {len(columns)} columns where the lines before have {layout.width}; correct the line"
+                    )
+                if not columns[layout.words]:
+                    raise InputError(f"{where}: column {layout.words + 1}, the word, is empty")
+                words.append(columns[layout.words])
+                tags.append(columns[layout.tags])
+                before, after = columns[: layout.tags], columns[layout.tags + 1 :]
+                sides.append(
+                    ("".join(one + line.separator for one in before), "".join(line.separator + one for one in after))
+                )
+            comments = "".join(comment + "\n" for comment in block.comments)
+            sides[0] = (comments + sides[0][0], sides[0][1])
+            lines = [line.number for line in block.lines]
+            found.append(_Raw(words=words, tags=[*tags], lines=lines, source=sides, line=start))
+    return found, False
+
+
+def _upos(found: Sequence[_Raw], path: Path, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
+    """Sentences whose tags are universal ones, or what the label map makes of others."""
+    known = {*UPOS_TAGS, *how.label_map.values()}
+    for one in found:
+        with report.row(one.line):
+            _require_text(one, path)
+            tags = [renamed(tag or "_", how.label_map) for tag in one.tags]
+            wrong = next((i for i, tag in enumerate(tags) if tag not in known), None)
+            if wrong is not None:
+                where = one.where(path, wrong)
+                if tags[wrong] == "_":
+                    raise InputError(f"{where}: the word has no UPOS tag; rename _ with a label map or tag it")
+                raise InputError(
+                    f"{where}: {tags[wrong]!r} is none of the 17 universal tags; rename it with a label map, such as "
+                    f"{tags[wrong]}=X, or read another column, such as --column tags=5"
+                )
+            yield _sentence(one, tags, path)
+
+
+def _tagged(
+    found: Sequence[_Raw], path: Path, how: Reading, report: RowReport, *, scheme: str | None
+) -> Iterator[TaggedSentence]:
+    """Sentences all of whose words have a tag of the file's scheme; slips of `O` are mended."""
+    named = how.label_map
+    # A hyphen may be the tag of hyphens.
+    tags_of_themselves = {
+        tag for one in found for word, tag in zip(one.words, one.tags, strict=True) if word == tag and tag in NO_TAG
+    }
+    missing = NO_TAG - named.keys() - tags_of_themselves
+    for one in found:
+        one.tags = [None if tag is None or tag.strip() in missing else renamed(tag.strip(), named) for tag in one.tags]
+    counts = Counter(tag for one in found for tag in one.tags if tag is not None)
+    wrong = _slips(counts, scheme) - set(named.values())
+    if scheme is None and scheme_of(counts) == "types":
+        report.notice(
+            "the tags are types without a prefix, so that neighbours of one type are one span (--scheme none: no spans)"
+        )
+    for one in found:
+        with report.row(one.line):
+            _require_text(one, path)
+            tags = []
+            for i, tag in enumerate(one.tags):
+                if tag is None:
+                    raise NoLabelError(f"{one.where(path, i)}: the word has no tag")
+                if tag in wrong and tag in ("o", "0"):
+                    report.mend(one.line, one.line, f"the tag {tag!r} is 'O'")
+                    tag = OUTSIDE
+                elif tag in wrong:
+                    raise InputError(
+                        f"{one.where(path, i)}: the tag {tag!r} is neither O nor of a prefix and a type, such as "
+                        f"B-PER; rename it with a label map, such as {tag}=O"
+                    )
+                tags.append(tag)
+            yield _sentence(one, tags, path)
+
+
+def _slips(counts: Counter[str], scheme: str | None) -> set[str]:
+    """Tags that are none of the scheme's, which shows in the tags unless it is asked for."""
+    if scheme in ("none", "types"):
+        return set()
+    if scheme is None or marks_spans(counts):
+        return slips(counts)
+    return {tag for tag in counts if not fits(tag)}
+
+
+def _require_text(one: _Raw, path: Path) -> None:
+    if one.words and all(word == "_" for word in one.words):
+        raise InputError(f"{path}, line {one.line}: all words are _, which stands for text that is not in the file")
+
+
+def _sentence(one: _Raw, tags: list[str], path: Path) -> TaggedSentence:
+    return TaggedSentence(
+        file=str(path),
+        line=one.line,
+        words=one.words,
+        tags=tags,
+        lines=one.lines,
+        source=one.source,
+        column=one.column,
+    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ PLAIN: dict[str, Any] = {
 }
 # Where a special token stands: in no word.
 NOWHERE = (-1, -1, -1)
+# What stands where the words were taken out.
+PLACEHOLDERS = {"_", "[WORD]"}
+LANGUAGE_PREFIX = regex.compile(r"[a-z]{2,3}(?:-[a-z]+)*:(?=.)")
 SPACED = regex.compile(rf"{ALONE}\p{{M}}*|[\S--{ALONE}]+", regex.V1)
 
 
@@ -73,6 +77,36 @@ def run_of_words(text: str, most: int, generator: np.random.Generator) -> str:
         return ""
     first = int(generator.integers(max(1, len(spans) - most + 1)))
     return text[spans[first][0] : spans[min(first + most, len(spans)) - 1][1]]
+
+
+def check_words(sentences: Sequence[Sequence[str]], path: str | Path) -> None:
+    """Refuse a file whose words were taken out, as for reasons of licence: only placeholders are left.
+
+    Raises:
+        InputError: ten words or more that are all the same, or all `_` or `[WORD]`.
+    """
+    different = {word for words in sentences for word in words}
+    words = sum(map(len, sentences))
+    if different and (different <= PLACEHOLDERS or (len(different) == 1 and words >= 10)):
+        raise InputError(
+            f"{path}: every word is {min(different)!r}: the words of this data set are not in the file; put them in, "
+            "as its authors describe"
+        )
+
+
+def without_language_prefix(sentences: Sequence[Sequence[str]]) -> list[list[str]] | None:
+    """Words without the language code in front of each (`en:Paris`, as in WikiANN); None: not all have the same one.
+
+    Example:
+        >>> without_language_prefix([["en:A", "en:cat"], ["en::"]])
+        [['A', 'cat'], [':']]
+    """
+    words = [word for sentence in sentences for word in sentence]
+    prefixes = {match[0] if (match := LANGUAGE_PREFIX.match(word)) else "" for word in words}
+    if len(words) < 2 or len(prefixes) != 1 or "" in prefixes:
+        return None
+    size = len(prefixes.pop())
+    return [[word[size:] for word in sentence] for sentence in sentences]
 
 
 @dataclass(frozen=True)

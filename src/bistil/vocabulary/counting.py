@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
 from bistil.progress import say
-from bistil.text_files import line_batches
+from bistil.text_files import line_batches, require_plain_text
 from bistil.tokenizer_files import to_json
 from bistil.vocabulary.tokenizer_state import Vocabulary
 
@@ -128,7 +128,8 @@ def count_file(
         progress: called with the number of bytes of the file that each batch took.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8 or holds no text, or its counts are another tokenizer's.
+        InputError: the file cannot be read, is not UTF-8 or holds no text or labelled rows, or its counts are another
+            tokenizer's.
     """
     if path.suffix == COUNTS_SUFFIX:
         counted = TokenCounts.load(path)
@@ -143,6 +144,7 @@ def count_file(
         if progress is not None:
             progress(path.stat().st_size)
         return known
+    require_plain_text(path)
     tokenizer = tokenizer or counting_tokenizer(vocabulary)
     sizes = np.zeros(3, dtype=np.int64)
     counts = np.zeros(len(vocabulary), dtype=np.int64)
