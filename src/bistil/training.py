@@ -28,7 +28,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from bistil.artefacts import json_digest, read_json, whole_file, write_json
+from bistil.artefacts import json_digest, open_work, read_json, whole_file, write_json
 from bistil.errors import DivergenceError, MissingExtraError, RecipeError
 from bistil.progress import Progress
 from bistil.recipe import TrainingSettings, to_dict
@@ -161,7 +161,7 @@ def train(
         train_data: examples; an attribute `ordered = True` says that index order is training order, a method
             `training_order(items=, batch_size=, seed=)` draws it; `epoch_size` says what an epoch is if not all.
         collate: list of examples to batch; a str under "language" is passed through for messages.
-        folder: work folder of this run alone; checkpoints are removed at the end.
+        folder: work folder of this run alone, new or left by an earlier call; checkpoints are removed at the end.
         seed: draws the order of the data and dropout.
         evaluate: held-out figures of the module, called every `evaluate_steps` and at the end.
         best_by: key of `evaluate`'s figures that chooses the kept weights; none keeps the last. A mapping from
@@ -171,6 +171,7 @@ def train(
 
     Raises:
         DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
+        InputError: `folder` holds something else than work.
         RecipeError: settings that cannot be carried out.
         MissingExtraError: a logger that is not installed.
     """
@@ -212,7 +213,7 @@ def train(
     result = trainer.recorder.result()
     if trainer.args.should_save:
         save_trained(module, folder / "final.safetensors")
-        write_json(folder / "result.json", asdict(result))
+        write_json(folder / "result.json", asdict(result), inner=True)
         for old in folder.glob("checkpoint-*"):
             shutil.rmtree(old)
         for old in folder.glob("best-*.safetensors"):
@@ -222,13 +223,13 @@ def train(
 
 
 def save_trained(module: nn.Module, path: Path, *, prefix: str = "") -> None:
-    """Write the parameters that require gradients (and whose names begin so), by name, as safetensors."""
+    """Write the parameters that require gradients (and whose names begin so) into a work folder, as safetensors."""
     trained = {
         name: p.detach().contiguous()
         for name, p in module.named_parameters()
         if p.requires_grad and name.startswith(prefix)
     }
-    with whole_file(path) as partial:
+    with whole_file(path, inner=True) as partial:
         save_file(trained, partial)
 
 
@@ -249,11 +250,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _open_folder(folder: Path, identity: str) -> TrainingResult | None:
     """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished."""
     mark = folder / "identity.json"
-    if mark.exists() and read_json(mark)["digest"] != identity:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not mark.exists():
-        write_json(mark, {"digest": identity})
+    with processes().main_process_first():
+        open_work(folder, anew=mark.exists() and read_json(mark)["digest"] != identity)
+        if not mark.exists():
+            write_json(mark, {"digest": identity})
     if (folder / "result.json").exists():
         return TrainingResult(**read_json(folder / "result.json"))
     return None
@@ -349,7 +349,7 @@ class _Recorder(TrainerCallback):
         if log.exists():
             lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in lines if json.loads(line)["step"] <= saved["step"]]
-            with whole_file(log) as partial:
+            with whole_file(log, inner=True) as partial:
                 partial.write_text("".join(kept))
         self.progress.start_at(saved["step"])
 
@@ -431,6 +431,7 @@ class _Recorder(TrainerCallback):
                     "best": self.best,
                     "history": self.history,
                 },
+                inner=True,
             )
             self._drop_old_best()
         return control

@@ -34,7 +34,7 @@ ROWS = (
         "reading",
     ),
     ("families", "models", "cards", "pretrained"),
-    ("recipe", "artefacts", "errors", "memory"),
+    ("recipe", "artefacts", "ownership", "errors", "memory"),
 )
 
 

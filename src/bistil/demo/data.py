@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bistil.artefacts import whole_file, write_json
+from bistil.artefacts import open_work, whole_file, write_json
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.reading import words_only
 
@@ -64,11 +64,11 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
 
     Args:
         folder: gets `words.txt`, `en.txt`, `train.en.jsonl`, `dev.en.jsonl`, `test.en.jsonl`, the target's `it.txt` and
-            `test.it.jsonl`, and `data.json` with the counts.
+            `test.it.jsonl`, and `data.json` with the counts; new, or one that this wrote before.
         target: language code, one of `LANGUAGES`.
 
     Raises:
-        InputError: unknown target language.
+        InputError: unknown target language, or the folder holds something else.
         MissingExtraError: the packages of the extra `demo` are not installed.
         ArtefactError: the corpus is not as expected.
     """
@@ -106,6 +106,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
             f"test.{target}.jsonl": len(target_test),
         },
     )
+    open_work(folder)
     for code, utterances in text.items():
         _write_lines(data.text[code], (one.text for one in utterances))
     _write_lines(data.words, frequent_words((SOURCE, target)))
@@ -126,6 +127,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
             "most_frequent_topic": frequent,
             "topics": {path.name: Counter(one.topic for one in part) for path, part in labelled},
         },
+        inner=True,
     )
     return data
 
@@ -224,5 +226,5 @@ def _fixed_draw(name: str) -> float:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with whole_file(path) as partial:
+    with whole_file(path, inner=True) as partial:
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

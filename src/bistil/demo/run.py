@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+from bistil.artefacts import whole_file
 from bistil.demo.data import prepare_demo_data
 from bistil.pipeline import run_recipe
 from bistil.pretrained import cache_folder
 from bistil.recipe import Recipe, load_recipe
 from bistil.report.schema import Summary
+from bistil.stages import check_run_folder
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 
@@ -21,7 +23,8 @@ def demo_recipe(*, seed: int) -> Recipe:
     folder = cache_folder() / "demo" / f"seed-{seed}"
     prepare_demo_data(folder, target="it", seed=seed)
     # Beside the data, so that the copy is a recipe that runs, and a start for one's own.
-    (folder / "recipe.toml").write_text(RECIPE.read_text(encoding="utf-8"), encoding="utf-8")
+    with whole_file(folder / "recipe.toml", inner=True) as partial:
+        partial.write_text(RECIPE.read_text(encoding="utf-8"), encoding="utf-8")
     return replace(load_recipe(folder / "recipe.toml"), seed=seed)
 
 
@@ -31,4 +34,5 @@ def run_demo(output: Path, *, seed: int = 0) -> Summary:
     Raises:
         BistilError: as `run_recipe`.
     """
+    check_run_folder(output)
     return run_recipe(demo_recipe(seed=seed), output)

@@ -3,7 +3,6 @@
 Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, section 3.1.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bistil.artefacts import json_digest, read_json, whole_file, write_json
+from bistil.artefacts import json_digest, open_work, read_json, whole_file, write_json
 from bistil.errors import InputError
 from bistil.recipe import SparseSettings, TrainingSettings, to_dict
 from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
@@ -187,21 +186,24 @@ def _dense_phase(
         mask = largest_movements(before, {name: named[name].detach() for name in maskable}, count)
         _restore(theta_0)
         if processes().is_main_process:
-            with whole_file(folder / MASK) as path:
+            with whole_file(folder / MASK, inner=True) as path:
                 save_file({name: indices.cpu() for name, indices in mask.items()}, path)
             # Written last: a mask without it is not taken up.
-            write_json(done, {"count": count, "result": asdict(result)})
+            write_json(done, {"count": count, "result": asdict(result)}, inner=True)
             (folder / "dense" / "final.safetensors").unlink(missing_ok=True)
         processes().wait_for_everyone()
     return load_file(folder / MASK), TrainingResult(**read_json(done)["result"])
 
 
 def _open_folder(folder: Path, identity: str) -> None:
-    """Work of other settings, data or another base is discarded."""
+    """Work of other settings, data or another base is discarded.
+
+    Raises:
+        InputError: the folder holds something else than work.
+    """
     mark = folder / IDENTITY
     if processes().is_main_process:
-        if mark.exists() and read_json(mark)["digest"] != identity:
-            shutil.rmtree(folder)
+        open_work(folder, anew=mark.exists() and read_json(mark)["digest"] != identity)
         if not mark.exists():
             write_json(mark, {"digest": identity})
     processes().wait_for_everyone()

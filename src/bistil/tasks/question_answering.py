@@ -4,7 +4,7 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,12 @@ class QuestionAnswering(Task):
         return [[Answer(" ".join(example.context.split()[:words]), 0, 0.0)] for example in test]
 
     def write_predictions(
-        self, path: Path, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]
+        self,
+        path: Path,
+        examples: Sequence[Question],
+        predictions: Sequence[Sequence[Answer]],
+        *,
+        known: Collection[str] = (),
     ) -> None:
         """The official script's input: one JSON object from question id to answer text.
 
@@ -215,7 +220,7 @@ class QuestionAnswering(Task):
                     "predictions are written by id: write those of one file at a time"
                 )
         best = {e.id: answers[0].text if answers else "" for e, answers in zip(examples, predictions, strict=True)}
-        with whole_file(path) as partial:
+        with whole_file(path, replace=bool(known), known=known) as partial:
             partial.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,17 @@ class TokenClassification(Task):
         return [[tag] * len(example.words) for example in test]
 
     def write_predictions(
-        self, path: Path, examples: Sequence[TaggedSentence], predictions: Sequence[Sequence[str]]
+        self,
+        path: Path,
+        examples: Sequence[TaggedSentence],
+        predictions: Sequence[Sequence[str]],
+        *,
+        known: Collection[str] = (),
     ) -> None:
-        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+        with (
+            whole_file(path, replace=bool(known), known=known) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as stream,
+        ):
             for example, tags in zip(examples, predictions, strict=True):
                 if isinstance(example.source, Sentence):
                     stream.write(write_sentence(example.source, columns={UPOS: tags}))

@@ -64,10 +64,17 @@ class TokenCounts:
             self.sources + other.sources,
         )
 
-    def save(self, path: Path) -> None:
-        """Write the counts as one safetensors file."""
+    def save(self, path: Path, *, replace: bool = False) -> None:
+        """Write the counts as one safetensors file.
+
+        Args:
+            replace: earlier counts give way.
+
+        Raises:
+            InputError: something else is there, or counts and `replace` is false.
+        """
         facts = {key: value for key, value in asdict(self).items() if key != "counts"}
-        with whole_file(path) as partial:
+        with whole_file(path, replace=replace) as partial:
             save_file({"counts": self.counts}, partial, metadata={"bistil_counts": json.dumps(facts)})
 
     @classmethod
@@ -150,7 +157,7 @@ def count_file(
     lines_, words, characters = map(int, sizes)
     counted = TokenCounts(counts, lines_, words, characters, vocabulary.digest, (digest,))
     if kept is not None:
-        counted.save(kept)
+        counted.save(kept, replace=True)
     return counted
 
 

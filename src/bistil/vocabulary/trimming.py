@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import read_json, whole_folder, write_json
+from bistil.artefacts import claim, read_json, whole_folder, write_json
 from bistil.cards import write_model_card
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer, resolve_model
@@ -60,6 +60,7 @@ def trim_vocabulary(
     keep: Path | None = None,
     verify: bool = True,
     counts: Path | None = None,
+    along: Callable[[Path, TrimReport], None] | None = None,
     replace: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TrimReport:
@@ -75,20 +76,22 @@ def trim_vocabulary(
         verify: check, before anything is written, that lines without dropped tokens get the same tokens and hidden
             states and logits.
         counts: folder where the counts of each file are kept for the next time.
-        replace: an output folder that exists gives way.
+        along: called with the finished model's folder, before it takes its place, and the report; what it writes there
+            becomes part of the output.
+        replace: an output folder of ours gives way.
         progress: called with the number of bytes of text read after each batch.
 
     Raises:
         InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, the tokenizer is of an
-            unknown kind, or the output exists.
+            unknown kind, or the output may not be written (`artefacts.claim`).
         ArtefactError: the checkpoint is damaged, does not fit its tokenizer, or the trimmed model is not equal.
     """
     from bistil.sparse.base import fingerprint
 
     settings = settings or TrimSettings()
-    if output.exists() and not replace and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} already exists: name another output folder or remove it")
     name = resolve_model(str(model))
+    read = [name, keep, *(file for files in texts.values() for file in files)]
+    claim(folders=[output], kept=[counts], inputs=read, force=replace)
     tokenizer = load_tokenizer(name)
     vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
     plain = counting_tokenizer(vocabulary)
@@ -140,6 +143,8 @@ def trim_vocabulary(
             verified=verified,
         )
         _write_records(report, kept, len(vocabulary), folder, base=base)
+        if along is not None:
+            along(folder, report)
     return report
 
 
@@ -332,7 +337,7 @@ def _write_tokenizer(
     for kind, exact in ((own, True), (own, False), ("PreTrainedTokenizerFast", True)):
         (folder / "tokenizer.json").write_text(to_json(state, exact=exact), encoding="utf-8")
         config["tokenizer_class"] = kind
-        write_json(config_path, config)
+        write_json(config_path, config, inner=True)
         loaded = AutoTokenizer.from_pretrained(folder)
         if read_vocabulary(json.loads(loaded.backend_tokenizer.to_str())).digest == wanted:
             return loaded
