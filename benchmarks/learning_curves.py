@@ -78,7 +78,14 @@ def main() -> None:
         StudentSettings(name="random2", reduction=2, start="random"),
     ]
     report = distill_general(
-        teacher, students, texts, options.output / "students", settings=settings, seed=0, work=options.output / "work"
+        teacher,
+        students,
+        texts,
+        options.output / "students",
+        settings=settings,
+        seed=0,
+        work=options.output / "work",
+        replace=True,
     )
     found = curves(report, options.batch_size * settings.block_length)
     draw(found, options.output / "curves.svg")

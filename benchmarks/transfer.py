@@ -258,7 +258,7 @@ class Study:
         work = self.output / "work" / name.replace("/", "-")
         figures = fit_task(
             start, data, output=folder, teacher=teacher, settings=settings, max_length=self.task.max_length,
-            work=work, seed=seed, label=f"{self.settings.name}, {name}",
+            work=work, seed=seed, label=f"{self.settings.name}, {name}", replace=True,
         )  # fmt: skip
         shutil.rmtree(work, ignore_errors=True)
         return figures
@@ -291,7 +291,8 @@ class Study:
         self.score("teacher/trimmed", trimmed, group="teacher", variant="trim only", **about)
         if not (self.output / "results/teacher/whole.json").exists():
             whole = self.output / "whole"
-            restore_vocabulary(trimmed, base=Path(e5_small_folder()), kept=kept_ids(self.trimmed()), output=whole)
+            kept = kept_ids(self.trimmed())
+            restore_vocabulary(trimmed, base=Path(e5_small_folder()), kept=kept, output=whole, replace=True)
             self.score("teacher/whole", whole, group="teacher", variant="undistilled", **about)
 
     def chosen(self, groups: list[str] | None, variants: list[str] | None) -> Iterator[tuple[str, Variant, str]]:
@@ -333,7 +334,7 @@ class Study:
                 tokenizer.save_pretrained(folder)
         texts = [data.task.text_of(example) for example in next(iter(data.test.values()))]
         rows = benchmark(folders, texts=texts, max_length=self.task.max_length, progress=print)
-        write_json(self.output / "speed.json", speed_record(rows, texts=next(iter(data.test))))
+        write_json(self.output / "speed.json", speed_record(rows, texts=next(iter(data.test))), replace=True)
 
     # The tables.
 

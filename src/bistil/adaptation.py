@@ -5,7 +5,8 @@ wears them in phase 1 (paper, section 3.2).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from bistil.artefacts import check_new
-from bistil.corpora import BlockCollator, batches, language_schedule, split_held_out, token_blocks
+from bistil.artefacts import claim, open_work
+from bistil.corpora import BlockCollator, batches, check_block_length, language_schedule, split_held_out, token_blocks
 from bistil.errors import ArtefactError, InputError
 from bistil.families import family_of
 from bistil.fast_linear import fast_linear
@@ -125,6 +126,7 @@ def adapt(
     work: Path,
     seed: int = 0,
     mask: Mapping[str, Tensor] | None = None,
+    replace: bool = False,
 ) -> SparseFineTuning:
     """Learn a language SFT of a model from plain text and write it as a folder.
 
@@ -134,26 +136,29 @@ def adapt(
     Args:
         model: folder or name of the encoder, with or without a masked-LM head.
         files: plain text of the language, plain, .gz or .zst.
-        output: gets the SFT; must not exist.
+        output: gets the SFT.
         language: its code, for the record.
         work: token blocks and checkpoints; the caller may remove it afterwards.
         seed: of the held-out split, the order, masking and a new head.
         mask: instead of a dense phase, as in `train_sparse`; an empty one trains the head alone (a baseline).
+        replace: an output folder of ours gives way.
 
     Raises:
-        InputError: unreadable or too little text.
+        InputError: unreadable or too little text, or an output that may not be written (`artefacts.claim`).
         ArtefactError: a model that cannot be used.
         DivergenceError: the loss became NaN or infinite.
     """
-    check_new(output)
+    claim(folders=[output], work=work, inputs=[model, *files], force=replace)
     if settings.steps is not None and settings.steps < 1:
         raise InputError(f"steps is {settings.steps}; each phase needs at least 1 (or none, for the paper's length)")
+    check_block_length(settings.block_length)
     tokenizer = load_tokenizer(model)
     if tokenizer.mask_token_id is None:
         raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
     masked_lm, dense = masked_lm_model(model, seed=seed)
     check_length(masked_lm.config, settings.block_length, name="block_length")
     with processes().main_process_first():
+        open_work(work)
         blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
     training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)
     if len(dense) > 1:  # a new head; of one that was there only the output bias is trained
@@ -168,7 +173,7 @@ def adapt(
 
     def evaluate(_: nn.Module) -> dict[str, float]:
         # Masked anew with a seed of its own: the same masks at every evaluation.
-        return {"loss": held_out_loss(module, blocks, held_out, replace(collate, seed=seed + 1), batch_size=batch_size)}
+        return {"loss": held_out_loss(module, blocks, held_out, changed(collate, seed=seed + 1), batch_size=batch_size)}
 
     before = evaluate(module) if len(held_out) else {}
     sft = train_sparse(
@@ -206,7 +211,7 @@ def adapt(
     }
     # Several processes share the training; one writes.
     if processes().is_main_process:
-        sft.save(output)
+        sft.save(output, replace=replace)
     processes().wait_for_everyone()
     return sft
 

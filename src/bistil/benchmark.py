@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 import bistil
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_model, load_tokenizer
+from bistil.ownership import versions
 from bistil.tasks.words import encode_words, split_words
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
@@ -259,7 +260,14 @@ def machine() -> dict[str, Any]:
 
 def record(rows: dict[str, BenchmarkRow], *, texts: str) -> dict[str, Any]:
     """A benchmark as plain values for JSON; `texts` says which texts were run."""
-    return {"schema": 1, "texts": texts, "machine": machine(), "models": [asdict(row) for row in rows.values()]}
+    return {
+        "kind": "benchmark",
+        "schema": 1,
+        "texts": texts,
+        "machine": machine(),
+        "models": [asdict(row) for row in rows.values()],
+        "versions": versions(),
+    }
 
 
 def _groups(models: dict[str, Path]) -> list[list[str]]:

@@ -71,6 +71,16 @@ def read_sentences(paths: Sequence[Path]) -> list[str]:
     return [line.strip() for path in paths for line in read_lines(Path(path)) if line.strip()]
 
 
+def check_block_length(length: int) -> None:
+    """Make sure that blocks can have so many tokens.
+
+    Raises:
+        InputError: fewer than 4.
+    """
+    if length < 4:
+        raise InputError(f"block_length is {length}; blocks need at least 4 tokens")
+
+
 def token_blocks(
     files: Sequence[Path],
     tokenizer: PreTrainedTokenizerBase,
@@ -95,8 +105,7 @@ def token_blocks(
     Raises:
         InputError: an unreadable or empty file, or too little text.
     """
-    if length < 4:
-        raise InputError(f"block_length is {length}; blocks need at least 4 tokens")
+    check_block_length(length)
     key = json_digest([_FORMAT, [file_digest(Path(f)) for f in files], _tokenizer_digest(tokenizer), length])
     target = cache / f"blocks-{key[:32]}.arrow"
     if not _is_sound(target):
@@ -305,7 +314,11 @@ def _write_lines(files: Sequence[Path], target: Path) -> int:
     schema = pa.schema([("text", pa.large_string())])
     count = 0
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+    with (
+        whole_file(target, inner=True) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as out,
+    ):
         part: list[str] = []
 
         def flush() -> None:
@@ -376,7 +389,11 @@ def _write_blocks(pieces: Iterator[np.ndarray], target: Path, *, length: int, wh
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
     written = 0
     rest = np.empty(0, dtype=np.int32)
-    with whole_file(target) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+    with (
+        whole_file(target, inner=True) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as out,
+    ):
 
         def write(blocks: np.ndarray) -> None:
             nonlocal written

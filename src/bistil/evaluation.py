@@ -8,14 +8,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import bistil
-from bistil.artefacts import folder_digest
+from bistil.artefacts import claim, file_digest, folder_digest, read_json, write_json
 from bistil.errors import ArtefactError
 from bistil.models import load_tokenizer
+from bistil.ownership import is_our_file
 from bistil.progress import say
 from bistil.reading import Reading, RowReport
 from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.base import Feature, check_length
-from bistil.tasks.hub import labelled_digest
+from bistil.tasks.hub import labelled_digest, source_of
 
 # From this share of unknown tokens on, a vocabulary does not fit the text that it is to read.
 WORTH_A_WARNING = 0.01
@@ -33,6 +34,8 @@ def evaluate(
     bootstrap_samples: int = 1000,
     seed: int = 0,
     predictions: str | Path | None = None,
+    record_file: str | Path | None = None,
+    replace: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Score a task model on labelled files.
@@ -48,17 +51,24 @@ def evaluate(
         bootstrap_samples: resamples for the interval; 0: no interval.
         seed: of the resamples.
         predictions: write predictions here, in the format of the input.
+        record_file: write the record here, as JSON.
+        replace: a record of an earlier evaluation gives way, and so do the predictions whose digest it holds.
         device: torch device; default: a GPU if there is one.
 
     Returns:
         A record for JSON: "metric" and "score" (the task's own, percent), "scores" (all, percent), "interval" (see
-        `record`), "examples", "windows", "files" and "model" with SHA-256 digests, "read" (what became of each
-        file's rows), and the settings.
+        `record`), "examples", "windows", "files", "model" and "predictions" with SHA-256 digests, "read" (what became
+        of each file's rows), and the settings.
 
     Raises:
-        InputError: a file is not what it must be, or `max_length` exceeds the model's positions.
+        InputError: a file is not what it must be, `max_length` exceeds the model's positions, or an output may not be
+            written (`artefacts.claim`).
         ArtefactError: the folder holds no task model with a tokenizer.
     """
+    written, recorded = (None if path is None else Path(path) for path in (predictions, record_file))
+    earlier = _predictions_of(recorded)
+    read = [model_folder, *map(source_of, files)]
+    claim(files=[written, recorded], inputs=read, force=replace, known=earlier)
     how = how or Reading()
     kind = get_task(task, scheme=how.scheme)
     reports: list[RowReport] = []
@@ -69,9 +79,10 @@ def evaluate(
     metrics, predicted, windows = score_examples(
         folder, kind, examples, max_length=max_length, batch_size=batch_size, device=device
     )
-    if predictions is not None:
-        kind.write_predictions(Path(predictions), examples, predicted)
-    return {
+    if written is not None:
+        kind.write_predictions(written, examples, predicted, known=earlier)
+    result = {
+        "kind": "evaluation",
         **record(metrics, samples=bootstrap_samples, seed=seed),
         "task": task,
         "examples": len(examples),
@@ -87,8 +98,20 @@ def evaluate(
             "language": how.language,
             "scheme": how.scheme,
         },
+        **({} if written is None else {"predictions": {"file": str(written), "digest": file_digest(written)}}),
         "versions": {"bistil": bistil.__version__, "torch": torch.__version__},
     }
+    if recorded is not None:
+        write_json(recorded, result, replace=replace)
+    return result
+
+
+def _predictions_of(record_file: Path | None) -> list[str]:
+    """SHA-256 of the predictions that an earlier record was written with; none if it is not ours."""
+    if record_file is None or not record_file.is_file() or not is_our_file(record_file):
+        return []
+    known = read_json(record_file).get("predictions") or {}
+    return [known["digest"]] if "digest" in known else []
 
 
 def score_examples(

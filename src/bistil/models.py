@@ -21,8 +21,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.utils.logging import disable_progress_bar
 
-import bistil
-from bistil.artefacts import check_product, read_json, whole_folder, write_json
+from bistil.artefacts import check_product, read_json, whole_folder
 from bistil.errors import ArtefactError, BistilError, InputError
 from bistil.families import base_prefix, head_names
 from bistil.tokenizer_files import read_tokenizer, write_tokenizer
@@ -326,21 +325,25 @@ def write_model(
     metrics: Mapping[str, str] | None = None,
     pipeline_tag: str | None = None,
     task: str | None = None,
+    replace: bool = False,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
 
     Args:
-        output: a folder that exists gives way.
-        record: what `bistil.json` holds beside the versions: settings, digests, seed, metrics, parents.
+        output: a new folder.
+        record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
         title, summary, languages, made, metrics, pipeline_tag, task: of the card, see `cards.write_model_card`.
+        replace: a folder of ours gives way.
+
+    Raises:
+        InputError: `output` may not be written (`artefacts.claim`).
     """
     from bistil.cards import write_model_card
 
-    with whole_folder(output, replace=True) as folder:
+    libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    with whole_folder(output, replace=replace, record={"versions": libraries, **record}) as folder:
         model.save_pretrained(folder)
         write_tokenizer(tokenizer, folder)
-        libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
-        write_json(folder / "bistil.json", {"versions": {"bistil": bistil.__version__, **libraries}, **record})
         write_model_card(
             folder,
             title=title,

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bistil.artefacts import check_product, file_digest, folder_digest, write_json
+from bistil.artefacts import check_apart, check_product, claim, file_digest, folder_digest, write_json
 from bistil.benchmark import benchmark, folder_bytes, machine
 from bistil.corpora import check_text, read_sentences
 from bistil.distillation.general import check_general, distill_general, dressed_copy
@@ -28,10 +28,10 @@ from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, S
 from bistil.report.table import print_table
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.hub import sft_folder
-from bistil.stages import RunFolder, StageResult
+from bistil.stages import RunFolder, StageResult, check_run_folder
 from bistil.student import choose_layers, copy_student, depth_of
 from bistil.tasks import Metrics, get_task, paired_gap
-from bistil.tasks.hub import labelled_digest
+from bistil.tasks.hub import labelled_digest, source_of
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 
@@ -164,8 +164,11 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
     `report.html` there, and returns the summary (docs/report.md explains it).
 
     Raises:
-        BistilError: bad input, another run's folder, too little disk; nothing is overwritten then.
+        BistilError: bad input, another run's folder, an input where a stage writes, too little disk; nothing is
+            overwritten then.
     """
+    check_run_folder(output)
+    check_apart(_written(recipe, output), _read(recipe))
     inputs = check_inputs(recipe)
     _check_disk(inputs, output)
     identity = {
@@ -177,7 +180,8 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
         "seed": recipe.seed,
     }
     with RunFolder(output, identity=identity) as run:
-        write_json(output / "recipe.json", to_dict(recipe))
+        claim(files=[output / "summary.json", output / "report.html"], force=True)
+        write_json(output / "recipe.json", to_dict(recipe), inner=True)
         stages = _Stages(recipe, inputs, run)
         # Phase 1: general bilingual distillation (paper, section 3.2).
         trimmed = stages.trim_vocabulary()
@@ -241,7 +245,6 @@ class _Stages:
                 settings=recipe.trim,
                 keep=Path(recipe.trim.keep) if recipe.trim.keep else None,
                 counts=work / "counts",
-                replace=True,
             )
             return report.to_dict()
 
@@ -290,7 +293,11 @@ class _Stages:
             if recipe.source in recipe.language_sfts:
                 # The task teacher is the multilingual model wearing the source language's SFT (section 3.3).
                 start = dressed_copy(
-                    start, recipe.language_sfts[recipe.source], output=work / "dressed", force=recipe.force_sfts
+                    start,
+                    recipe.language_sfts[recipe.source],
+                    output=work / "dressed",
+                    force_sfts=recipe.force_sfts,
+                    replace=True,
                 )
             figures = fit_task(
                 start,
@@ -299,7 +306,7 @@ class _Stages:
                 sft_output=sft,
                 settings=recipe.finetune,
                 max_length=max_length,
-                work=work,
+                work=work / "training",
                 seed=recipe.seed,
                 label="task teacher",
                 languages=[recipe.source, recipe.target],
@@ -360,7 +367,7 @@ class _Stages:
             begin = self.output / start
             if variant == "copied":
                 begin = work / start
-                copy_student(self.output / "trimmed", self.inputs.layers[student], output=begin)
+                copy_student(self.output / "trimmed", self.inputs.layers[student], output=begin, replace=True)
             return fit_task(
                 begin,
                 self.data,
@@ -369,7 +376,7 @@ class _Stages:
                 teacher=self.output / "task-teacher" if teacher else None,
                 settings=settings,
                 max_length=max_length,
-                work=work,
+                work=work / "training",
                 seed=recipe.seed,
                 label=f"phase 2, {name}",
                 languages=[recipe.source, recipe.target],
@@ -468,9 +475,9 @@ class _Stages:
             phase1=_curves(bilingual.figures),
             data=self._data_records(),
         )
-        save_summary(self.output / "summary.json", summary)
+        save_summary(self.output / "summary.json", summary, replace=True)
         if records:
-            write_report(summary, self.output / "report.html")
+            write_report(summary, self.output / "report.html", replace=True)
             print_table(summary)
         return summary
 
@@ -550,6 +557,28 @@ def _curves(figures: dict[str, Any]) -> dict[str, CurveRecord]:
                 losses={key.removesuffix("/loss"): [point[f"{name}/{key}"] for point in points] for key in start},
             )
     return curves
+
+
+def _read(recipe: Recipe) -> list[str]:
+    """Names of everything that a run reads."""
+    task = recipe.task
+    labelled = [*task.train, *task.dev, *(file for part in task.test.values() for file in part)] if task else []
+    return [
+        recipe.teacher,
+        *(file for files in recipe.text.values() for file in files),
+        *([recipe.trim.keep] if recipe.trim.keep else []),
+        *map(source_of, labelled),
+        *recipe.language_sfts.values(),
+    ]
+
+
+def _written(recipe: Recipe, output: Path) -> list[Path]:
+    """Everything that the stages of a run write or remove in its folder, in whatever variant."""
+    variants = ("", "-self-taught", "-no-target-text", "-copied")
+    names = [f"{student.name}{variant}" for student in recipe.students for variant in variants]
+    parts = ["trimmed", "phase1", "task-teacher", "teacher", "sfts/task-teacher", "work", "stages"]
+    parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]
+    return [output / part for part in [*parts, "run.json", "recipe.json", "summary.json", "report.html", ".lock"]]
 
 
 def _check_disk(inputs: Inputs, output: Path) -> None:

@@ -7,7 +7,6 @@ gone on with.
 
 import fcntl
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,23 @@ from typing import Any
 
 import psutil
 
-from bistil.artefacts import CARD, is_as_stamped, json_digest, read_sealed, stamp, stamps, write_json, write_sealed
+from bistil.artefacts import (
+    CARD,
+    check_plain,
+    claim,
+    discard_output,
+    discard_work,
+    is_as_stamped,
+    json_digest,
+    open_work,
+    read_sealed,
+    stamp,
+    stamps,
+    write_json,
+    write_sealed,
+)
 from bistil.errors import ArtefactError, InputError
+from bistil.ownership import is_run
 from bistil.progress import say
 
 # How often memory is sampled and the time spent is put on record, in seconds.
@@ -39,6 +53,20 @@ class StageResult:
     skipped: bool
 
 
+def check_run_folder(folder: Path) -> None:
+    """Before any work: make sure that a run may be made, or gone on with, in a folder.
+
+    Raises:
+        InputError: it is a link or no folder, cannot be written, or holds something else than a run.
+    """
+    claim(kept=[folder])
+    # A run that was stopped while it wrote its mark has left that.
+    if folder.exists() and not is_run(folder) and any(not one.match(".run.json.*.partial") for one in folder.iterdir()):
+        raise InputError(
+            f"{folder} already exists: it is not empty and holds no run of bistil; name another output folder"
+        )
+
+
 class RunFolder:
     """The output folder of one run; a context manager, for one process works in it at a time.
 
@@ -50,14 +78,13 @@ class RunFolder:
         identity: what makes this run this run, such as teacher, languages, task and seed.
 
     Raises:
-        InputError: the folder holds something else, or another run, or another process works in it.
+        InputError: the folder is a link, or holds something else, or another run, or another process works in it.
     """
 
     def __init__(self, folder: Path, *, identity: dict[str, Any]) -> None:
         self.folder = folder
         mark = folder / "run.json"
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file: name a folder as output")
+        check_run_folder(folder)
         if mark.exists():
             known = _identity(mark)
             other = [key for key in identity if known.get(key) != identity[key]]
@@ -66,12 +93,11 @@ class RunFolder:
                     f"{folder} holds another run ({other[0]} is {known.get(other[0])!r} there and "
                     f"{identity[other[0]]!r} here): name another output folder or remove it"
                 )
-        elif folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run of bistil: name another output folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not mark.exists():
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(mark, {"identity": identity})
-        self._lock = (folder / ".lock").open("w")
+        check_plain(folder / ".lock")
+        self._lock = (folder / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -99,7 +125,7 @@ class RunFolder:
             action: gets the work folder and returns plain figures for the record.
 
         Raises:
-            InputError: the stage is to be done again, and a file in its outputs is not of its making.
+            InputError: an output or the work folder holds something that is not ours.
         """
         digest = json_digest({"stage": name, **inputs})
         record = self.folder / "stages" / f"{name}.json"
@@ -118,16 +144,15 @@ class RunFolder:
         if damaged is not None:
             say(f"{name}: {damaged} was damaged or deleted since: made again")
         work = self.folder / "work" / name
+        claim(made=outputs, work=work)
         clock = work / "clock.json"
         earlier = _known(clock, name)
-        if earlier.get("digest") != digest:
-            # Whatever lies here belongs to other inputs; going on from it would mix two runs.
-            shutil.rmtree(work, ignore_errors=True)
-            earlier = {}
-        work.mkdir(parents=True, exist_ok=True)
+        # What belongs to other inputs is removed; going on from it would mix two runs.
+        earlier = earlier if earlier.get("digest") == digest else {}
+        open_work(work, anew=not earlier)
         record.unlink(missing_ok=True)
         for path in outputs:
-            _remove(path)
+            discard_output(path)
         say(f"{name}: {'going on' if earlier else 'started'}")
         with _metered(clock, digest, earlier) as meter:
             figures = action(work)
@@ -142,7 +167,7 @@ class RunFolder:
                 "files": self._stamps(outputs),
             },
         )
-        shutil.rmtree(work, ignore_errors=True)
+        discard_work(work)
         result = StageResult(name, digest, figures, round(meter.seconds, 2), meter.peak, skipped=False)
         self.results.append(result)
         say(f"{name}: done in {meter.seconds:.0f} s, peak memory {meter.peak / 2**30:.1f} GiB")
@@ -216,7 +241,8 @@ class _Meter:
         return self.before + time.monotonic() - self.started
 
     def _put(self) -> None:
-        write_sealed(self.clock, {"digest": self.digest, "seconds": self.seconds, "peak_memory_bytes": self.peak})
+        spent = {"digest": self.digest, "seconds": self.seconds, "peak_memory_bytes": self.peak}
+        write_sealed(self.clock, spent)
 
     def _watch(self) -> None:
         process, last = psutil.Process(), 0.0
@@ -239,10 +265,3 @@ def _metered(clock: Path, digest: str, earlier: dict[str, Any]) -> Iterator[_Met
     finally:
         meter._stop.set()
         meter._thread.join()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from bistil.artefacts import whole_folder
+from bistil.artefacts import claim, whole_folder
 from bistil.errors import RecipeError
 from bistil.families import family_of, fold_gain
 from bistil.models import load_model, load_tokenizer, read_config
@@ -91,17 +91,23 @@ def depth_of(teacher: Path) -> int:
     return family_of(config).depth(config)
 
 
-def copy_student(teacher: Path, layers: list[int], *, output: Path) -> None:
+def copy_student(teacher: Path, layers: list[int], *, output: Path, replace: bool = False) -> None:
     """Write the student that phase 1 starts from: the teacher's layers, copied and not trained.
 
     Args:
         teacher: folder of the (trimmed) multilingual model.
         layers: 1-based teacher layers, ascending.
-        output: gets the student with the teacher's tokenizer; a folder that exists gives way.
+        output: gets the student with the teacher's tokenizer.
+        replace: a folder of ours gives way.
+
+    Raises:
+        InputError: `output` may not be written (`artefacts.claim`).
     """
+    claim(folders=[output], inputs=[teacher], force=replace)
     multilingual, _ = load_model(teacher, AutoModel)
     student: Any = make_student(multilingual, layers)
-    with whole_folder(output, replace=True) as folder:
+    record = {"kind": "copied student", "layers": list(layers)}
+    with whole_folder(output, replace=replace, record=record) as folder:
         student.save_pretrained(folder)
         write_tokenizer(load_tokenizer(str(teacher)), folder)
 

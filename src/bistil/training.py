@@ -30,7 +30,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from bistil.artefacts import file_digest, json_digest, manifest, read_sealed, whole_file, write_sealed
+from bistil.artefacts import file_digest, json_digest, manifest, open_work, read_sealed, whole_file, write_sealed
 from bistil.errors import ArtefactError, DivergenceError, InputError, MissingExtraError, RecipeError
 from bistil.progress import Progress, say
 from bistil.recipe import TrainingSettings, to_dict
@@ -192,7 +192,7 @@ def train(
         train_data: examples; an attribute `ordered = True` says that index order is training order, a method
             `training_order(items=, batch_size=, seed=)` draws it; `epoch_size` says what an epoch is if not all.
         collate: list of examples to batch; a str under "language" is passed through for messages.
-        folder: work folder of this run alone; checkpoints are removed at the end.
+        folder: work folder of this run alone, new or left by an earlier call; checkpoints are removed at the end.
         seed: draws the order of the data and dropout.
         evaluate: held-out figures of the module, called every `evaluate_steps` and at the end.
         best_by: key of `evaluate`'s figures that chooses the kept weights; none keeps the last. A mapping from
@@ -202,6 +202,7 @@ def train(
 
     Raises:
         DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
+        InputError: `folder` holds something else than work.
         RecipeError: settings that cannot be carried out.
         MissingExtraError: a logger that is not installed.
     """
@@ -255,13 +256,13 @@ def train(
 
 
 def save_trained(module: nn.Module, path: Path, *, prefix: str = "") -> None:
-    """Write the parameters that require gradients (and whose names begin so), by name, as safetensors."""
+    """Write the parameters that require gradients (and whose names begin so) into a work folder, as safetensors."""
     trained = {
         name: p.detach().contiguous()
         for name, p in module.named_parameters()
         if p.requires_grad and name.startswith(prefix)
     }
-    with whole_file(path) as partial:
+    with whole_file(path, inner=True) as partial:
         save_file(trained, partial)
 
 
@@ -319,9 +320,7 @@ def first_other(known: Mapping[Path, Mapping[str, str]]) -> str | None:
 def _open_folder(folder: Path, identity: str) -> TrainingResult | None:
     """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished."""
     mark = folder / "identity.json"
-    if mark.exists() and read_identity(mark) != identity:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    open_work(folder, anew=mark.exists() and read_identity(mark) != identity)
     if not mark.exists():
         write_sealed(mark, {"digest": identity})
     return _finished(folder)
@@ -439,7 +438,7 @@ class _Recorder(TrainerCallback):
         self.best, self.history = saved["best"], saved["history"]
         if log.exists():
             kept = [line for line in log.read_bytes().splitlines(keepends=True) if _step_of(line) <= saved["step"]]
-            with whole_file(log) as partial:
+            with whole_file(log, inner=True) as partial:
                 partial.write_bytes(b"".join(kept))
         self.progress.start_at(saved["step"])
 

@@ -31,6 +31,7 @@ def distill(folder: Path, out: str, *, steps: int = 24) -> None:
         settings=Phase1Settings(block_length=16, held_out=0.2, training=training),
         seed=0,
         work=folder / f"work-{out}",
+        replace=True,  # a kill may fall between the last write and the end
     )
 
 

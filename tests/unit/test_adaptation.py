@@ -160,7 +160,7 @@ def test_length_of_the_paper():
 def test_bad_input(tmp_path):
     save(tmp_path / "model", head=AutoModelForMaskedLM)
     options = {"language": "sw", "settings": settings(), "work": tmp_path / "work"}
-    with pytest.raises(InputError, match="already exists"):
+    with pytest.raises(InputError, match="is also an input"):
         adapt(str(tmp_path / "model"), text(tmp_path), tmp_path / "model", **options)
     with pytest.raises(InputError, match="nowhere"):
         adapt(str(tmp_path / "model"), [tmp_path / "nowhere.txt"], tmp_path / "sft", **options)

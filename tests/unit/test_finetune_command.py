@@ -168,4 +168,4 @@ def test_several_sources_each_wearing_its_sft(folder):
     with pytest.raises(BistilError, match="made for base"):
         run(*sources, *sfts, "-o", folder / "third")
     assert not (folder / "third").exists()
-    assert run(*sources, *sfts, "--force", "-o", folder / "third").exit_code == 0
+    assert run(*sources, *sfts, "--force-sfts", "-o", folder / "third").exit_code == 0

@@ -34,7 +34,7 @@ ROWS = (
         "reading",
     ),
     ("families", "models", "tokenizer_files", "cards", "pretrained"),
-    ("recipe", "artefacts", "errors", "memory", "progress"),
+    ("recipe", "artefacts", "ownership", "errors", "memory", "progress"),
 )
 
 

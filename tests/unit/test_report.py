@@ -72,7 +72,7 @@ def changed(**values):
 
 def page(summary, tmp_path):
     path = tmp_path / "report.html"
-    write_report(summary, path)
+    write_report(summary, path, replace=True)
     return path.read_text(encoding="utf-8")
 
 

@@ -62,9 +62,10 @@ def test_merge_on_another_base(folders):
     with pytest.raises(ArtefactError, match="made for base"):
         call(*arguments)
     assert not (folders / "merged").exists()
-    call(*arguments, "--force")
+    call(*arguments, "--force-sfts")
     with pytest.raises(InputError, match="already exists"):
-        call(*arguments, "--force")
+        call(*arguments, "--force-sfts")
+    call(*arguments, "--force-sfts", "--force")
 
 
 @pytest.mark.parametrize("architecture", ["pipeline", "utils", "BertConfig", "NoSuchModel"])
@@ -124,7 +125,7 @@ def test_convert_there_and_back(folders):
     with pytest.raises(ArtefactError, match="made for base"):
         call(*arguments, "--base", folders / "other")
     assert not (folders / "adapter").exists()
-    call(*arguments, "--base", folders / "other", "--force")
+    call(*arguments, "--base", folders / "other", "--force-sfts")
     write_legacy(task, folders / "published/pytorch_diff.bin")
     call("sft", "inspect", folders / "published")
 

@@ -190,7 +190,8 @@ def test_round_trip_is_exact(tmp_path):
     assert again.count == sft.count and again.density == sft.density
     card = (tmp_path / "sft/README.md").read_text()
     assert "base_model: base" in card and sft.provenance.fingerprint in card
-    assert sorted(p.name for p in (tmp_path / "sft").iterdir()) == ["README.md", "sft.safetensors", "sft_config.json"]
+    names = ["README.md", "bistil.json", "sft.safetensors", "sft_config.json"]
+    assert sorted(p.name for p in (tmp_path / "sft").iterdir()) == names
 
 
 @pytest.mark.parametrize("density", [0.04, 0.08])

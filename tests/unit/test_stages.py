@@ -172,12 +172,12 @@ def test_an_interrupted_stage_finds_its_work_and_its_time(tmp_path):
 def test_folders_that_are_not_this_run_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("!")
-    with pytest.raises(InputError, match="not empty and holds no run"):
+    with pytest.raises(InputError, match="already exists: it is not empty and holds no run"):
         RunFolder(tmp_path / "mine", identity=IDENTITY)
     second = pytest.raises(InputError, match="another process")
     with RunFolder(tmp_path / "run", identity=IDENTITY), second:
         RunFolder(tmp_path / "run", identity=IDENTITY)
     with pytest.raises(InputError, match="target is 'it' there and 'sw' here"):
         RunFolder(tmp_path / "run", identity={**IDENTITY, "target": "sw"})
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="already exists and is a file"):
         RunFolder(tmp_path / "mine/thesis.txt", identity=IDENTITY)

@@ -302,8 +302,9 @@ def test_predictions_of_tables_and_of_mixed_files(tmp_path):
         ([one, three], '{"text": "a", "label": "y"}\n{"text": "c", "label": "y", "n": 1}\n'),
     ):
         examples = task.read(paths)
-        task.write_predictions(tmp_path / "out", examples, ["y"] * len(examples))
-        assert (tmp_path / "out").read_text() == expected
+        out = tmp_path / f"out-{'-'.join(path.name for path in paths)}"
+        task.write_predictions(out, examples, ["y"] * len(examples))
+        assert out.read_text() == expected
 
 
 def test_questions_of_one_id_are_not_written_over_each_other(loaded, tmp_path):

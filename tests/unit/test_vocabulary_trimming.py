@@ -324,12 +324,21 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(texts, tmp_path):
 
 def test_an_output_that_exists_is_left_alone(texts, tmp_path):
     folder = saved(tmp_path / "full", tiny.model("bert", layers=1))
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "mine").write_text("x")
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "mine").write_text("x")
+    for replace in (False, True):
+        with pytest.raises(InputError, match="already exists"):
+            trim_vocabulary(folder, texts, small, replace=replace)
+    assert (small / "mine").read_text() == "x"
+    (small / "mine").unlink()
+    trim_vocabulary(folder, texts, small)
+    before = (small / "trim_report.json").read_bytes()
     with pytest.raises(InputError, match="already exists"):
-        trim_vocabulary(folder, texts, tmp_path / "small")
-    trim_vocabulary(folder, texts, tmp_path / "small", replace=True, settings=COARSE)
-    assert not (tmp_path / "small" / "mine").exists()
+        trim_vocabulary(folder, texts, small, settings=COARSE)
+    assert (small / "trim_report.json").read_bytes() == before
+    trim_vocabulary(folder, texts, small, replace=True, settings=COARSE)
+    assert (small / "trim_report.json").read_bytes() != before
 
 
 def test_a_slow_tokenizer(texts, tmp_path):

@@ -11,7 +11,7 @@ def register(app: typer.Typer) -> None:
         model: str = typer.Option(..., "--model", "-m", help="The encoder: a folder, a hub name, or e5-small."),
         language: str = typer.Option(..., "--language", "-l", help="Code of the language, such as sw."),
         text: list[Path] = typer.Option(..., help="Plain text of the language (repeat for several files)."),
-        output: Path = typer.Option(..., "--output", "-o", help="Folder for the language SFT; must not exist."),
+        output: Path = typer.Option(..., "--output", "-o", help="New folder for the language SFT."),
         density: float = typer.Option(0.04, help="Share of the entries that the language may change."),
         steps: int | None = typer.Option(None, help="Steps of each of the two phases; default: 30,000 to 100,000."),
         batch_size: int = typer.Option(8, help="Blocks per step."),
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         freeze_embeddings: bool = typer.Option(False, "--freeze-embeddings", help="Leave the input embeddings alone."),
         precision: str = typer.Option("float32", help="float32 or bf16 matrix products."),
         seed: int = typer.Option(0, help="Seed of the order, masking and a new head."),
+        force: bool = typer.Option(False, "--force", help="Replace the output folder if bistil made it."),
     ) -> None:
         """Learn what a language adds to a multilingual encoder, as a sparse fine-tuning.
 
@@ -31,9 +32,8 @@ def register(app: typer.Typer) -> None:
         Example, an hour on two cores (the default is the paper's length, for a GPU):
         bistil adapt --model e5-small --language rw --text kinyarwanda.txt --steps 500 --output sfts/rw
         """
-        import shutil
-
         from bistil import adaptation
+        from bistil.artefacts import discard_work, work_beside
         from bistil.recipe import TrainingSettings, parse
         from bistil.training import processes
 
@@ -49,8 +49,7 @@ def register(app: typer.Typer) -> None:
             },
             "bistil adapt",
         )
-        # Beside the output, so that the same command finds it again.
-        work = output.with_name(f".{output.name}.work")
+        work = work_beside(output)
         sft = adaptation.adapt(
             model,
             text,
@@ -65,10 +64,11 @@ def register(app: typer.Typer) -> None:
             ),
             work=work,
             seed=seed,
+            replace=force,
         )
         if not processes().is_main_process:
             return
-        shutil.rmtree(work, ignore_errors=True)
+        discard_work(work)
         size = (output / "sft.safetensors").stat().st_size
         typer.echo(f"{output}: {sft.count:,} entries ({sft.density:.2%}), {size / 1e6:.1f} MB")
         for name, value in sft.provenance.metrics.items():

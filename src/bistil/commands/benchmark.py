@@ -24,6 +24,7 @@ def run(
     batch_size: int | None = typer.Option(None, help="Also measure examples per second in batches of this size."),
     threads: int | None = typer.Option(None, help="CPU threads. Default: as many as PyTorch takes."),
     memory: bool = typer.Option(False, "--memory", help="Also measure the peak memory of loading, in fresh processes."),
+    force: bool = typer.Option(False, "--force", help="Replace the record if bistil made it."),
 ) -> None:
     """Measure parameters, bytes, CPU time per example and FLOPs of models side by side.
 
@@ -35,12 +36,13 @@ def run(
 
     from transformers.utils import logging as transformers_logging
 
-    from bistil.artefacts import write_json
+    from bistil.artefacts import claim, write_json
     from bistil.benchmark import benchmark, record
     from bistil.corpora import read_sentences
     from bistil.report.table import print_benchmark
 
     transformers_logging.disable_progress_bar()
+    claim(files=[output], inputs=[text, *(given.partition("=")[2] or given for given in model)], force=force)
     folders: dict[str, Path] = {}
     for given in model:
         name, folder = _named(given, taken=folders)
@@ -59,7 +61,11 @@ def run(
     )
     print_benchmark(list(rows.values()))
     if output is not None:
-        write_json(output, record(rows, texts=str(text) if text else f"random tokens, {max_length} per example"))
+        write_json(
+            output,
+            record(rows, texts=str(text) if text else f"random tokens, {max_length} per example"),
+            replace=force,
+        )
         print(f"record: {output}")
 
 

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         text: list[str] = typer.Option(
             ..., help="LANGUAGE=FILE, plain, .gz or .zst; repeat for more files and for each language."
         ),
-        output: Path = typer.Option(..., "--output", "-o", help="Gets one folder per student, and phase1.json."),
+        output: Path = typer.Option(..., "--output", "-o", help="New folder; gets one per student, and phase1.json."),
         reduction: list[int] = typer.Option([], help="A student that keeps every s-th layer; repeat for several."),
         depth: list[int] = typer.Option([], help="A student with this many layers, spread evenly; repeat for several."),
         spread: str = typer.Option("even", help="Where --depth takes its layers from: even, first or last."),
@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
         language_sft: list[str] = typer.Option(
             [], help="LANGUAGE=SFT (folder or hub name) that the teacher wears in that language's batches."
         ),
-        force: bool = typer.Option(False, "--force", help="Wear SFTs that were made for another base too."),
+        force_sfts: bool = typer.Option(False, "--force-sfts", help="Wear SFTs that were made for another base too."),
+        force: bool = typer.Option(False, "--force", help="Replace the output folder if bistil made it."),
         probability: list[str] = typer.Option(
             [], help="LANGUAGE=NUMBER: how often a batch is in it, for each language.  [default: equal]"
         ),
@@ -76,12 +77,11 @@ def register(app: typer.Typer) -> None:
         Example:
         bistil distill --teacher trimmed --text en=en.txt --text sw=sw.txt --reduction 2 --reduction 3 -o runs/phase1
         """
-        import shutil
         from typing import Any
 
-        from bistil.artefacts import check_new
+        from bistil.artefacts import claim, discard_work, work_beside
         from bistil.distillation.general import distill_general
-        from bistil.errors import InputError, RecipeError
+        from bistil.errors import RecipeError
         from bistil.recipe import StudentSettings, parse
         from bistil.training import processes
 
@@ -141,12 +141,10 @@ def register(app: typer.Typer) -> None:
             },
             "bistil distill",
         )  # fmt: skip
-        # Beside the output, so that the same command finds it again.
-        work = output.with_name(f".{output.name}.work")
-        if (output / "phase1.json").exists():
-            raise InputError(f"{output} holds a finished distillation: name another output folder or remove it")
-        if not work.exists():
-            check_new(output)
+        sfts = dict(language_pairs(language_sft, "--language-sft", "SFT"))
+        work = work_beside(output)
+        read: list[str | Path] = [teacher, *(file for files in texts.values() for file in files), *sfts.values()]
+        claim(folders=[output], work=work, inputs=read, force=force)
         report = distill_general(
             teacher,
             students or [StudentSettings(name="lrf2", reduction=2, start=start)],
@@ -155,10 +153,9 @@ def register(app: typer.Typer) -> None:
             settings=settings,
             seed=seed,
             work=work,
-            force_sfts=force,
-            language_sfts={
-                language: Path(folder) for language, folder in language_pairs(language_sft, "--language-sft", "SFT")
-            },
+            force_sfts=force_sfts,
+            replace=force,
+            language_sfts=sfts,
         )
         if not processes().is_main_process:
             return
@@ -170,7 +167,7 @@ def register(app: typer.Typer) -> None:
                 else "no held-out text"
             )
             typer.echo(f"{output / name}: teacher layers {one['alignment']['layers']}, {change}")
-        shutil.rmtree(work, ignore_errors=True)
+        discard_work(work)
 
 
 # Presets of the whole phase; `paper` is section 3.2 and appendix of the paper, for a GPU and hours. The paper holds 5%

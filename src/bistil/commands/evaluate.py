@@ -41,13 +41,16 @@ def register(app: typer.Typer) -> None:
         batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", min=1)] = 32,
         bootstrap: Annotated[int, typer.Option(help="Resamples for the 95% interval; 0: none.", min=0)] = 1000,
         seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0,
+        force: Annotated[
+            bool,
+            typer.Option("--force", help="Replace the record of an earlier evaluation, and the predictions it lists."),
+        ] = False,
     ) -> None:
         """Score a task model on labelled files.
 
         Example:
         bistil evaluate --model runs/ner-en-sw/students/lrf2 --task token-classification --file test.sw.conll
         """
-        from bistil.artefacts import write_json
         from bistil.evaluation import evaluate as run
         from bistil.reading import Reading
 
@@ -62,9 +65,9 @@ def register(app: typer.Typer) -> None:
             bootstrap_samples=bootstrap,
             seed=seed,
             predictions=predictions,
+            record_file=record,
+            replace=force,
         )
-        if record is not None:
-            write_json(record, result)
         interval = result.get("interval")
         span = f" (95% interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         typer.echo(f"{result['metric']} {result['score']:.2f}{span}, {result['examples']} examples")

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
         train: list[str] = typer.Option(
             ..., help=help_of(TaskSettings, "train") + "; LANGUAGE=FILE with --language-sft (repeat for several)"
         ),
-        output: Path = typer.Option(..., "--output", "-o", help="Folder for the fine-tuned model; must not exist."),
+        output: Path = typer.Option(..., "--output", "-o", help="New folder for the fine-tuned model."),
         dev: list[str] = typer.Option([], help=help_of(TaskSettings, "dev")),
         test: list[str] = typer.Option([], help="Test files: what stands in them is not learnt from. Nothing else."),
         teacher: Path | None = typer.Option(None, help="Folder of the task teacher to learn from (phase 2, TF)."),
@@ -34,14 +34,15 @@ def register(app: typer.Typer) -> None:
         target_sentences: int | None = typer.Option(
             None, help="With --text: " + help_of(Phase2Settings, "target_sentences")
         ),
-        sft: Path | None = typer.Option(None, help="Also keep the sparse fine-tuning by itself in this folder."),
+        sft: Path | None = typer.Option(None, help="Also keep the sparse fine-tuning by itself, in this new folder."),
         preset: str | None = typer.Option(
             None, help="paper: the paper's settings for this task; short: for two CPU cores. Options given win."
         ),
         language_sft: list[str] = typer.Option(
             [], help="LANGUAGE=SFT (folder or hub name) that the model wears in that language's batches; repeatable."
         ),
-        force: bool = typer.Option(False, "--force", help="Wear SFTs that were made for another base too."),
+        force_sfts: bool = typer.Option(False, "--force-sfts", help="Wear SFTs that were made for another base too."),
+        force: bool = typer.Option(False, "--force", help="Replace the output folders if bistil made them."),
         dense: bool = typer.Option(False, "--dense", help="Train all parameters instead of a sparse fine-tuning."),
         density: float | None = typer.Option(None, help=help_of(SparseSettings, "density")),
         dense_epochs: float | None = typer.Option(
@@ -77,10 +78,9 @@ def register(app: typer.Typer) -> None:
         bistil finetune --model e5-small --task token-classification --train en=train.txt --train sw=train.sw.txt
         --language-sft en=sfts/en --language-sft sw=sfts/sw --dev dev.txt --sft sfts/ner -o tagger
         """
-        import shutil
         from dataclasses import replace
 
-        from bistil.artefacts import check_new
+        from bistil.artefacts import claim, discard_work, work_beside
         from bistil.commands.distill import language_pairs
         from bistil.commands.evaluate import parse_columns, parse_label_map
         from bistil.corpora import read_sentences
@@ -88,9 +88,11 @@ def register(app: typer.Typer) -> None:
         from bistil.errors import InputError
         from bistil.models import model_folder
         from bistil.recipe import FinetuneSettings, parse, task_preset
+        from bistil.tasks.hub import source_of
         from bistil.training import processes
 
-        check_new(output)
+        work = work_beside(output)
+        sfts = dict(language_pairs(language_sft, "--language-sft", "SFT"))
         if text and teacher is None:
             raise InputError("--text is learnt from through a teacher: give --teacher too")
         if not text and (target_text or target_sentences):
@@ -100,6 +102,8 @@ def register(app: typer.Typer) -> None:
             for language, file in language_pairs(train, "--train", "FILE"):
                 sources.setdefault(language, []).append(file)
             train = [file for files in sources.values() for file in files]
+        read = [model, teacher, *text, *map(source_of, [*train, *dev, *test]), *sfts.values()]
+        claim(folders=[output, sft], work=work, inputs=read, force=force)
         where = "bistil finetune"
         data_settings = parse(
             TaskSettings,
@@ -132,8 +136,6 @@ def register(app: typer.Typer) -> None:
         data = read_task_data(
             data_settings, target_sentences=read_sentences(text) if text else None, sources=sources or None
         )
-        # Beside the output, so that the same command finds it again.
-        work = output.with_name(f".{output.name}.work")
         fit_task(
             model_folder(model),
             data,
@@ -146,12 +148,13 @@ def register(app: typer.Typer) -> None:
             seed=seed,
             label=f"fine-tuning {output.name}",
             languages=list(sources),
-            language_sfts=dict(language_pairs(language_sft, "--language-sft", "SFT")),
-            force_sfts=force,
+            language_sfts=sfts,
+            force_sfts=force_sfts,
+            replace=force,
         )
         if not processes().is_main_process:
             return
-        shutil.rmtree(work, ignore_errors=True)
+        discard_work(work)
 
 
 def _given(

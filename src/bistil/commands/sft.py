@@ -21,8 +21,9 @@ class Form(StrEnum):
     shira = "shira"
 
 
-OUTPUT = typer.Option(..., "--output", "-o", help="Folder to write; must not exist.")
-FORCE = typer.Option(False, "--force", help="Go on although an SFT was made for another base.")
+OUTPUT = typer.Option(..., "--output", "-o", help="New folder to write.")
+FORCE = typer.Option(False, "--force", help="Replace the output folder if bistil made it.")
+FORCE_SFTS = typer.Option(False, "--force-sfts", help="Go on although an SFT was made for another base.")
 
 
 def register(app: typer.Typer) -> None:
@@ -76,46 +77,50 @@ def merge(
     sfts: list[str] = typer.Argument(..., help="SFTs to put on, in this order."),
     output: Path = OUTPUT,
     scale: float = typer.Option(1.0, help="Factor of all deltas; heads are taken as they are."),
+    force_sfts: bool = FORCE_SFTS,
     force: bool = FORCE,
 ) -> None:
     """Put SFTs on a model for good and write an ordinary model folder.
 
     Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
     """
-    from bistil.artefacts import check_new, whole_folder, write_json
+    from bistil.artefacts import claim, whole_folder
     from bistil.models import load_tokenizer
     from bistil.sparse import SparseFineTuning
     from bistil.tokenizer_files import write_tokenizer
 
-    check_new(output)
+    claim(folders=[output], inputs=[base, *sfts], force=force)
     tokenizer = load_tokenizer(base)
     loaded = [SparseFineTuning.load(name) for name in sfts]
     model = _model_for(base, loaded)
-    for sft in loaded if not force else ():
+    for sft in loaded if not force_sfts else ():
         sft.check_base(model)
     for sft in loaded:
         (sft if scale == 1.0 else sft.scaled(scale)).merge(model)
-    with whole_folder(output) as folder:
+    record = {"kind": "merged model", "base": base, "sparse_fine_tunings": sfts, "scale": scale}
+    with whole_folder(output, replace=force, record=record) as folder:
         model.save_pretrained(folder)
         write_tokenizer(tokenizer, folder)
-        write_json(folder / "bistil.json", {"base": base, "sparse_fine_tunings": sfts, "scale": scale})
     typer.echo(f"{output}: {type(model).__name__}, {sum(sft.count for sft in loaded):,} entries changed")
 
 
 def compose(
     sfts: list[str] = typer.Argument(..., help="Two or more SFTs of one base."),
     output: Path = OUTPUT,
+    force_sfts: bool = FORCE_SFTS,
     force: bool = FORCE,
 ) -> None:
     """Add SFTs up to one.
 
     Example: bistil sft compose sfts/sw sfts/ner --output sfts/ner-sw
     """
+    from bistil.artefacts import claim
     from bistil.sparse import SparseFineTuning
     from bistil.sparse import compose as add
 
-    total = add([SparseFineTuning.load(name) for name in sfts], force=force)
-    total.save(output)
+    claim(folders=[output], inputs=sfts, force=force)
+    total = add([SparseFineTuning.load(name) for name in sfts], force=force_sfts)
+    total.save(output, replace=force)
     typer.echo(f"{output}: {total.count:,} entries")
 
 
@@ -142,6 +147,7 @@ def convert(
     output: Path = OUTPUT,
     to: Form = typer.Option(Form.bistil, help="bistil, legacy (pytorch_diff.bin) or shira (PEFT)."),
     base: str | None = typer.Option(None, help="The base model; needed for SHiRA, there and back."),
+    force_sfts: bool = FORCE_SFTS,
     force: bool = FORCE,
 ) -> None:
     """Write an SFT in another format.
@@ -150,10 +156,13 @@ def convert(
 
     Example, for PEFT: bistil sft convert sfts/ner --to shira --base e5-small --output adapters/ner
     """
-    from bistil.artefacts import whole_folder
+    from bistil.artefacts import claim, whole_folder
     from bistil.errors import InputError
     from bistil.sparse import SparseFineTuning, read_shira, write_legacy, write_shira
+    from bistil.sparse.artefact import RECORD
+    from bistil.sparse.legacy import LEGACY_FILE
 
+    claim(folders=[output], inputs=[sft, base], force=force)
     is_adapter = (Path(sft) / "adapter_config.json").exists()
     if (is_adapter or to is Form.shira) and base is None:
         raise InputError("SHiRA adapters do not hold their layers' shapes: name the model with --base")
@@ -163,16 +172,16 @@ def convert(
     else:
         loaded = SparseFineTuning.load(sft)
     if to is Form.bistil:
-        loaded.save(output)
+        loaded.save(output, replace=force)
     elif to is Form.shira:
         assert base is not None
         model = _model_for(base, [loaded])
-        if not force:
+        if not force_sfts:
             loaded.check_base(model)
-        write_shira(loaded, model, output)
+        write_shira(loaded, model, output, replace=force)
     else:
-        with whole_folder(output) as folder:
-            write_legacy(loaded, folder / "pytorch_diff.bin")
+        with whole_folder(output, replace=force, record=RECORD) as folder:
+            write_legacy(loaded, folder / LEGACY_FILE)
     typer.echo(f"{output}: {loaded.count:,} entries")
 
 

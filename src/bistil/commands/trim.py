@@ -1,6 +1,7 @@
 """`bistil trim`: cut a model's vocabulary to what some languages use."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from bistil.errors import InputError
 if TYPE_CHECKING:
     from bistil.recipe import TrimSettings
     from bistil.sparse import SparseFineTuning
+    from bistil.vocabulary import TrimReport
 
 _LABELLED = re.compile(r"([\w-]{1,20})=(.+)", re.DOTALL)
 
@@ -52,7 +54,7 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option(help="Sparse fine-tuning of the model, trimmed along to OUTPUT/sft/NAME; may be repeated."),
         ] = None,
-        force: Annotated[bool, typer.Option("--force", help="Replace the output folder.")] = False,
+        force: Annotated[bool, typer.Option("--force", help="Replace the output if bistil made it.")] = False,
     ) -> None:
         """Cut a model's vocabulary to what some languages use, and prove that nothing else changed.
 
@@ -76,7 +78,7 @@ def register(app: typer.Typer) -> None:
         )
         texts = parse_texts(text)
         if dry_run:
-            _dry_run(model, texts, settings, keep=keep, counts=counts, plot=plot)
+            _dry_run(model, texts, settings, keep=keep, counts=counts, plot=plot, replace=force)
         elif output is None:
             raise InputError("--output is missing: name a new folder, or add --dry-run to see sizes only")
         else:
@@ -113,9 +115,12 @@ def _trim(
 ) -> None:
     from rich.console import Console
 
+    from bistil.artefacts import claim
     from bistil.vocabulary import trim_vocabulary
     from bistil.vocabulary.progress import reading
 
+    read = [model, keep, *(file for files in texts.values() for file in files), *sft]
+    claim(folders=[output], kept=[counts], inputs=read, force=replace)
     # An SFT that belongs to another model is refused before anything is written.
     tunings = _load_tunings(model, sft)
     with reading([path for files in texts.values() for path in files]) as progress:
@@ -127,10 +132,10 @@ def _trim(
             keep=keep,
             verify=verify,
             counts=counts,
+            along=partial(_trim_tunings, tunings=tunings, output=output),
             replace=replace,
             progress=progress,
         )
-    _trim_tunings(tunings, report.parameters, report.before.tokens + report.spare_rows, output)
     console = Console()
     for table in report.tables():
         console.print(table)
@@ -167,29 +172,28 @@ def _load_tunings(model: str, folders: list[Path]) -> "dict[str, SparseFineTunin
     return tunings
 
 
-def _trim_tunings(tunings: "dict[str, SparseFineTuning]", parameters: list[str], rows: int, output: Path) -> None:
-    """Trim SFTs along and write them to `output/sft/NAME`.
+def _trim_tunings(folder: Path, report: "TrimReport", *, tunings: "dict[str, SparseFineTuning]", output: Path) -> None:
+    """Trim SFTs along and write them to `sft/NAME` in the trimmed model's folder, which will be called `output`.
 
-    Args:
-        parameters: names of the model's parameters with one row per token. An SFT may name them with or without the
-            prefix of the encoder.
-        rows: of the full model's embeddings.
+    An SFT may name the parameters with one row per token with or without the prefix of the encoder.
     """
     if not tunings:
         return
     from bistil.vocabulary import kept_ids
     from bistil.vocabulary.weights import load_model
 
-    base, _ = load_model(str(output))
+    base, _ = load_model(str(folder))
+    base.name_or_path = str(output)
+    rows = report.before.tokens + report.spare_rows
     for name, tuning in tunings.items():
         shapes = {key: delta.shape for key, delta in tuning.deltas.items()}
         shapes |= {key: tuple(value.shape) for key, value in tuning.dense.items()}
         by_token = [
             key
             for key, shape in shapes.items()
-            if shape[:1] == (rows,) and any(key.endswith(own) or own.endswith(key) for own in parameters)
+            if shape[:1] == (rows,) and any(key.endswith(own) or own.endswith(key) for own in report.parameters)
         ]
-        tuning.trimmed(kept_ids(output), by_token, base=base).save(output / "sft" / name, replace=True)
+        tuning.trimmed(kept_ids(folder), by_token, base=base).save(folder / "sft" / name)
 
 
 def _dry_run(
@@ -200,20 +204,22 @@ def _dry_run(
     keep: Path | None,
     counts: Path | None,
     plot: Path | None,
+    replace: bool,
 ) -> None:
     from rich.console import Console
 
-    from bistil.artefacts import whole_file
+    from bistil.artefacts import claim
     from bistil.vocabulary.progress import reading
     from bistil.vocabulary.report import draw_dry_run, dry_run_table
     from bistil.vocabulary.trimming import plan
 
+    read = [model, keep, *(file for files in texts.values() for file in files)]
+    claim(files=[plot], kept=[counts], inputs=read, force=replace)
     with reading([path for files in texts.values() for path in files]) as progress:
         rows, full = plan(
             model, texts, keep_characters=settings.keep_characters, keep=keep, counts=counts, progress=progress
         )
     Console().print(dry_run_table(rows, full))
     if plot is not None:
-        with whole_file(plot) as partial:
-            draw_dry_run(rows, partial, form=plot.suffix[1:])
+        draw_dry_run(rows, plot, form=plot.suffix[1:], replace=replace)
         Console().print(f"drawn in {plot}")

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bistil.artefacts import whole_file, write_json
+from bistil.artefacts import open_work, whole_file, write_json
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.progress import say
 from bistil.reading import words_only
@@ -65,11 +65,11 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
 
     Args:
         folder: gets `words.txt`, `en.txt`, `train.en.jsonl`, `dev.en.jsonl`, `test.en.jsonl`, the target's `it.txt` and
-            `test.it.jsonl`, and `data.json` with the counts.
+            `test.it.jsonl`, and `data.json` with the counts; new, or one that this wrote before.
         target: language code, one of `LANGUAGES`.
 
     Raises:
-        InputError: unknown target language.
+        InputError: unknown target language, or the folder holds something else.
         MissingExtraError: the packages of the extra `demo` are not installed.
         ArtefactError: the corpus is not as expected.
     """
@@ -107,6 +107,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
             f"test.{target}.jsonl": len(target_test),
         },
     )
+    open_work(folder)
     for code, utterances in text.items():
         _write_lines(data.text[code], (one.text for one in utterances))
     _write_lines(data.words, frequent_words((SOURCE, target)))
@@ -127,6 +128,7 @@ def prepare_demo_data(folder: Path, *, target: str = "it", seed: int = 0) -> Dem
             "most_frequent_topic": frequent,
             "topics": {path.name: Counter(one.topic for one in part) for path, part in labelled},
         },
+        inner=True,
     )
     return data
 
@@ -231,7 +233,7 @@ def write_prepared(path: Path, text: str) -> None:
         if path.read_bytes() == content:
             return
         say(f"{path} is not what the demo's packages give (damaged, edited, or of another version): written again")
-    with whole_file(path) as partial:
+    with whole_file(path, inner=True) as partial:
         partial.write_bytes(content)
 
 

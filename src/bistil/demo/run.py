@@ -8,6 +8,7 @@ from bistil.pipeline import run_recipe
 from bistil.pretrained import cache_folder
 from bistil.recipe import Recipe, load_recipe
 from bistil.report.schema import Summary
+from bistil.stages import check_run_folder
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 
@@ -31,4 +32,5 @@ def run_demo(output: Path, *, seed: int = 0) -> Summary:
     Raises:
         BistilError: as `run_recipe`.
     """
+    check_run_folder(output)
     return run_recipe(demo_recipe(seed=seed), output)

@@ -12,7 +12,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from bistil.artefacts import folder_digest, whole_folder, write_json
+from bistil.artefacts import claim, folder_digest, open_work, whole_folder, write_json
 from bistil.corpora import BlockCollator, batches, check_probabilities, language_schedule, split_held_out, token_blocks
 from bistil.distillation.module import Distiller, check_objective
 from bistil.errors import ArtefactError, InputError, RecipeError
@@ -41,6 +41,7 @@ def distill_general(
     work: Path,
     language_sfts: Mapping[str, str | Path] | None = None,
     force_sfts: bool = False,
+    replace: bool = False,
     label: str = "phase 1",
 ) -> dict[str, Any]:
     """Distil bilingual students out of a multilingual teacher, from plain text alone.
@@ -58,13 +59,15 @@ def distill_general(
         work: token blocks and checkpoints; the caller may remove it afterwards.
         language_sfts: per language, the sparse fine-tuning that the teacher wears on that language's batches.
         force_sfts: wear them although they were made for another base.
+        replace: an output folder of ours gives way.
         label: of the progress line.
 
     Returns:
         What `phase1.json` holds: per student layers, alignment, held-out losses at start and end; tokens, rate.
 
     Raises:
-        InputError: fewer than two languages, or text that cannot be used.
+        InputError: fewer than two languages, text that cannot be used, or an output that may not be written
+            (`artefacts.claim`).
         RecipeError: a student that this teacher cannot give, settings that contradict each other.
         ArtefactError: a model or sparse fine-tuning that does not fit.
         MissingExtraError: a logger that is not installed.
@@ -72,6 +75,8 @@ def distill_general(
     """
     folder = model_folder(str(teacher))
     check_general(folder, students, list(texts), settings=settings, language_sfts=language_sfts or {})
+    read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
+    claim(folders=[output], work=work, inputs=read, force=replace)
     tokenizer = load_tokenizer(str(folder))
     configuration = model_configuration(folder)
     return_freed_memory(family_of(configuration).width(configuration))
@@ -100,6 +105,8 @@ def distill_general(
         fast=not settings.training.compile,
     )
 
+    with processes().main_process_first():
+        open_work(work)
     # Every batch is in one language, drawn with equal probability (section 3.2).
     blocks, training, held_out = _blocks(texts, tokenizer, settings, work=work, seed=seed)
     steps = _steps(settings, training)
@@ -142,16 +149,16 @@ def distill_general(
             for name, model in held_out_mlm.items()
         }
     if processes().is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        for student in students:
-            _save(small[student.name], tokenizer, output / student.name, student, settings, report, parent=folder)
-        log = work / "training" / "train_log.jsonl"
-        if log.exists():
-            shutil.copyfile(log, output / "train_log.jsonl")
-        board = work / "training" / TENSORBOARD
-        if board.exists():
-            shutil.copytree(board, output / TENSORBOARD, dirs_exist_ok=True)
-        write_json(output / "phase1.json", report)
+        with whole_folder(output, replace=replace, record={"kind": "bilingual students (phase 1)"}) as whole:
+            for student in students:
+                _save(small[student.name], tokenizer, whole / student.name, student, settings, report, parent=folder)
+            log = work / "training" / "train_log.jsonl"
+            if log.exists():
+                shutil.copyfile(log, whole / "train_log.jsonl")
+            board = work / "training" / TENSORBOARD
+            if board.exists():
+                shutil.copytree(board, whole / TENSORBOARD)
+            write_json(whole / "phase1.json", report)
     processes().wait_for_everyone()
     return report
 
@@ -191,21 +198,26 @@ class Wardrobe:
         self.worn = wanted
 
 
-def dressed_copy(model: Path, sft: str | Path, *, output: Path, force: bool = False) -> Path:
+def dressed_copy(
+    model: Path, sft: str | Path, *, output: Path, force_sfts: bool = False, replace: bool = False
+) -> Path:
     """Write a model that wears a language SFT for good: what the task teacher starts from (paper, section 3.3).
 
     Args:
         model: folder of the (trimmed) multilingual model.
         sft: folder or hub name; one of the untrimmed vocabulary is trimmed along.
-        output: gets the model with its tokenizer; a folder that exists gives way.
-        force: put it on although it was made for another base.
+        output: gets the model with its tokenizer.
+        force_sfts: put it on although it was made for another base.
+        replace: a folder of ours gives way.
 
     Raises:
+        InputError: `output` may not be written (`artefacts.claim`).
         ArtefactError: it was made for another base, or does not fit the model.
     """
+    claim(folders=[output], inputs=[model, sft], force=replace)
     multilingual = _load(model)
-    own_sft(sft, multilingual, model, force=force).apply(multilingual, heads=False)
-    with whole_folder(output, replace=True) as folder:
+    own_sft(sft, multilingual, model, force=force_sfts).apply(multilingual, heads=False)
+    with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
         multilingual.save_pretrained(folder)
         write_tokenizer(load_tokenizer(str(model)), folder)
     return output

@@ -4,6 +4,7 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import folder_digest
+from bistil.artefacts import claim, folder_digest, open_work, whole_folder
 from bistil.distillation.general import model_configuration, own_sft
 from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
@@ -24,6 +25,7 @@ from bistil.progress import say
 from bistil.reading import Reading, RowReport
 from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
+from bistil.sparse.artefact import RECORD
 from bistil.sparse.training import check_sparse
 from bistil.tasks import Task, get_task, model_inputs
 from bistil.tasks.base import Example, Feature, check_length
@@ -261,6 +263,7 @@ def fit_task(
     languages: Sequence[str] = (),
     language_sfts: Mapping[str, str | Path] | None = None,
     force_sfts: bool = False,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a model for a task, sparsely or densely, from a task teacher or from labels only.
 
@@ -282,6 +285,7 @@ def fit_task(
             LT-SFT section 5). Each batch is then in one language; the dev set is scored wearing the first one's. What
             is written wears none of them.
         force_sfts: wear them although they were made for another base.
+        replace: output folders of ours give way.
 
     Returns:
         Figures for the record: steps, tokens, dev scores; "examples" and "target_text", how many features there are of
@@ -292,10 +296,12 @@ def fit_task(
     Raises:
         ArtefactError: the teacher has other labels; a language SFT was made for another base.
         InputError: language SFTs without their language's examples, with a teacher or in dense fine-tuning; target
-            text is wanted and there is none, the teacher's tokens can be compared in no example, or `max_length`
-            exceeds the model's positions.
+            text is wanted and there is none, the teacher's tokens can be compared in no example, `max_length`
+            exceeds the model's positions, or an output may not be written (`artefacts.claim`).
         DivergenceError: the loss is no longer a number.
     """
+    read = [start, teacher, *(language_sfts or {}).values()]
+    claim(folders=[output, sft_output], work=work, inputs=read, force=replace)
     check_fit(
         start,
         settings,
@@ -342,6 +348,9 @@ def fit_task(
         collate = train_data.collate
         figures["sources"] = {language: len(part) for language, part in parts.items()}
     evaluate = _dev_scores(data, student, tokenizer, max_length=max_length)
+    with processes().main_process_first():
+        open_work(work)
+    sft: SparseFineTuning | None = None
     best_by: Any = (data.metric, "max") if evaluate else None
     if settings.sparse is not None:
         sft = train_sparse(
@@ -359,8 +368,6 @@ def fit_task(
             sources=worn or None,
             label=label,
         )
-        if sft_output is not None and processes().is_main_process:
-            sft.save(sft_output, replace=True)
         figures |= {"dev": sft.provenance.metrics, "density": sft.density, "phases": sft.provenance.phases}
     else:
         result = train(
@@ -380,35 +387,40 @@ def fit_task(
     if not processes().is_main_process:
         processes().wait_for_everyone()
         return figures
-    write_model(
-        output,
-        student,
-        tokenizer,
-        record={
-            "kind": "task model",
-            "task": task.kind,
-            "settings": to_dict(settings),
-            "seed": seed,
-            "metrics": figures,
-            "parents": {
-                "start": {"name": Path(start).name, "digest": folder_digest(Path(start))},
-                "teacher": {"name": teacher.name, "digest": folder_digest(teacher)} if teacher else None,
+    # Both at the end: of an interrupted call there is either none or, but for an instant, both.
+    with ExitStack() as both:
+        if sft is not None and sft_output is not None:
+            sft.write_into(both.enter_context(whole_folder(sft_output, replace=replace, record=RECORD)))
+        write_model(
+            output,
+            student,
+            tokenizer,
+            record={
+                "kind": "task model",
+                "task": task.kind,
+                "settings": to_dict(settings),
+                "seed": seed,
+                "metrics": figures,
+                "parents": {
+                    "start": {"name": Path(start).name, "digest": folder_digest(Path(start))},
+                    "teacher": {"name": teacher.name, "digest": folder_digest(teacher)} if teacher else None,
+                },
             },
-        },
-        title=output.name,
-        summary=f"A model for {task.kind}, "
-        + ("distilled from a task teacher" if teacher else "fine-tuned on labelled examples")
-        + f" on {len(labelled):,} labelled examples.",
-        languages=languages,
-        made=[
-            f"start: `{Path(start).name}`" + (f"; task teacher: `{teacher.name}`" if teacher else ""),
-            "sparse fine-tuning (LT-SFT)" if settings.sparse else "dense fine-tuning",
-            *([f"unlabelled target text: {len(unlabelled):,} examples"] if unlabelled else []),
-        ],
-        metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
-        pipeline_tag=task.pipeline_tag,
-        task=task.kind,
-    )
+            title=output.name,
+            summary=f"A model for {task.kind}, "
+            + ("distilled from a task teacher" if teacher else "fine-tuned on labelled examples")
+            + f" on {len(labelled):,} labelled examples.",
+            languages=languages,
+            made=[
+                f"start: `{Path(start).name}`" + (f"; task teacher: `{teacher.name}`" if teacher else ""),
+                "sparse fine-tuning (LT-SFT)" if settings.sparse else "dense fine-tuning",
+                *([f"unlabelled target text: {len(unlabelled):,} examples"] if unlabelled else []),
+            ],
+            metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
+            pipeline_tag=task.pipeline_tag,
+            task=task.kind,
+            replace=replace,
+        )
     processes().wait_for_everyone()
     return figures
 

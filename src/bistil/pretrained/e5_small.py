@@ -130,10 +130,11 @@ def _damaged_file(folder: Path, digest: str) -> str | None:
 
 
 def decode_e5_small(source: Path, folder: Path) -> None:
-    """Write the Hugging Face folder for a packed file; an incomplete folder of that name gives way.
+    """Write the Hugging Face folder for a packed file; an incomplete folder of ours gives way.
 
     Raises:
         ArtefactError: the file is damaged or of another format.
+        InputError: something else is where the folder belongs.
     """
     packed = read_packed_file(source)
     tokenizer, config, weights = build_tokenizer(packed), build_config(packed), build_weights(packed)

@@ -6,8 +6,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bistil.artefacts import whole_file
+from bistil.artefacts import claim, whole_file
 from bistil.cards import usage_code
+from bistil.ownership import CREATOR
 from bistil.report import numbers
 from bistil.report.schema import ModelRecord, Summary
 
@@ -31,11 +32,18 @@ class Card:
     gap_note: str
 
 
-def write_report(summary: Summary, path: Path) -> None:
+def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None:
     """Write the report: headline, table, figures, cost of the stages, versions. One file that loads nothing.
 
     The same summary gives the same bytes.
+
+    Args:
+        replace: an earlier report gives way.
+
+    Raises:
+        InputError: something else is there, or a report and `replace` is false.
     """
+    claim(files=[path], force=replace)
     # matplotlib is slow to import, and only a page needs it.
     from bistil.report.figures import phase1_figure, scores_figure, tradeoff_figure
 
@@ -60,6 +68,7 @@ def write_report(summary: Summary, path: Path) -> None:
         cards=[_card(student, summary) for student in summary.students],
         figures=figures,
         roles=ROLES,
+        creator=CREATOR,
         n=numbers,
         gap=summary.gap,
         code=loading_code(summary),
@@ -67,7 +76,7 @@ def write_report(summary: Summary, path: Path) -> None:
         total=sum(stage.seconds or 0 for stage in summary.stages),
         peak=max((stage.peak_memory_bytes or 0 for stage in summary.stages), default=0) or None,
     )
-    with whole_file(path) as partial:
+    with whole_file(path, replace=replace) as partial:
         partial.write_text(page, encoding="utf-8")
 
 

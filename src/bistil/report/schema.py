@@ -139,13 +139,17 @@ def load_summary(path: Path) -> Summary:
     return summary_from(read_json(path), where=str(path))
 
 
-def save_summary(path: Path, summary: Summary) -> None:
+def save_summary(path: Path, summary: Summary, *, replace: bool = False) -> None:
     """Write a summary, whole or not at all, after checking it.
+
+    Args:
+        replace: an earlier summary gives way.
 
     Raises:
         ArtefactError: a value is out of range.
+        InputError: something else is there, or a summary and `replace` is false.
     """
-    write_json(path, asdict(summary_from(asdict(summary), where=path.name)))
+    write_json(path, asdict(summary_from(asdict(summary), where=path.name)), replace=replace)
 
 
 def _problems(summary: Summary) -> Iterator[str]:

@@ -22,6 +22,8 @@ from bistil.sparse.ledger import Patch, ledger_of
 
 TENSORS, CONFIG = "sft.safetensors", "sft_config.json"
 FORMAT = 1
+# What `bistil.json` says of every form of an SFT.
+RECORD = {"kind": "sparse fine-tuning"}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -283,22 +285,26 @@ class SparseFineTuning:
         values: Literal["float32", "float16", "bfloat16"] = "float32",
         replace: bool = False,
     ) -> None:
-        """Write `sft.safetensors`, `sft_config.json` and a card `README.md`, all or nothing.
+        """Write `sft.safetensors`, `sft_config.json`, a card `README.md` and the record `bistil.json`, all or nothing.
 
         Args:
             values: number format of the deltas; the half formats round them.
-            replace: an existing folder gives way.
+            replace: a folder of ours gives way.
 
         Raises:
-            InputError: the folder exists and `replace` is false.
+            InputError: the folder may not be written (`artefacts.claim`).
         """
+        with whole_folder(Path(folder), replace=replace, record=RECORD) as partial:
+            self.write_into(partial, values=values)
+
+    def write_into(self, folder: Path, *, values: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
+        """Write what `save` writes, but the record, into a folder that is being made."""
         from bistil.sparse.card import card
 
-        with whole_folder(Path(folder), replace=replace) as partial:
-            tensors, config = self._encoded(values)
-            save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-            write_json(partial / CONFIG, config)
-            (partial / "README.md").write_text(card(self, folder=partial), encoding="utf-8")
+        tensors, config = self._encoded(values)
+        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, config)
+        (folder / "README.md").write_text(card(self, folder=folder), encoding="utf-8")
 
     def _encoded(self, values: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
@@ -366,7 +372,7 @@ class SparseFineTuning:
         if own is not None and other is not None and own != other:
             raise ArtefactError(
                 f"{self.name} was made for {self.provenance.base or 'another base'} (fingerprint {own[:12]}), this "
-                f"model's is {other[:12]}: load its own base, or force it (force=True, --force) if you know better"
+                f"model's is {other[:12]}: load its own base, or force it (force=True, --force-sfts) if you know better"
             )
 
     @classmethod

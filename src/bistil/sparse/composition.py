@@ -27,7 +27,10 @@ def compose(parts: Sequence[SparseFineTuning], *, force: bool = False) -> Sparse
         raise InputError("there is no sparse fine-tuning to compose")
     known = {part.provenance.fingerprint: part.name for part in parts if part.provenance.fingerprint}
     if len(known) > 1 and not force:
-        raise ArtefactError(f"{' and '.join(known.values())} have different bases: compose SFTs of one base, or force")
+        raise ArtefactError(
+            f"{' and '.join(known.values())} have different bases: compose SFTs of one base, or force it "
+            "(force=True, --force-sfts)"
+        )
     deltas: dict[str, SparseDelta] = {}
     dense: dict[str, Tensor] = {}
     for part in parts:

@@ -91,7 +91,11 @@ def _decode(encoded: Any, where: str) -> SparseDelta:
 
 
 def write_legacy(sft: SparseFineTuning, path: Path) -> None:
-    """Write a file that the official code reads."""
+    """Write a file that the official code reads.
+
+    Raises:
+        InputError: the file exists; it cannot say whose it is, so it is never replaced.
+    """
     diffs: dict[str, Any] = {}
     for name, delta in sft.deltas.items():
         columns = np.ravel_multi_index(np.unravel_index(delta.indices.numpy(), delta.shape), delta.shape, order="F")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bistil.artefacts import read_json, whole_folder
 from bistil.errors import ArtefactError, InputError, MissingExtraError
-from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+from bistil.sparse.artefact import RECORD, Provenance, SparseDelta, SparseFineTuning
 from bistil.sparse.base import resolve_names
 
 _PREFIX = "base_model.model."
@@ -24,10 +24,12 @@ def write_shira(sft: SparseFineTuning, model: nn.Module, folder: Path, *, replac
 
     Args:
         model: the base that the adapter is for; tells linear layers from embeddings.
+        replace: a folder of ours gives way.
 
     Raises:
-        InputError: deltas elsewhere than on weights of linear layers, a head that is not a whole module, or layers too
-            densely tuned to be filled up. The message says which.
+        InputError: the folder may not be written (`artefacts.claim`), deltas elsewhere than on weights of linear
+            layers, a head that is not a whole module, or layers too densely tuned to be filled up. The message says
+            which.
         MissingExtraError: PEFT is not installed.
     """
     try:
@@ -77,7 +79,7 @@ def write_shira(sft: SparseFineTuning, model: nn.Module, folder: Path, *, replac
         base_model_name_or_path=sft.provenance.base,
         inference_mode=True,
     )
-    with whole_folder(folder, replace=replace) as partial:
+    with whole_folder(folder, replace=replace, record=RECORD) as partial:
         save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(partial))
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bistil.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
+from bistil.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
 from bistil.errors import ArtefactError, InputError
 from bistil.progress import say
 from bistil.recipe import SparseSettings, TrainingSettings, to_dict
@@ -200,7 +200,7 @@ def _dense_phase(
         mask = largest_movements(before, {name: named[name].detach() for name in maskable}, count)
         _restore(theta_0)
         if processes().is_main_process:
-            with whole_file(folder / MASK) as path:
+            with whole_file(folder / MASK, inner=True) as path:
                 save_file({name: indices.cpu() for name, indices in mask.items()}, path)
             # Written last: a mask without it is not taken up.
             write_sealed(done, {"count": count, "result": asdict(result), "files": {MASK: file_digest(folder / MASK)}})
@@ -234,11 +234,14 @@ def _finished_mask(folder: Path) -> TrainingResult | None:
 
 
 def _open_folder(folder: Path, identity: str) -> None:
-    """Work of other settings, data or another base is discarded."""
+    """Work of other settings, data or another base is discarded.
+
+    Raises:
+        InputError: the folder holds something else than work.
+    """
     mark = folder / IDENTITY
     if processes().is_main_process:
-        if mark.exists() and read_identity(mark) != identity:
-            shutil.rmtree(folder)
+        open_work(folder, anew=mark.exists() and read_identity(mark) != identity)
         if not mark.exists():
             write_sealed(mark, {"digest": identity})
     processes().wait_for_everyone()

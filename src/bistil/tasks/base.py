@@ -3,7 +3,7 @@
 import inspect
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -327,8 +327,17 @@ class Task(ABC):
         del examples
 
     @abstractmethod
-    def write_predictions(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
-        """Write predictions in the format the examples were read in, whole or not at all."""
+    def write_predictions(
+        self, path: Path, examples: Sequence[Any], predictions: Sequence[Any], *, known: Collection[str] = ()
+    ) -> None:
+        """Write predictions in the format the examples were read in, whole or not at all.
+
+        Args:
+            known: SHA-256 of earlier predictions, which may give way; predictions do not say whose they are.
+
+        Raises:
+            InputError: something else is there.
+        """
 
     def collate(
         self, tokenizer: PreTrainedTokenizerBase, *, teacher: PreTrainedTokenizerBase | None = None

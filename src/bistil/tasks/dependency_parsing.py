@@ -1,7 +1,7 @@
 """Dependency parsing of CoNLL-U sentences with the biaffine parser."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,8 +235,18 @@ class DependencyParsing(Task):
         relation = counts.most_common(1)[0][0] if counts else "dep"
         return [[(i, relation if i else "root") for i in range(len(example.words))] for example in test]
 
-    def write_predictions(self, path: Path, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> None:
-        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+    def write_predictions(
+        self,
+        path: Path,
+        examples: Sequence[ParsedSentence],
+        predictions: Sequence[Tree],
+        *,
+        known: Collection[str] = (),
+    ) -> None:
+        with (
+            whole_file(path, replace=bool(known), known=known) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as stream,
+        ):
             for example, tree in zip(examples, predictions, strict=True):
                 assert example.source is not None
                 columns = {HEAD: [str(head) for head, _ in tree], DEPREL: [relation for _, relation in tree]}

@@ -23,6 +23,11 @@ def is_dataset(name: str | Path) -> bool:
     return str(name).startswith(PREFIX)
 
 
+def source_of(name: str | Path) -> str:
+    """Where labelled examples come from: a file, or a data set's folder or name."""
+    return re.split(r"[:\[]", str(name).removeprefix(PREFIX), maxsplit=1)[0] if is_dataset(name) else str(name)
+
+
 def read_dataset(name: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Row numbers from 1 and rows; class labels by their names (None where the data set has none, as in hidden tests).
 

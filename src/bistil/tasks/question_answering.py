@@ -4,7 +4,7 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -274,7 +274,12 @@ class QuestionAnswering(Task):
                 )
 
     def write_predictions(
-        self, path: Path, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]
+        self,
+        path: Path,
+        examples: Sequence[Question],
+        predictions: Sequence[Sequence[Answer]],
+        *,
+        known: Collection[str] = (),
     ) -> None:
         """The official scripts' input: one JSON object from question id to answer text.
 
@@ -283,7 +288,7 @@ class QuestionAnswering(Task):
         """
         self.check_writable(examples)
         best = {e.id: answers[0].text if answers else "" for e, answers in zip(examples, predictions, strict=True)}
-        with whole_file(path) as unfinished:
+        with whole_file(path, replace=bool(known), known=known) as unfinished:
             unfinished.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,17 @@ class TokenClassification(Task):
         return [[tag] * len(example.words) for example in test]
 
     def write_predictions(
-        self, path: Path, examples: Sequence[TaggedSentence], predictions: Sequence[Sequence[str]]
+        self,
+        path: Path,
+        examples: Sequence[TaggedSentence],
+        predictions: Sequence[Sequence[str]],
+        *,
+        known: Collection[str] = (),
     ) -> None:
-        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+        with (
+            whole_file(path, replace=bool(known), known=known) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as stream,
+        ):
             for example, tags in zip(examples, predictions, strict=True):
                 if isinstance(example.source, Sentence):
                     assert isinstance(example.column, int)

@@ -70,11 +70,18 @@ class TokenCounts:
             self.sources + other.sources,
         )
 
-    def save(self, path: Path) -> None:
-        """Write the counts as one safetensors file, with a digest of all that is in it."""
+    def save(self, path: Path, *, replace: bool = False) -> None:
+        """Write the counts as one safetensors file, with a digest of all that is in it.
+
+        Args:
+            replace: earlier counts give way.
+
+        Raises:
+            InputError: something else is there, or counts and `replace` is false.
+        """
         facts = {key: value for key, value in asdict(self).items() if key != "counts"}
         facts["digest"] = _digest(self.counts, facts)
-        with whole_file(path) as partial:
+        with whole_file(path, replace=replace) as partial:
             save_file({"counts": self.counts}, partial, metadata={"bistil_counts": json.dumps(facts)})
 
     @classmethod
@@ -167,7 +174,7 @@ def count_file(
     lines_, words, characters = map(int, sizes)
     counted = TokenCounts(counts, lines_, words, characters, vocabulary.digest, (digest,))
     if kept is not None:
-        counted.save(kept)
+        counted.save(kept, replace=True)
     return counted
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from bistil.artefacts import claim, whole_file
+from bistil.ownership import CREATOR
 from bistil.recipe import TrimSettings
 from bistil.vocabulary.counting import TokenCounts
 from bistil.vocabulary.selection import Selection, select
@@ -249,9 +251,18 @@ def dry_run_table(rows: Sequence[DryRunRow], full: Size) -> Table:
     return table
 
 
-def draw_dry_run(rows: Sequence[DryRunRow], path: Path, *, form: str) -> None:
-    """Draw size and coverage against the threshold, in the format svg, png or pdf."""
+def draw_dry_run(rows: Sequence[DryRunRow], path: Path, *, form: str, replace: bool = False) -> None:
+    """Draw size and coverage against the threshold, in the format svg, png or pdf.
+
+    Args:
+        replace: an earlier drawing of ours gives way.
+
+    Raises:
+        InputError: something else is there, or a drawing and `replace` is false.
+    """
     from matplotlib.figure import Figure
+
+    claim(files=[path], force=replace)
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     sizes = figure.subplots()
@@ -263,4 +274,5 @@ def draw_dry_run(rows: Sequence[DryRunRow], path: Path, *, form: str) -> None:
         shares.plot(thresholds, [100 * row.coverage[name] for row in rows], marker=".", linestyle="--", label=name)
     shares.set_ylabel("tokens covered (%)")
     shares.legend(loc="lower left", title="coverage")
-    figure.savefig(path, format=form)
+    with whole_file(path, replace=replace) as partial:
+        figure.savefig(partial, format=form, metadata={"Software" if form == "png" else "Creator": CREATOR})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from bistil.artefacts import whole_folder
+from bistil.artefacts import claim, whole_folder
 from bistil.errors import ArtefactError
 from bistil.models import load_model, load_tokenizer, model_class, read_config
 from bistil.tokenizer_files import write_tokenizer
@@ -13,7 +13,7 @@ from bistil.tokenizer_files import write_tokenizer
 HEAD_VALUES = ("id2label", "label2id", "problem_type", "parser_projection")
 
 
-def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: Path) -> None:
+def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: Path, replace: bool = False) -> None:
     """Write the model that fine-tuning `base` would have given on the text that fine-tuning `model` saw.
 
     Tokens outside the trimmed vocabulary do not occur in the training text, so their embeddings get no gradient: they
@@ -23,11 +23,14 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
         model: folder of a fine-tuned model on the trimmed vocabulary.
         base: folder of the untrimmed model.
         kept: (trimmed vocabulary,) int64, new id -> old id.
-        output: folder to write; one that exists gives way.
+        output: folder to write.
+        replace: a folder of ours gives way.
 
     Raises:
+        InputError: `output` may not be written (`artefacts.claim`).
         ArtefactError: the two models do not fit each other.
     """
+    claim(folders=[output], inputs=[model, base], force=replace)
     config, wanted = read_config(model), read_config(base)
     kind = model_class(config)
     tuned = load_model(model, kind)[0].state_dict()
@@ -49,6 +52,6 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
             else:
                 shapes = f"{tuple(value.shape)} against {tuple(parameter.shape)} in {base}"
                 raise ArtefactError(f"{model} was not made from this base: {name} is {shapes}")
-    with whole_folder(output, replace=True) as folder:
+    with whole_folder(output, replace=replace, record={"kind": "task model with its whole vocabulary"}) as folder:
         whole.save_pretrained(folder)
         write_tokenizer(load_tokenizer(str(base)), folder)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import check_product, read_json, whole_folder, write_json
+from bistil.artefacts import check_product, claim, read_json, whole_folder, write_json
 from bistil.cards import write_model_card
 from bistil.errors import ArtefactError, InputError
 from bistil.models import load_tokenizer, model_folder
@@ -62,6 +62,7 @@ def trim_vocabulary(
     keep: Path | None = None,
     verify: bool = True,
     counts: Path | None = None,
+    along: Callable[[Path, TrimReport], None] | None = None,
     replace: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TrimReport:
@@ -77,20 +78,22 @@ def trim_vocabulary(
         verify: check, before anything is written, that lines without dropped tokens get the same tokens and hidden
             states and logits.
         counts: folder where the counts of each file are kept for the next time.
-        replace: an output folder that exists gives way.
+        along: called with the finished model's folder, before it takes its place, and the report; what it writes there
+            becomes part of the output.
+        replace: an output folder of ours gives way.
         progress: called with the number of bytes of text read after each batch.
 
     Raises:
         InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, the tokenizer is of an
-            unknown kind, or the output exists.
+            unknown kind, or the output may not be written (`artefacts.claim`).
         ArtefactError: the checkpoint is damaged, does not fit its tokenizer, or the trimmed model is not equal.
     """
     from bistil.sparse.base import fingerprint
 
     settings = settings or TrimSettings()
-    if output.exists() and not replace and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} already exists: name another output folder or remove it")
     name = str(model_folder(str(model)))
+    read = [name, keep, *(file for files in texts.values() for file in files)]
+    claim(folders=[output], kept=[counts], inputs=read, force=replace)
     tokenizer = load_tokenizer(name)
     vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
     plain = counting_tokenizer(vocabulary)
@@ -147,6 +150,8 @@ def trim_vocabulary(
             not_verified=not_verified or None,
         )
         _write_records(report, kept, len(vocabulary), folder, base=base)
+        if along is not None:
+            along(folder, report)
     return report
 
 
@@ -354,7 +359,7 @@ def _write_tokenizer(
         config["added_tokens_decoder"] = {
             str(new[int(i)]): token for i, token in config["added_tokens_decoder"].items()
         }
-    write_json(config_path, config)
+    write_json(config_path, config, inner=True)
     return settle(folder, state)
 
 
