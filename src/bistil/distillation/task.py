@@ -288,8 +288,8 @@ def fit_task(
     Returns:
         Figures for the record: steps, tokens, dev scores; "examples" and "target_text", how many features there are of
         either kind; "truncated", labelled texts that were cut to `max_length`; "left_out", what was kept out as
-        evaluation text; "read", what became of each file's rows; and for a teacher with other token ids "differing", per kind how many examples of how many
-        cannot be compared, for its tokens begin or end elsewhere.
+        evaluation text; "read", what became of each file's rows; and for a teacher with other token ids "differing",
+        per kind how many examples of how many cannot be compared, for its tokens begin or end elsewhere.
 
     Raises:
         ArtefactError: the teacher has other labels; a language SFT was made for another base.
