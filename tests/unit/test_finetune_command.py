@@ -79,6 +79,10 @@ def test_a_preset_and_what_is_given_beside_it(folder):
         (["--target-sentences", "5"], InputError, "give --text too"),
         (["--target-text", "0.5"], InputError, "give --text too"),
         (["--label-map", "B-Y"], InputError, "OLD=NEW"),
+        (["--column", "tags"], InputError, "NAME=COLUMN"),
+        (["--column", "tags=1", "--column", "tags=2"], InputError, "given twice"),
+        (["--column", "tags=7"], InputError, "a column's number from 1 to 2"),
+        (["--scheme", "iob"], RecipeError, "'iob'; it must be one of 'iob1'"),
         (["--task", "tagging"], RecipeError, "'tagging'; it must be one of"),
     ],
 )

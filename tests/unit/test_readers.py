@@ -286,7 +286,7 @@ def test_bad_trees_are_left_out(read):
     examples, said, counts = read(
         TREES, "a.conllu", "\n\n".join([good, row(1, "b", 7), bad, row(1, "_"), row("x", "c"), good])
     )
-    assert len(examples) == 2 and counts["odd"] == 4 and "line 3: head '7'" in said or "line 9: 'x'" in said
+    assert len(examples) == 2 and counts["odd"] == 4 and "4 rows left out" in said
     assert read(TREES, "a.conllu", bad, label_map={"wurzel": "root"})[0][0].relations == ["root"]
     task = get_task(TREES)
     assert task.majority(examples, examples) == [[(0, "root")]] * 2
