@@ -101,6 +101,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
         files[recipe.trim.keep] = file_digest(Path(recipe.trim.keep))
     left_out: dict[str, str] = {}
     notices: list[str] = []
+    sentences: list[str] | None = None
     if recipe.task is not None:
         data = read_task_data(recipe.task, target_sentences=_target_sentences(recipe), source=recipe.source, quiet=True)
         notices = data.notices
@@ -118,7 +119,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     teacher = model_folder(recipe.teacher)
     depth = depth_of(teacher)
     layers = {student.name: choose_layers(depth, student) for student in recipe.students}
-    _check_stages(recipe, teacher)
+    _check_stages(recipe, teacher, sentences)
     return Inputs(
         teacher=teacher,
         teacher_digest=folder_digest(teacher),
@@ -131,7 +132,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     )
 
 
-def _check_stages(recipe: Recipe, teacher: Path) -> None:
+def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | None) -> None:
     """Ask every stage what it would refuse after hours."""
     check_general(
         teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=recipe.language_sfts
@@ -139,13 +140,12 @@ def _check_stages(recipe: Recipe, teacher: Path) -> None:
     if recipe.task is not None:
         length = recipe.task.max_length
         check_fit(teacher, recipe.finetune, max_length=length)
-        forced = recipe.phase2.teacher_forced
         check_fit(
             teacher,
             recipe.phase2,
             max_length=length,
-            teacher=forced,
-            target_sentences=(_target_sentences(recipe) or []) if forced else [],
+            teacher=recipe.phase2.teacher_forced,
+            target_sentences=target_sentences or [],
         )
 
 
