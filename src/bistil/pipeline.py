@@ -103,7 +103,8 @@ def check_inputs(recipe: Recipe) -> Inputs:
     notices: list[str] = []
     sentences: list[str] | None = None
     if recipe.task is not None:
-        data = read_task_data(recipe.task, target_sentences=_target_sentences(recipe), source=recipe.source, quiet=True)
+        sentences = _target_sentences(recipe)
+        data = read_task_data(recipe.task, target_sentences=sentences, source=recipe.source, quiet=True)
         notices = data.notices
         left_out = data.left_out.digests()
         counts.update({f"left out, {name}": count for name, count in data.left_out.counts.items() if count})
