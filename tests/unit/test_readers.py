@@ -96,6 +96,15 @@ def test_a_pair_s_first_text_without_a_second_is_refused_until_it_is_said(read):
         read(TEXTS, "a.tsv", text, columns={"tags": "label"})
 
 
+def test_a_question_beside_the_text_makes_a_pair_of_them(read):
+    text = "question\tsentence\tlabel\nWho is it?\tIt is me.\tx\n"
+    with pytest.raises(InputError, match=r"read from 'sentence', but 'question'.*text=question --column pair=sentence"):
+        read(TEXTS, "a.tsv", text)
+    ((example,), *_) = read(TEXTS, "a.tsv", text, columns={"text": "question", "pair": "sentence"})
+    assert (example.text, example.pair) == ("Who is it?", "It is me.")
+    assert read(TEXTS, "a.tsv", text, columns={"ignore": "question"})[0][0].pair is None
+
+
 def test_other_columns_of_text_are_named(read):
     header, values = "text\ttitle\tid\ttext_parse\tlabel\tgold_label", "a b\tc d\t7\t( a b )\tx\ty"
     ((example,), said, _) = read(TEXTS, "a.tsv", f"{header}\n{values}\n")
