@@ -101,8 +101,10 @@ def check_inputs(recipe: Recipe) -> Inputs:
         files[recipe.trim.keep] = file_digest(Path(recipe.trim.keep))
     left_out: dict[str, str] = {}
     notices: list[str] = []
+    sentences: list[str] | None = None
     if recipe.task is not None:
-        data = read_task_data(recipe.task, target_sentences=_target_sentences(recipe), source=recipe.source, quiet=True)
+        sentences = _target_sentences(recipe)
+        data = read_task_data(recipe.task, target_sentences=sentences, source=recipe.source, quiet=True)
         notices = data.notices
         left_out = data.left_out.digests()
         counts.update({f"left out, {name}": count for name, count in data.left_out.counts.items() if count})
@@ -119,7 +121,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     check_product(teacher)
     depth = depth_of(teacher)
     layers = {student.name: choose_layers(depth, student) for student in recipe.students}
-    _check_stages(recipe, teacher)
+    _check_stages(recipe, teacher, sentences)
     return Inputs(
         teacher=teacher,
         teacher_digest=folder_digest(teacher),
@@ -132,7 +134,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     )
 
 
-def _check_stages(recipe: Recipe, teacher: Path) -> None:
+def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | None) -> None:
     """Ask every stage what it would refuse after hours."""
     check_general(
         teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=recipe.language_sfts
@@ -140,13 +142,12 @@ def _check_stages(recipe: Recipe, teacher: Path) -> None:
     if recipe.task is not None:
         length = recipe.task.max_length
         check_fit(teacher, recipe.finetune, max_length=length)
-        forced = recipe.phase2.teacher_forced
         check_fit(
             teacher,
             recipe.phase2,
             max_length=length,
-            teacher=forced,
-            target_sentences=(_target_sentences(recipe) or []) if forced else [],
+            teacher=recipe.phase2.teacher_forced,
+            target_sentences=target_sentences or [],
         )
 
 

@@ -200,16 +200,14 @@ class TaskSettings:
     parser_projection: int | None = option(None, "dependency parsing: dimensions before the biaffine; none: full head")
     columns: dict[str, str] = option(
         factory=dict,
-        help="which column is text, pair or label (classification), words or tags (tagging): its name or, in CoNLL "
-        "columns, its number from 1; ignore: columns that are left out on purpose, separated by commas",
+        help="which column is text, pair or label (classification), words or tags (tagging): its name, or its number "
+        "from 1 in CoNLL columns; ignore: columns that are left out on purpose, separated by commas",
     )
     language: str | None = option(
         None, "rows of this language in training and dev files that are in several; all: all rows; none: the source's"
     )
     scheme: TagScheme | None = option(
-        None,
-        "the tags' scheme of spans (iob1, iob2, iobes, bilou, bmes, types) or none of "
-        'them ("none"); not given: it shows in the tags',
+        None, "scheme of tags that mark spans; the word `none` for tags that mark none; not given: as the tags show"
     )
     strict: bool = option(False, "refuse a file for its first odd row, instead of leaving out a few")
 

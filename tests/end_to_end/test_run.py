@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bistil.cli import main
-from bistil.pipeline import run_recipe
+from bistil.pipeline import check_inputs, run_recipe
 from bistil.recipe import load_recipe
 
 RECIPE = """
@@ -388,6 +388,42 @@ def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, comma
     assert said.startswith("bistil: error: ")
     assert message in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("block_length = 16", "block_length = 500"), "block_length is 500, but the model has"),
+        (("max_length = 32", "max_length = 500"), "max_length is 500, but the model has"),
+        (("[phase1.training]\n", "[phase1.training]\naccumulation = 3\n"), "batch_size 4 cannot be cut into 3"),
+        (("[phase2.training]\n", "[phase2.training]\naccumulation = 3\n"), "batch_size 4 cannot be cut into 3"),
+        (("[phase2.training]\n", '[phase2.training]\nloggers = "nolog"\n'), "unknown logger 'nolog'"),
+        (("[finetune.sparse]\n", "[finetune.sparse]\ndensity = 2.0\n"), "density 2.0 means"),
+        (("target_text = 0.5", "target_text = 0.5\ntarget_sentences = 0"), "target_sentences is 0"),
+        (("block_length = 16", "block_length = 16\nheld_out = 2.0"), "held-out share"),
+        (("block_length = 16", "block_length = 16\nprobabilities = { en = 1 }"), "probabilities are given for en"),
+        (
+            ("block_length = 16", "block_length = 16\nobjective = { attention = 0.0, hidden = 0.0 }"),
+            "every weight of the objective is 0",
+        ),
+        (('sw = "sw.txt"', 'sw = "train.jsonl"'), "holds JSON lines"),
+        (("test.sw.jsonl", "two.jsonl"), "two.jsonl: the column 'language' names 2 languages (de, fr): none is 'sw'"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_said_beforehand(recipe_folder, command_line, change, message):
+    rows = [{"text": "x", "label": "even0", "language": code} for code in ("de", "fr")]
+    (recipe_folder / "two.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    path = recipe_folder / f"check-{abs(hash(message + change[0]))}.toml"
+    path.write_text(RECIPE.replace(*change))
+    code, said = command_line("run", path, "--check")
+    assert (code, said.count("\n")) == (2, 1) and message in said
+
+
+def test_checking_tells_what_was_left_out(recipe_folder):
+    (recipe_folder / "gaps.jsonl").write_text('{"text": "a", "label": null}\n{"text": "b", "label": "even0"}\n')
+    (recipe_folder / "gaps.toml").write_text(RECIPE.replace("test.sw.jsonl", "gaps.jsonl"))
+    lines = check_inputs(load_recipe(recipe_folder / "gaps.toml")).lines()
+    assert any("gaps.jsonl: 1 without a label left out (line 1" in line for line in lines)
 
 
 def test_too_little_disk_is_said_before_anything_is_written(recipe_folder, tmp_path, command_line, monkeypatch):

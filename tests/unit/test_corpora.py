@@ -246,3 +246,30 @@ def test_masking():
     masked = (batch["input_ids"] == tokenizer.mask_token_id)[chosen].float().mean()
     kept = (batch["input_ids"] == original)[chosen].float().mean()
     assert 0.75 < masked < 0.85 and 0.07 < kept < 0.13
+
+
+OTHER = {
+    "JSON lines": ('{"text": "a"}\n{"text": "b"}\n', "holds JSON lines.*jq"),
+    "CoNLL-U": ("# text = a\n1\ta" + "\t_" * 8 + "\n\n", "holds CoNLL-U.*sed"),
+    "numbered sentences": ("".join(f"{i}\tA sentence.\n" for i in range(5)), "2 columns between tabs.*cut -f2"),
+    "words with tags": ("Anna B-PER\nsings O\n\nBob B-PER\nis O\nill O\n", "words with a tag each"),
+    "UTF-16": ("a\0b\0\n\0", "NUL characters: it is UTF-16"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_labelled_rows_are_no_plain_text(case, tmp_path):
+    text, message = OTHER[case]
+    (tmp_path / "a.txt").write_text(text)
+    for read in (corpora.check_text, lambda path: corpora.read_sentences([path])):
+        with pytest.raises(InputError, match=message) as caught:
+            read(tmp_path / "a.txt")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a\tb\n" * 4, "a\tb\nc\n" * 9, '{"a": 1}\nplain\n', "# Title\n\nA sentence O\n", "#a\n#b\n"]
+)
+def test_text_with_a_tab_or_a_brace_is_text(text, tmp_path):
+    (tmp_path / "a.txt").write_text(text)
+    corpora.check_text(tmp_path / "a.txt")

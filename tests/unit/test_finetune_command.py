@@ -109,6 +109,10 @@ def test_a_preset_stays_dense_unless_something_sparse_is_given(folder, monkeypat
         (["--target-sentences", "5"], InputError, "give --text too"),
         (["--target-text", "0.5"], InputError, "give --text too"),
         (["--label-map", "B-Y"], InputError, "OLD=NEW"),
+        (["--column", "tags"], InputError, "NAME=COLUMN"),
+        (["--column", "tags=1", "--column", "tags=2"], InputError, "given twice"),
+        (["--column", "tags=7"], InputError, "a column's number from 1 to 2"),
+        (["--scheme", "iob"], RecipeError, "'iob'; it must be one of 'iob1'"),
         (["--task", "tagging"], RecipeError, "'tagging'; it must be one of"),
     ],
 )

@@ -23,7 +23,7 @@ from bistil.recipe import ObjectiveSettings
 from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs, paired_gap
 from bistil.tasks.base import Metrics, build_head, ratio
 from bistil.tasks.dependency_parsing import ParsedSentence, Parser
-from bistil.tasks.question_answering import QuestionAnswerer
+from bistil.tasks.question_answering import QuestionAnswerer, QuestionAnswering
 from bistil.tasks.sequence_classification import make_pairs
 from bistil.tasks.words import Frame, count_words, encode_words, run_of_words, split_words, windows
 
@@ -595,6 +595,43 @@ def test_answers_are_found_in_any_window(loaded):
     assert all(len(answers) > 1 and answers[0].score > answers[1].score for answers in predictions)
     for example, answers in zip(examples, predictions, strict=True):
         assert all(example.context[a.start : a.start + len(a.text)] == a.text for a in answers)
+
+
+def test_no_answer_is_predicted_where_its_score_is_highest(loaded):
+    """BERT's rule for SQuAD 2.0: the lowest score of the first token over the windows against the best span's."""
+    task, examples, tokenizer, _, model = loaded("questions")
+    asked = [*examples, *(type(one)(**{**vars(one), "answers": []}) for one in examples)]
+    features = task.encode(asked, tokenizer, LENGTH)
+    spans = QuestionAnswering(unanswerable=False).predict(model, tokenizer, asked, features)
+    none = [[] for _ in asked]
+    for feature in features:
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([feature["input_ids"]]))
+        none[feature["example"]].append(float(output.start_logits[0, 0] + output.end_logits[0, 0]))
+    assert min(map(len, none)) > 1
+
+    class Leaning(type(model)):
+        def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+            output = super().forward(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            output.start_logits[:, 0] += gain
+            return output
+
+    model.__class__ = Leaning
+    seen = set()
+    # Enough to turn some questions, all and none.
+    turning = np.median([best[0].score - min(own) for best, own in zip(spans, none, strict=True)]) + 1e-3
+    for gain in (-100.0, float(turning), 100.0):
+        predictions = task.predict(model, tokenizer, asked, features)
+        for best, own, answers in zip(spans, none, predictions, strict=True):
+            unanswered = min(own) + gain > best[0].score
+            assert (answers[0].text == "") == unanswered
+            assert answers[unanswered].text == best[0].text
+            seen.add(unanswered)
+        # A set in which every question has an answer is not of SQuAD 2.0.
+        assert all(
+            answers[0].text for answers in task.predict(model, tokenizer, examples, features[: len(features) // 2])
+        )
+    assert seen == {True, False}
 
 
 def test_question_longer_than_a_window(loaded):

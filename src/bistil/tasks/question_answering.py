@@ -101,6 +101,8 @@ class QuestionAnswering(Task):
             keys = list(range(len(found)))  # many questions may stand in one line
         for key, (line, item, context) in zip(keys, found, strict=True):
             with report.row(key):
+                if not isinstance(item, Mapping):
+                    raise InputError(f"{path}, line {line}: a question is expected, not {str(item)[:40]}")
                 item, context = mended_text([dict(item), context], key, line, report)
                 yield _question(item, context, path, line, partial(report.mend, key, line))
 
@@ -481,7 +483,9 @@ def _squad_items(path: Path) -> list[tuple[int, Mapping[str, Any], Any]] | None:
         paragraphs = flat or [paragraph for article in data for paragraph in article["paragraphs"]]
         items = [(item, paragraph.get("context")) for paragraph in paragraphs for item in paragraph.get("qas", ())]
         lines = _Lines(text)
-        return [(lines.of(item.get("id")), item, context) for item, context in items]
+        return [
+            (lines.of(item.get("id") if isinstance(item, dict) else item), item, context) for item, context in items
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f'{path} is not in SQuAD\'s format: {{"data": [{{"paragraphs": [...]}}]}}; missing {error}'

@@ -60,7 +60,7 @@ def of_language(rows: list[tuple[int, Row]], path: Path, how: Reading, report: R
         )
         raise InputError(
             f"{path}: the column {column!r} names {len(counts)} languages ({_listed(sorted(counts))}): {said} "
-            "(all: all of them)"
+            f"(all: all of them; --column ignore={column}: it names no languages)"
         )
     kept = [(line, row) for line, row in rows if str(row.get(column)) in wanted]
     lines = {line for line, _ in kept}

@@ -41,9 +41,10 @@ from bistil.tasks.rows import (
 from bistil.tasks.words import count_words, run_of_words
 
 # Column names of the first text, the second text and the label in published files (AmericasNLI, XNLI, SIB-200 ...).
-# The first text's names in `PAIRED` say that there is a second one.
+# The first text's names in `PAIRED` say that there is a second one, those in `ASKED` if another holds text.
 PAIRED = ("premise", "sentence1", "text1", "question1")
-FIRST = ("text", *PAIRED, "sentence", "utterance", "utt", "content", "tweet", "review", "question", "query")
+ASKED = ("question", "query")
+FIRST = ("text", *PAIRED, "sentence", "utterance", "utt", "content", "tweet", "review", *ASKED)
 SECOND = ("hypothesis", "hypo", "sentence2", "text2", "text_pair", "question2")
 LABEL = ("label", "gold_label", "category", "intent", "class", "labels")
 # How inference is labelled; MultiNLI in XNLI's translations says "contradictory".
@@ -279,8 +280,16 @@ def _choose(
             report.notice(f"labels are read from {columns.label!r}, not from {', '.join(map(repr, labels))}")
     used = {column for columns in chosen.values() for column in vars(columns).values()}
     others = [name for name in texts if name not in used | how.ignored and not is_companion(name)]
-    paired = next((c.text for c in chosen.values() if c.text and c.text.casefold() in PAIRED), None)
-    if others and paired and "text" not in how.columns and not any(c.pair for c in chosen.values()):
+    paired = next((c.text for c in chosen.values() if c.text and c.text.casefold() in (*PAIRED, *ASKED)), None)
+    asked = next((name for name in others if name.casefold() in (*PAIRED, *ASKED)), None)
+    alone = "text" not in how.columns and not any(c.pair for c in chosen.values())
+    if asked and alone and not paired:
+        read = next(c.text for c in chosen.values() if c.text)
+        raise InputError(
+            f"{path}: the text is read from {read!r}, but {asked!r} is the first text of a pair; say so with --column "
+            f"text={asked} --column pair={read}, or leave it out with --column ignore={asked}"
+        )
+    if others and paired and alone:
         raise InputError(
             f"{path}: {paired!r} is the first text of a pair, and no column is known to hold the second, but "
             f"{others[0]!r} holds text; say so with --column pair={others[0]}, or leave it out with "
