@@ -10,7 +10,7 @@ import tiny
 import tokenizer_families as families
 from scripts import SENTENCES
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast, pipeline
 
 from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.tasks import get_task
@@ -189,3 +189,15 @@ def test_a_long_question_is_cut_and_stays_as_it_was_written(name):
             [Question(file="", line=0, id="1", text=cut, context="Paka.", answers=[])], tokenizer, 48
         )
         assert all(len(feature["input_ids"]) <= 48 for feature in kept)
+
+
+@pytest.mark.parametrize("name", ["byte-bpe", "GemmaTokenizer", "wordpiece", "XLMRobertaTokenizer"])
+def test_the_pipeline_reads_the_same_tokens_in_running_text(name):
+    tokenizer, words = families.of_class(name), ["Rais", "alizungumza", "na", "watu", "wa", "Nairobi", "."]
+    config = tiny.config("bert", layers=1, vocab=max(tokenizer.get_vocab().values()) + 1)
+    model = AutoModelForTokenClassification.from_config(config).eval()
+    tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, ignore_labels=[], device=-1)
+    ((feature, _),) = encode_words([words], tokenizer, 64)
+    frame = Frame.of(tokenizer)
+    own = feature["input_ids"][len(frame.before) : len(feature["input_ids"]) - len(frame.after)]
+    assert [token["word"] for token in tagger(" ".join(words))] == tokenizer.convert_ids_to_tokens(own)
