@@ -108,7 +108,7 @@ def settle(folder: Path, state: dict[str, Any]) -> PreTrainedTokenizerFast:
     config = read_json(folder / CONFIG_FILE)
     for kind, exact in ((config.get("tokenizer_class"), True), (config.get("tokenizer_class"), False), (PLAIN, True)):
         (folder / TOKENIZER_FILE).write_text(to_json(state, exact=exact), encoding="utf-8")
-        write_json(folder / CONFIG_FILE, {**config, "tokenizer_class": kind})
+        write_json(folder / CONFIG_FILE, {**config, "tokenizer_class": kind}, inner=True)
         loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
         if definition(loaded) == _lasting(state):
             return loaded
