@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TESTS = Path(__file__).parents[1]
+# The package that is tested here is tested there.
+PATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
 KILLS = 8
 
 
@@ -100,7 +102,7 @@ def kill_again_and_again(folder: Path) -> None:
 def launch(*arguments: str) -> str:
     result = subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=580,

@@ -138,7 +138,7 @@ def test_a_damaged_clock_starts_the_stage_s_work_anew(tmp_path, capfd):
     seen = []
 
     def interrupted(work):
-        seen.append(sorted(path.name for path in work.iterdir()))
+        seen.append((work / "half").exists())
         (work / "half").write_text("1")
         raise KeyboardInterrupt
 
@@ -146,7 +146,7 @@ def test_a_damaged_clock_starts_the_stage_s_work_anew(tmp_path, capfd):
         with RunFolder(tmp_path / "run", identity=IDENTITY) as run, pytest.raises(KeyboardInterrupt):
             run.stage("one", {}, [], interrupted)
         (tmp_path / "run/work/one/clock.json").write_text("{")
-    assert seen == [["clock.json"], ["clock.json"]]
+    assert seen == [False, False]
     assert "clock.json is damaged and does not count" in capfd.readouterr().err
 
 
