@@ -8,6 +8,7 @@ gets other ids than its model was trained with. Here the file decides.
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         loaded = AutoTokenizer.from_pretrained(folder)
     except Exception:  # whatever a class makes of a file that is none of its own
         loaded = None
-    if loaded is not None and loaded.is_fast and _says(folder, stated, loaded):
+    if loaded is not None and loaded.is_fast and stated.agrees(loaded):
         return loaded
     plain = _plain(folder, stated, loaded, name)
     kind = read_json(folder / CONFIG_FILE).get("tokenizer_class") if (folder / CONFIG_FILE).is_file() else None
@@ -166,34 +167,54 @@ def _lasting(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key not in _PER_CALL}
 
 
-def _stated(folder: Path, name: str) -> Tokenizer:
-    """The tokenizer that the folder's tokenizer.json says."""
+@dataclass(frozen=True, eq=False)
+class _Stated:
+    """What a tokenizer.json says.
+
+    Attributes:
+        file: its path.
+        tokenizer: as the tokenizers library reads it.
+        definition: its state.
+        known: token -> id.
+    """
+
+    file: Path
+    tokenizer: Tokenizer
+    definition: dict[str, Any]
+    known: dict[str, int]
+
+    def agrees(self, loaded: Any) -> bool:
+        """Whether a tokenizer is what the file says.
+
+        Scores may be those that Python reads in the file; and ordinary tokens of the vocabulary may have become special
+        ones, for tokenizer_config.json may name them.
+        """
+        ours, theirs = definition(loaded), self.definition
+        listed = {token["content"] for token in theirs["added_tokens"]}
+        ours["added_tokens"] = [
+            token
+            for token in ours["added_tokens"]
+            if token["content"] in listed or self.known.get(token["content"]) != token["id"]
+        ]
+        if ours == theirs:
+            return True
+        if theirs["model"].get("type") != "Unigram" or {**ours, "model": None} != {**theirs, "model": None}:
+            return False
+        pieces = json.loads(self.file.read_text(encoding="utf-8"))["model"]["vocab"]
+        return ours["model"] == {**theirs["model"], "vocab": pieces}
+
+
+def _stated(folder: Path, name: str) -> _Stated:
+    """What the folder's tokenizer.json says."""
+    file = folder / TOKENIZER_FILE
     try:
-        return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        tokenizer = Tokenizer.from_file(str(file))
+        return _Stated(file, tokenizer, definition(tokenizer), tokenizer.get_vocab(with_added_tokens=True))
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
 
 
-def _says(folder: Path, stated: Tokenizer, loaded: Any) -> bool:
-    """Whether a tokenizer is what tokenizer.json says.
-
-    Scores may be those that Python reads in the file; and ordinary tokens of the vocabulary may have become special
-    ones, for tokenizer_config.json may name them.
-    """
-    ours, theirs = definition(loaded), definition(stated)
-    known = stated.get_vocab(with_added_tokens=True)
-    listed = {token["content"] for token in theirs["added_tokens"]}
-    ours["added_tokens"] = [
-        token
-        for token in ours["added_tokens"]
-        if token["content"] in listed or known.get(token["content"]) != token["id"]
-    ]
-    if ours != theirs and theirs["model"].get("type") == "Unigram":
-        theirs["model"]["vocab"] = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))["model"]["vocab"]
-    return ours == theirs
-
-
-def _plain(folder: Path, stated: Tokenizer, like: Any, name: str) -> PreTrainedTokenizerFast:
+def _plain(folder: Path, stated: _Stated, like: Any, name: str) -> PreTrainedTokenizerFast:
     """What tokenizer.json says under the plain fast class, with the settings of tokenizer_config.json and, where that
     is silent, those of `like`, the tokenizer under its own class (None: it cannot be loaded).
 
@@ -204,25 +225,26 @@ def _plain(folder: Path, stated: Tokenizer, like: Any, name: str) -> PreTrainedT
     except Exception as error:
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
     sources = [one for one in (configured, like) if one is not None]
-    known = stated.get_vocab(with_added_tokens=True)
+    known = stated.known
     settings = {key: value for key, value in configured.init_kwargs.items() if key not in _REBUILDING}
     settings |= dict.fromkeys(configured.SPECIAL_TOKENS_ATTRIBUTES)
     for role, token in _roles(sources):
         if settings[role] is None and token in known:
             settings[role] = token
     if settings["unk_token"] is None:
-        settings["unk_token"] = _unknown(definition(stated)["model"])
+        settings["unk_token"] = _unknown(stated.definition["model"])
     settings["extra_special_tokens"] = [
         token for token in map(str, configured.extra_special_tokens or []) if token in known
     ]
     for key in ("model_max_length", "padding_side", "truncation_side", "model_input_names"):
         settings[key] = getattr(sources[-1], key)
-    plain = PreTrainedTokenizerFast(tokenizer_object=stated, **settings)
+    plain = PreTrainedTokenizerFast(tokenizer_object=stated.tokenizer, **settings)
     if plain.chat_template is None:
         plain.chat_template = configured.chat_template
-    if not _says(folder, stated, plain):
-        plain.backend_tokenizer.post_processor = stated.post_processor
-    if not _says(folder, stated, plain):
+    if plain.backend_tokenizer.post_processor != stated.tokenizer.post_processor:
+        # A class that is told of added special tokens, or of no post-processor, makes one.
+        plain.backend_tokenizer.post_processor = stated.tokenizer.post_processor
+    if not stated.agrees(plain):
         raise ArtefactError(f"the tokenizer of {name} does not load as {TOKENIZER_FILE} says; please report it")
     return plain
 
