@@ -158,6 +158,7 @@ def claim(
     files: Iterable[Path | None] = (),
     kept: Iterable[Path | None] = (),
     made: Iterable[Path | None] = (),
+    written: Collection[Path] | None = None,
     work: Path | None = None,
     inputs: Iterable[str | Path | None] = (),
     force: bool = False,
@@ -174,6 +175,7 @@ def claim(
         files: that are written whole.
         kept: folders that files are added to, such as caches.
         made: what an earlier call left in a folder of ours, to be removed (`discard_output`); needs no `force`.
+        written: the files in `made` that are ours; None: as the folders' records say.
         work: where checkpoints are kept in between: new, or ours from an interrupted call.
         inputs: everything that is read; names that are no local path are passed over.
         force: what is ours gives way.
@@ -186,7 +188,7 @@ def claim(
     outputs = [_Output(path, "folder") for path in folders if path is not None]
     outputs += [_Output(path, "file") for path in files if path is not None]
     outputs += [_Output(path, "kept") for path in kept if path is not None]
-    outputs += [_Output(path, "made") for path in made if path is not None]
+    outputs += [_Output(path, "made", written) for path in made if path is not None]
     outputs += [_Output(work, "work")] if work is not None else []
     read = [_Input(str(one)) for one in inputs if one is not None]
     for output in outputs:
@@ -246,10 +248,16 @@ class _Output:
         path: as the user wrote it, for messages.
         kind: "folder" and "file" are replaced as a whole, "kept" is a folder that is added to, "work" a work folder,
             "inner" a file within a folder of ours, "made" whatever an earlier call left in a folder of ours.
+        written: the files in there that are ours, where it is known without a record.
     """
 
-    def __init__(self, path: Path, kind: Literal["folder", "file", "kept", "work", "inner", "made"]) -> None:
-        self.path, self.kind = path, kind
+    def __init__(
+        self,
+        path: Path,
+        kind: Literal["folder", "file", "kept", "work", "inner", "made"],
+        written: Collection[Path] | None = None,
+    ) -> None:
+        self.path, self.kind, self.written = path, kind, written
         try:
             # Links above are followed, a link itself is not.
             self.place = path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
@@ -358,7 +366,12 @@ class _Output:
         return False
 
     def _check_all_ours(self, *, recorded: bool = True) -> None:
-        other = not_ours(self.place, recorded=recorded)
+        if self.written is None:
+            other = not_ours(self.place, recorded=recorded)
+        else:
+            ours = {path.resolve() for path in self.written}
+            names = (name for name in contents(self.place) if Path(name).name != CARD)
+            other = next((name for name in names if self.place / name not in ours), None)
         if other is not None:
             raise InputError(
                 f"{self.path} already exists and holds {other}, which bistil did not write there: move it away or name "
@@ -514,13 +527,16 @@ def discard_work(folder: Path) -> None:
         pass
 
 
-def discard_output(path: Path) -> None:
+def discard_output(path: Path, *, written: Collection[Path] | None = None) -> None:
     """Remove what an earlier call wrote in a folder that is ours, such as a run's, if it is there.
+
+    Args:
+        written: the files in there that are ours; None: as the folder's record says.
 
     Raises:
         InputError: it is a symbolic link, a device, a pipe or a socket, or it holds something that is not ours.
     """
-    _Output(path, "made").check_free(force=True)
+    _Output(path, "made", written).check_free(force=True)
     if path.is_dir():
         with _retired(path):
             pass

@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 
 from bistil.artefacts import (
-    CARD,
     check_plain,
     claim,
     discard_output,
@@ -60,6 +59,8 @@ def check_run_folder(folder: Path) -> None:
         InputError: it is a link or no folder, cannot be written, or holds something else than a run.
     """
     claim(kept=[folder])
+    if (folder / "run.json").is_file() and (folder / "stages").is_dir():
+        return  # a run, or what is left of one: whose it is, is asked when it is opened
     # A run that was stopped while it wrote its mark has left that.
     if folder.exists() and not is_run(folder) and any(not one.match(".run.json.*.partial") for one in folder.iterdir()):
         raise InputError(
@@ -140,11 +141,12 @@ class RunFolder:
                 self.results.append(result)
                 say(f"{name}: done before, skipped")
                 return result
-        self._spare_others(known, outputs)
+        work = self.folder / "work" / name
+        # Of runs of version 0.1 it is not known which files a stage wrote.
+        written = [self.folder / one for one in known["files"]] if "files" in known else None
+        claim(made=outputs, written=written, work=work)
         if damaged is not None:
             say(f"{name}: {damaged} was damaged or deleted since: made again")
-        work = self.folder / "work" / name
-        claim(made=outputs, work=work)
         clock = work / "clock.json"
         earlier = _known(clock, name)
         # What belongs to other inputs is removed; going on from it would mix two runs.
@@ -152,7 +154,7 @@ class RunFolder:
         open_work(work, anew=not earlier)
         record.unlink(missing_ok=True)
         for path in outputs:
-            discard_output(path)
+            discard_output(path, written=written)
         say(f"{name}: {'going on' if earlier else 'started'}")
         with _metered(clock, digest, earlier) as meter:
             figures = action(work)
@@ -191,16 +193,6 @@ class RunFolder:
         gone = (self._name(path) for path in outputs if not path.exists())
         changed = (n for n, one in known.get("files", {}).items() if not is_as_stamped(self.folder / n, one))
         return next(gone, None) or next(changed, None)
-
-    def _spare_others(self, known: dict[str, Any], outputs: list[Path]) -> None:
-        """Before outputs are removed: refuse if a file there is none that the stage wrote."""
-        if "files" not in known:
-            return
-        for path in (path for output in outputs if output.is_dir() for path in sorted(output.rglob("*"))):
-            if path.is_file() and path.name != CARD and self._name(path) not in known["files"]:
-                raise InputError(
-                    f"{path} is not of this run's making, and its folder is to be made again: move the file elsewhere"
-                )
 
 
 def _identity(mark: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Uses:
 
     def distill(self, model):
         distill_general(
-            model, [StudentSettings(name="s", layers=[1, 3])],
+            model, [StudentSettings(name="s", depth=2)],
             {code: [self.files / f"{code}.txt"] for code in ("en", "sw")}, self.output(),
             settings=Phase1Settings(block_length=16, training=TRAINING), seed=0, work=self.output(),
         )  # fmt: skip

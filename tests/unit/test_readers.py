@@ -199,6 +199,7 @@ COMMENTED = [
     ("#1 O\nAnna B-PER\n", ["#1", "Anna"], ["O", "B-PER"]),
     ("# newdoc\nAnna B-PER\n# O\n", ["Anna", "#"], ["B-PER", "O"]),
     ("0 Anna B-PER\n1 sings O\n", ["Anna", "sings"], ["B-PER", "O"]),
+    ("#\tsource\n1\tAnna\tB-PER\tO\n2\tsings\tO\tO\n", ["Anna", "sings"], ["B-PER", "O"]),
     ("EU NNP B-NP B-ORG\nrejects VBZ B-VP O\n", ["EU", "rejects"], ["B-ORG", "O"]),
     ("en:EU B-ORG\nen:: O\n", ["EU", ":"], ["B-ORG", "O"]),
 ]
@@ -221,7 +222,7 @@ def test_ten_columns_that_count_words_are_conllu(read):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("#\tsource\n1\tAnna\tB-PER\tO\n2\tsings\tO\tO\n", "columns 3, 4 hold tags of spans.*--column tags=3"),
+        ("1\tAnna\tB-NP\tB-PER\n2\tsings\tB-VP\tO\n", "columns 3, 4 hold tags of spans.*--column tags=3"),
         ("Anna B-PER NNP\nsings O VBZ\n", "column 2 looks more like them .B-PER, O.; .*--column tags=2"),
         ("O what\nB-GENRE comedy\n", "--column words=2 --column tags=1"),
         ("doc 0 Anna B-PER\ndoc 1 sings O\n", "column 2 counts the words.*--column words=3 --column tags=4"),

@@ -72,6 +72,7 @@ def test_merge_on_another_base(folders):
 def test_an_architecture_that_is_no_model_is_refused(folders, architecture):
     path = folders / "task/sft_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": architecture}))
+    (folders / "task/bistil.json").unlink()
     with pytest.raises(ArtefactError, match=f"{architecture} is not a model class"):
         call("sft", "merge", folders / "base", folders / "task", "--output", folders / "merged")
     assert not (folders / "merged").exists()

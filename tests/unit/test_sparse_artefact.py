@@ -243,7 +243,14 @@ def test_fingerprint_sees_one_changed_bit_and_no_head():
 # Damage
 
 
+def without_record(folder: Path) -> Path:
+    """The folder as a hub has it that knows nothing of records: what is broken shows in the files themselves."""
+    (folder / "bistil.json").unlink()
+    return folder
+
+
 def tampered(folder: Path, change):
+    without_record(folder)
     tensors = load_file(folder / "sft.safetensors")
     change(tensors)
     save_file(tensors, folder / "sft.safetensors")
@@ -303,7 +310,7 @@ def test_tampered_tensors(tmp_path, change, message):
 )
 def test_damaged_safetensors(tmp_path, damage):
     random_sft(tagger(), seed=1).save(tmp_path / "sft")
-    path = tmp_path / "sft/sft.safetensors"
+    path = without_record(tmp_path / "sft") / "sft.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ArtefactError, match="damaged") as caught:
         SparseFineTuning.load(tmp_path / "sft")
@@ -327,7 +334,7 @@ def test_damaged_safetensors(tmp_path, damage):
 )
 def test_damaged_configuration(tmp_path, damage, message):
     random_sft(tagger(), seed=1).save(tmp_path / "sft")
-    path = tmp_path / "sft/sft_config.json"
+    path = without_record(tmp_path / "sft") / "sft_config.json"
     config = json.loads(path.read_text())
     damage(config)
     path.write_text(json.dumps(config))

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from bistil import artefacts
+from bistil.artefacts import whole_folder
 from bistil.errors import InputError
 from bistil.stages import RunFolder
 
@@ -49,9 +50,10 @@ def model_of(calls, output):
 
     def action(_work):
         calls.append(1)
-        (output / "deep").mkdir(parents=True)
-        for name in ("model", "deep/part", "README.md"):
-            (output / name).write_text(f"what {name} holds")
+        with whole_folder(output, record={"kind": "model"}) as partial:
+            (partial / "deep").mkdir()
+            for name in ("model", "deep/part", "README.md"):
+                (partial / name).write_text(f"what {name} holds")
         return {"size": 3}
 
     return action
@@ -92,7 +94,7 @@ def test_an_edited_card_touched_files_and_files_beside_are_no_damage_and_are_not
         for change in ({"other": 1}, {}):
             if not change:
                 flip(out / "model")
-            with pytest.raises(InputError, match=r"deep/notes\.txt is not of this run's making.*move") as error:
+            with pytest.raises(InputError, match=r"holds deep/notes\.txt, which bistil did not.*move") as error:
                 run.stage("one", change, [out], model_of(calls, out))
             assert len(str(error.value).splitlines()) == 1
         assert (out / "deep/notes.txt").read_text() == "mine too"

@@ -17,7 +17,7 @@ LABELS = {
     "sequence-classification": ["a", "b"],
     "token-classification": ["O", "B-PER", "I-PER"],
     "dependency-parsing": ["root", "nsubj", "punct"],
-    "question-answering": None,
+    "question-answering": ["start", "end"],
 }
 SENTENCE = "Rais alizungumza na watu wa Nairobi"
 

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from bistil.artefacts import claim, folder_digest, open_work, whole_folder, write_json
-from bistil.corpora import BlockCollator, batches, check_probabilities, language_schedule, split_held_out, token_blocks
+from bistil.corpora import (
+    BlockCollator,
+    batches,
+    check_block_length,
+    check_probabilities,
+    language_schedule,
+    split_held_out,
+    token_blocks,
+)
 from bistil.distillation.module import Distiller, check_objective
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.families import family_of
@@ -276,6 +284,7 @@ def check_general(
     check_training(settings.training)
     check_probabilities(settings.probabilities, languages)
     configuration = model_configuration(teacher)
+    check_block_length(settings.block_length)
     check_length(configuration, settings.block_length, name="block_length")
     objectives = {student.name: student.objective or settings.objective for student in students}
     for student in students:

@@ -19,6 +19,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 import bistil
 from bistil.artefacts import (
     RECORD,
+    discard_output,
     file_digest,
     is_as_stamped,
     manifest,
@@ -138,6 +139,8 @@ def decode_e5_small(source: Path, folder: Path) -> None:
     """
     packed = read_packed_file(source)
     tokenizer, config, weights = build_tokenizer(packed), build_config(packed), build_weights(packed)
+    # What is left of a damaged one may not even have its record.
+    discard_output(folder)
     with whole_folder(folder, replace=True) as partial:
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,9 @@ def read_blocks(path: Path, how: Reading, report: RowReport) -> tuple[list[Block
         if words:
             blocks.append(Block([line.separator.join(line.columns) for line in block[:first]], words))
     if (layout.words, layout.tags) != (0, layout.width - 1) and not layout.conllu:
-        report.notice(f"words are column {layout.words + 1}, tags column {layout.tags + 1} of {layout.width}")
+        others = [str(i + 1) for i in range(layout.words + 1, layout.width) if i != layout.tags]
+        unused = f"; not read: {', '.join(others)}" if others else ""
+        report.notice(f"words are column {layout.words + 1}, tags column {layout.tags + 1} of {layout.width}{unused}")
     return blocks, layout
 
 
@@ -147,6 +149,11 @@ def _layout(blocks: Sequence[Sequence[Line]], path: Path, how: Reading) -> Layou
     return Layout(width, words, tags, numbered=numbered)
 
 
+def _types(tags: Iterable[str]) -> set[str]:
+    """Types of the spans that tags mark."""
+    return {tag[2:] for tag in tags if tag != OUTSIDE}
+
+
 def _number(path: Path, name: str, column: str, width: int) -> int:
     if not column.isdecimal() or not 1 <= int(column) <= width:
         raise InputError(f"{path}: {name}={column}: a column's number from 1 to {width} is expected")
@@ -177,6 +184,13 @@ def _tag_column(columns: Sequence[Sequence[str]], words: int, path: Path, *, num
     if numbered:
         # CoNLL-2003's columns are told apart by their places; where words are numbered, anything may follow.
         found = sorted({*marked, *empty})
+        if (
+            len(found) == 2
+            and found[1] == found[0] + 1 == words + 2
+            and _types(counts[found[1]]) <= _types(counts[found[0]])
+        ):
+            # A layer of nested spans of the same types stands behind the outer one (GermEval).
+            return found[0]
         if len(found) > 1:
             raise InputError(
                 f"{path}: the columns {', '.join(str(i + 1) for i in found)} hold tags of spans; say which is meant, "
