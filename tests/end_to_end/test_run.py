@@ -299,7 +299,11 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
     assert {stage.name for stage in summary.stages if not stage.skipped} == {"evaluate", "benchmark"}
     assert {m.name for m in summary.models} == {m.name for m in finished[1].models}
 
-    changed = replace(recipe, phase2=replace(recipe.phase2, target_text=0.0))
+    changed = replace(
+        recipe,
+        phase2=replace(recipe.phase2, target_text=0.0),
+        compare=replace(recipe.compare, no_target_text=False),
+    )
     skipped = {stage.name: stage.skipped for stage in run_recipe(changed, output).stages}
     assert skipped["trim"] and skipped["phase1"] and skipped["task-teacher"]
     assert not skipped["phase2-lrf2"] and not skipped["evaluate"]
