@@ -69,7 +69,9 @@ def test_the_tagger_s_code_gives_whole_words(saved, capsys):
     """Every group begins and ends where words do, however many pieces they have."""
     _, names = printed(usage_code("token-classification", str(saved("token-classification"))), capsys)
     model = names["model"]
-    found = model(SENTENCE, ignore_labels=[])
+    groups = model(SENTENCE, ignore_labels=[])
+    # Transformers makes a group of its own of a bare boundary marker in front of a word: a space.
+    found = [one for one in groups if SENTENCE[one["start"] : one["end"]].strip()]
     starts = {match.start() for match in re.finditer(r"\S+", SENTENCE)}
     ends = {match.end() for match in re.finditer(r"\S+", SENTENCE)}
     assert found and {SENTENCE.find(SENTENCE[one["start"] : one["end"]].strip()) for one in found} <= starts
