@@ -147,7 +147,7 @@ def test_a_damaged_clock_starts_the_stage_s_work_anew(tmp_path, capfd):
     for _ in range(2):
         with RunFolder(tmp_path / "run", identity=IDENTITY) as run, pytest.raises(KeyboardInterrupt):
             run.stage("one", {}, [], interrupted)
-        (tmp_path / "run/work/one/clock.json").write_text("{")
+        (tmp_path / "run" / "work/one/clock.json").write_text("{")
     assert seen == [False, False]
     assert "clock.json is damaged and does not count" in capfd.readouterr().err
 
