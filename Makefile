@@ -25,9 +25,10 @@ demo: install  ## a real bilingual model out of a real multilingual one, in runs
 test: install  ## the test suite
 	$(TEST) tests
 
-check: install  ## formatter, linter, type checker
+check: install  ## formatter, linter, direction of imports, type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: install  ## rewrite the code in the house format

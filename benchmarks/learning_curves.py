@@ -47,7 +47,7 @@ def draw(found: Curves, path: Path) -> None:
 def main() -> None:
     from bistil.distillation.general import distill_general
     from bistil.pretrained import e5_small_folder
-    from bistil.recipe import Phase1Settings, StudentSettings, TrainingSettings
+    from bistil.settings.recipe import Phase1Settings, StudentSettings, TrainingSettings
     from bistil.vocabulary import trim_vocabulary
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -49,7 +49,7 @@ def models(size: Size, kind: str = "BertForMaskedLM") -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from bistil.student import make_student
+    from bistil.distillation.student import make_student
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -105,14 +105,14 @@ def official_step(size: Size, *, device: str, precision: str) -> Callable[[], fl
 
 
 def our_step(size: Size, *, device: str, precision: str) -> Callable[[], float]:
-    """The step that `bistil.training.train` carries out on a `Distiller`, as a function."""
-    from bistil.memory import return_freed_memory
+    """The step that `bistil.training.loop.train` carries out on a `Distiller`, as a function."""
+    from bistil.runtime.memory import return_freed_memory
 
     return_freed_memory(size["hidden"])
     import torch
 
     from bistil.distillation.module import Distiller
-    from bistil.recipe import ObjectiveSettings
+    from bistil.settings.recipe import ObjectiveSettings
 
     teacher, student = models(size)
     module = Distiller(teacher, {"s": student}, objectives={"s": ObjectiveSettings()}).to(device).train()

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py                    # demo size: 12 x 384, vocabulary 24,000, batch 8 x 256
     python benchmarks/scaling.py --size tiny --steps 2 --rounds 1 --record benchmarks/records/NAME.json
 
-Each runs `bistil.training.train` on a `Distiller` (random weights and tokens, LRF 2, attention + hidden, float32) in a
+Each runs `training.loop.train` on a `Distiller` (random weights and tokens, LRF 2, attention + hidden, float32) in a
 process of its own, on the same global batches; the two processes are started by torchrun and talk over gloo. The rate
 is that of the steps after the first, median over rounds in which the three take turns. Every run reports the loss of
 its last step: they are to be equal but for rounding.
@@ -34,17 +34,17 @@ LANGUAGES = ("en", "sw")
 
 def work(size: Size, steps: int, folder: Path) -> None:
     """Train; every process of a run does this. The main one leaves result.json in the folder."""
-    from bistil.memory import return_freed_memory
+    from bistil.runtime.memory import return_freed_memory
 
     return_freed_memory(size["hidden"])
     import numpy as np
     import torch
 
-    from bistil.corpora import language_schedule
     from bistil.distillation.general import _freeze
     from bistil.distillation.module import Distiller
-    from bistil.recipe import ObjectiveSettings, TrainingSettings
-    from bistil.training import processes, train
+    from bistil.settings.recipe import ObjectiveSettings, TrainingSettings
+    from bistil.text.schedule import language_schedule
+    from bistil.training.loop import processes, train
 
     teacher, student = models(size, "BertModel")
     module = Distiller(teacher, {"s": student}, objectives={"s": ObjectiveSettings()})

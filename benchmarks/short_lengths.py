@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from bistil.benchmark import machine
 from bistil.distillation.task import TaskData, fit_task, read_task_data
-from bistil.evaluation import measure
+from bistil.measuring.benchmark import machine
+from bistil.measuring.evaluation import measure
 from bistil.pretrained import e5_small_folder
-from bistil.recipe import FinetuneSettings, Kind, TaskSettings, task_preset
+from bistil.settings.recipe import FinetuneSettings, Kind, TaskSettings, task_preset
 from bistil.vocabulary import trim_vocabulary
 
 MASKED = {"B-MISC": "O", "I-MISC": "O", "B-DATE": "O", "I-DATE": "O"}

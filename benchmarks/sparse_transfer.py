@@ -29,16 +29,18 @@ from typing import Any
 import numpy as np
 from datasets import concatenate_datasets
 
-from bistil.adaptation import AdaptSettings, MaskedLanguageModelling, adapt, masked_lm_model, start_at_frequencies
-from bistil.artefacts import read_json, whole_folder, write_json
-from bistil.corpora import BlockCollator, language_schedule, token_blocks
-from bistil.distillation.general import dressed_copy
 from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters, read_task_data
-from bistil.models import load_tokenizer
+from bistil.models.masked_lm import masked_lm_model, start_at_frequencies
+from bistil.models.tokenizers import load_tokenizer
 from bistil.pretrained import e5_small_folder
-from bistil.recipe import SparseSettings, TaskSettings, TrainingSettings
+from bistil.runtime.artefacts import read_json, whole_folder, write_json
+from bistil.settings.recipe import SparseSettings, TaskSettings, TrainingSettings
 from bistil.sparse import SourceBatches, SparseFineTuning, baseline_mask, train_sparse
-from bistil.training import train
+from bistil.sparse.language import AdaptSettings, MaskedLanguageModelling, adapt
+from bistil.sparse.wearing import dressed_copy
+from bistil.text.blocks import token_blocks
+from bistil.text.schedule import BlockCollator, language_schedule
+from bistil.training.loop import train
 from bistil.vocabulary import trim_vocabulary
 
 ADAPTED = ("swa", "kin")

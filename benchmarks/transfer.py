@@ -26,16 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from bistil.artefacts import read_json, whole_folder, write_json
-from bistil.benchmark import benchmark
-from bistil.benchmark import record as speed_record
-from bistil.corpora import read_sentences
 from bistil.distillation.general import distill_general
+from bistil.distillation.student import copy_student
 from bistil.distillation.task import TaskData, fit_task, read_task_data
-from bistil.evaluation import record, score_examples
-from bistil.models import load_tokenizer
+from bistil.measuring.benchmark import benchmark
+from bistil.measuring.benchmark import cost_record as speed_record
+from bistil.measuring.evaluation import score_examples, score_record
+from bistil.models.tokenizers import load_tokenizer
 from bistil.pretrained import e5_small_folder
-from bistil.recipe import (
+from bistil.runtime.artefacts import read_json, whole_folder, write_json
+from bistil.settings.recipe import (
     FinetuneSettings,
     Phase1Settings,
     Phase2Settings,
@@ -47,9 +47,9 @@ from bistil.recipe import (
     parse,
     without_target_text,
 )
-from bistil.student import copy_student
 from bistil.tasks.base import resampled
 from bistil.tasks.overlap import without_evaluation_text
+from bistil.text.lines import read_sentences
 from bistil.vocabulary import trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 from bistil.vocabulary.trimming import kept_ids
@@ -277,7 +277,7 @@ class Study:
         scores = {}
         for part, examples in parts.items():
             metrics, _, _ = score_examples(folder, data.task, examples, max_length=self.task.max_length)
-            scores[part] = record(metrics, samples=0)
+            scores[part] = score_record(metrics, samples=0)
             # All models are resampled alike, so that the gap between two has a paired interval.
             resamples = self._resamples_file(where, part)
             resamples.parent.mkdir(parents=True, exist_ok=True)
@@ -376,10 +376,10 @@ class Study:
             "rows": table,
             "phase1": {
                 name: {
-                    "tokens": record["tokens"],
-                    "held_out": {student: own["held_out"] for student, own in record["students"].items()},
+                    "tokens": score_record["tokens"],
+                    "held_out": {student: own["held_out"] for student, own in score_record["students"].items()},
                 }
-                for name, record in phase1.items()
+                for name, score_record in phase1.items()
             },
             # Where the models were is nobody's business.
             "speed": [

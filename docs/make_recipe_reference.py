@@ -1,11 +1,11 @@
-"""Writes docs/recipe.md from the dataclasses of `bistil.recipe`: `make docs`."""
+"""Writes docs/recipe.md from the dataclasses of `bistil.settings.recipe`: `make docs`."""
 
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from bistil.recipe import Recipe, TaskSettings, task_preset
-from bistil.training import planned_steps
+from bistil.settings.recipe import Recipe, TaskSettings, task_preset
+from bistil.training.loop import planned_steps
 
 INTRODUCTION = """# The recipe
 

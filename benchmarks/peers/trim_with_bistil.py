@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from bistil.recipe import TrimSettings
+from bistil.settings.recipe import TrimSettings
 from bistil.vocabulary import trim_vocabulary
 
 if __name__ == "__main__":

@@ -6,21 +6,24 @@ The public names are loaded when they are first used: `import bistil` itself tak
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bistil import _moved
+from bistil._version import __version__
+
 if TYPE_CHECKING:
     from bistil.distillation.general import distill_general
     from bistil.distillation.task import fit_task
-    from bistil.pipeline import run_recipe
-    from bistil.recipe import load_recipe
+    from bistil.method import run_recipe
+    from bistil.settings.recipe import load_recipe
     from bistil.sparse import SparseFineTuning, train_sparse
     from bistil.vocabulary import trim_vocabulary
 
-__version__ = "0.1.0"
+_moved.install()
 
 _HOMES = {
     "distill_general": "bistil.distillation.general",
     "fit_task": "bistil.distillation.task",
-    "load_recipe": "bistil.recipe",
-    "run_recipe": "bistil.pipeline",
+    "load_recipe": "bistil.settings.recipe",
+    "run_recipe": "bistil.method",
     "SparseFineTuning": "bistil.sparse",
     "train_sparse": "bistil.sparse",
     "trim_vocabulary": "bistil.vocabulary",

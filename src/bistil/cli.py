@@ -9,7 +9,7 @@ from importlib import import_module
 
 import typer
 
-import bistil
+from bistil._version import __version__
 from bistil.errors import BistilError
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
@@ -39,7 +39,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"bistil {bistil.__version__}")
+        typer.echo(f"bistil {__version__}")
         raise typer.Exit
 
 

@@ -37,3 +37,8 @@ class DivergenceError(BistilError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing: for messages of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

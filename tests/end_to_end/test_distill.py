@@ -12,11 +12,11 @@ import typer
 from transformers import AutoModel, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
-from bistil import training
 from bistil.commands import distill
 from bistil.distillation.general import distill_general
 from bistil.errors import ArtefactError, InputError, RecipeError
-from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, TrainingSettings, load_recipe
+from bistil.settings.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, TrainingSettings, load_recipe
+from bistil.training import loop as training
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ KILLS = 20
 def distill(folder: Path, out: str, *, steps: int = 24) -> None:
     """A small phase 1 with two students, held-out losses, and checkpoints every two steps."""
     from bistil.distillation.general import distill_general
-    from bistil.recipe import Phase1Settings, StudentSettings, TrainingSettings
+    from bistil.settings.recipe import Phase1Settings, StudentSettings, TrainingSettings
 
     training = TrainingSettings(
         steps=steps, batch_size=4, learning_rate=3e-3, checkpoint_steps=2, evaluate_steps=3, log_steps=1

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bistil.cli import main
-from bistil.pipeline import check_inputs, run_recipe
-from bistil.recipe import load_recipe
+from bistil.method import check_inputs, run_recipe
+from bistil.settings.recipe import load_recipe
 
 RECIPE = """
 name = "tiny"

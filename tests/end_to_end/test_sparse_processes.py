@@ -24,8 +24,8 @@ def fine_tune(folder: Path, out: str) -> None:
     sys.path.insert(0, str(TESTS / "unit"))
     from test_sparse_training import run
 
-    from bistil.recipe import SparseSettings, TrainingSettings
-    from bistil.training import processes
+    from bistil.settings.recipe import SparseSettings, TrainingSettings
+    from bistil.training.loop import processes
 
     training = TrainingSettings(
         epochs=1, batch_size=4, learning_rate=5e-3, weight_decay=0.1, checkpoint_steps=2, log_steps=1
@@ -39,8 +39,8 @@ def fine_tune(folder: Path, out: str) -> None:
 
 def adapt_language(folder: Path) -> None:
     """A small language SFT."""
-    from bistil.adaptation import AdaptSettings, adapt
-    from bistil.recipe import TrainingSettings
+    from bistil.settings.recipe import TrainingSettings
+    from bistil.sparse.language import AdaptSettings, adapt
 
     training = TrainingSettings(steps=1, batch_size=4, learning_rate=5e-2)
     settings = AdaptSettings(density=0.1, steps=8, block_length=24, held_out=0.2, training=training)

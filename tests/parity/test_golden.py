@@ -15,11 +15,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from bistil.aligned_attention import AttentionInputs
-from bistil.objectives import IGNORED, attention_loss, hidden_loss, prediction_loss
-from bistil.recipe import StudentSettings
-from bistil.representations import Capture, probabilities
-from bistil.student import choose_layers, make_student
+from bistil.distillation.aligned_attention import AttentionInputs
+from bistil.distillation.objectives import attention_loss, hidden_loss, prediction_loss
+from bistil.distillation.representations import Capture, probabilities
+from bistil.distillation.student import choose_layers, make_student
+from bistil.settings.recipe import StudentSettings
+from bistil.text import IGNORED
 
 FOLDER = Path(os.environ.get("BISTIL_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
 INDEX = json.loads((FOLDER / "index.json").read_text()) if (FOLDER / "index.json").exists() else []

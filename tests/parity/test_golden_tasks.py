@@ -14,9 +14,9 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from bistil.objectives import prediction_loss
-from bistil.recipe import StudentSettings
-from bistil.student import choose_layers, make_student
+from bistil.distillation.objectives import prediction_loss
+from bistil.distillation.student import choose_layers, make_student
+from bistil.settings.recipe import StudentSettings
 from bistil.tasks import get_task, model_inputs
 
 FOLDER = Path(os.environ.get("BISTIL_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))

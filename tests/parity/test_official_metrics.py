@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 
-from bistil.parsing.conllu import DEPREL, HEAD
-from bistil.parsing.conllu import write_sentence as conllu_text
 from bistil.tasks import get_task
+from bistil.tasks.parsing.conllu import DEPREL, HEAD
+from bistil.tasks.parsing.conllu import write_sentence as conllu_text
 from bistil.tasks.question_answering import Answer
 
 DATA = Path(os.environ.get("BISTIL_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

@@ -11,8 +11,8 @@ from scripts import SENTENCES
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bistil.models import load_tokenizer
-from bistil.recipe import TrimSettings
+from bistil.models.tokenizers import load_tokenizer
+from bistil.settings.recipe import TrimSettings
 from bistil.vocabulary import kept_ids, trim_vocabulary
 
 pytestmark = pytest.mark.skipif(

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from bistil.adaptation import AdaptSettings, MaskedLanguageModelling, adapt, masked_lm_model, paper_steps
 from bistil.errors import ArtefactError, InputError
-from bistil.objectives import IGNORED
-from bistil.recipe import TrainingSettings
+from bistil.models.masked_lm import masked_lm_model
+from bistil.settings.recipe import TrainingSettings
 from bistil.sparse import SparseFineTuning, fingerprint
+from bistil.sparse.language import AdaptSettings, MaskedLanguageModelling, adapt, paper_steps
+from bistil.text import IGNORED
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,11 +10,11 @@ import typer
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from bistil import benchmark as bench
-from bistil.artefacts import read_json
-from bistil.benchmark import benchmark, count_flops, count_parameters, folder_bytes, load_for_inference
 from bistil.commands.benchmark import register
 from bistil.errors import ArtefactError, InputError
+from bistil.measuring import benchmark as bench
+from bistil.measuring.benchmark import benchmark, count_flops, count_parameters, folder_bytes, load_for_inference
+from bistil.runtime.artefacts import read_json
 from bistil.tasks.dependency_parsing import DependencyParsing
 
 TEXTS = tiny.ENGLISH.splitlines()
@@ -44,7 +44,7 @@ def test_every_family_is_measured(family, tmp_path):
     assert rows["teacher"].speed_ratio == 1.0
     # Half the layers of the same shape on the same ids: half the operations of the encoder.
     assert rows["student"].flops < rows["teacher"].flops
-    json.dumps(bench.record(rows, texts="tiny"), allow_nan=False)
+    json.dumps(bench.cost_record(rows, texts="tiny"), allow_nan=False)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

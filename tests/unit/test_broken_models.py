@@ -16,18 +16,19 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from bistil.adaptation import AdaptSettings, adapt
-from bistil.artefacts import check_product, file_digest, manifest
-from bistil.benchmark import benchmark
 from bistil.commands.sft import merge
 from bistil.distillation.general import distill_general
+from bistil.distillation.student import copy_student
 from bistil.distillation.task import fit_task, read_task_data
 from bistil.errors import ArtefactError
-from bistil.evaluation import evaluate
-from bistil.families import base_prefix, family_of
-from bistil.models import load_model, load_tokenizer, task_of
-from bistil.parsing.model import AutoModelForDependencyParsing
-from bistil.recipe import (
+from bistil.measuring.benchmark import benchmark
+from bistil.measuring.evaluation import evaluate
+from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.families import base_prefix, family_of
+from bistil.models.loading import load_model, task_of
+from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.artefacts import check_product, file_digest, manifest
+from bistil.settings.recipe import (
     FinetuneSettings,
     Phase1Settings,
     Phase2Settings,
@@ -36,7 +37,7 @@ from bistil.recipe import (
     TrainingSettings,
 )
 from bistil.sparse import Provenance, SparseDelta, SparseFineTuning
-from bistil.student import copy_student
+from bistil.sparse.language import AdaptSettings, adapt
 from bistil.tasks import get_task
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary

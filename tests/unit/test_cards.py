@@ -5,7 +5,7 @@ import ast
 import pytest
 from huggingface_hub import ModelCard
 
-from bistil.cards import write_model_card
+from bistil.models.cards import write_model_card
 
 
 def test_card_is_read_back_by_the_hub(tmp_path):

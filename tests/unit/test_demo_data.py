@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from bistil.artefacts import folder_digest
 from bistil.demo.data import LANGUAGES, prepare_demo_data, read_topics, same_when
 from bistil.errors import ArtefactError, InputError, MissingExtraError
+from bistil.runtime.artefacts import folder_digest
 
 TARGETS = [code for code in LANGUAGES if code != "en"]
 installed = all(importlib.util.find_spec(package) for package in ("chatterbot_corpus", "yaml"))

@@ -6,10 +6,11 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from bistil.distillation.module import Distiller
+from bistil.distillation.objectives import attention_loss, cosine_loss, hidden_loss, prediction_loss, relation_loss
+from bistil.distillation.student import make_student, without_upper_layers
 from bistil.errors import RecipeError
-from bistil.objectives import attention_loss, cosine_loss, hidden_loss, masked_lm_loss, prediction_loss, relation_loss
-from bistil.recipe import ObjectiveSettings
-from bistil.student import make_student, without_upper_layers
+from bistil.models.masked_lm import masked_lm_loss
+from bistil.settings.recipe import ObjectiveSettings
 
 
 def batch(padding=True):
@@ -77,7 +78,7 @@ def test_relations_between_other_widths_and_heads():
     loss = module(**batch())["loss"]
     loss.backward()
     assert loss.item() > 0 and student.encoder.layer[1].attention.self.value.weight.grad.any()
-    from bistil.representations import Capture
+    from bistil.distillation.representations import Capture
 
     with Capture(teacher, relation_layers=[6]) as theirs, Capture(student, relation_layers=[2]) as ours:
         pairs = zip(ours.run(batch()).vectors[2], theirs.run(batch()).vectors[6], strict=True)
@@ -128,7 +129,7 @@ def test_no_output_layer_and_no_map_unless_asked(monkeypatch):
 
     for model in (teacher, module.students["s"]):
         monkeypatch.setattr(model.cls, "forward", never)
-    monkeypatch.setattr("bistil.aligned_attention.AttentionInputs.probabilities", never)
+    monkeypatch.setattr("bistil.distillation.aligned_attention.AttentionInputs.probabilities", never)
     assert torch.isfinite(module(**batch())["loss"])
 
 

@@ -5,7 +5,7 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from bistil.families import family_of
+from bistil.models.families import family_of
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -5,8 +5,8 @@ import tiny
 import torch
 from torch.nn import functional as F
 
-from bistil import fast_linear as module
-from bistil.fast_linear import fast_linear
+from bistil.runtime import fast_linear as module
+from bistil.runtime.fast_linear import fast_linear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this PyTorch")
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from bistil.cli import app
 from bistil.errors import BistilError, InputError, RecipeError
-from bistil.recipe import FinetuneSettings, task_preset, to_dict
+from bistil.settings.recipe import FinetuneSettings, task_preset, to_dict
 
 TAGS = "token-classification"
 

@@ -5,14 +5,15 @@ import tiny
 import torch
 from transformers import AutoModel
 
-from bistil.corpora import BlockCollator
-from bistil.distillation.general import Wardrobe, _freeze, dressed_copy, own_sft
+from bistil.distillation.general import _freeze
 from bistil.distillation.module import Distiller
+from bistil.distillation.student import make_student
 from bistil.errors import ArtefactError, DivergenceError, InputError
-from bistil.recipe import ObjectiveSettings, TrainingSettings, TrimSettings
+from bistil.settings.recipe import ObjectiveSettings, TrainingSettings, TrimSettings
 from bistil.sparse import SparseDelta, SparseFineTuning, fingerprint
-from bistil.student import make_student
-from bistil.training import train
+from bistil.sparse.wearing import Wardrobe, dressed_copy, own_sft
+from bistil.text.schedule import BlockCollator
+from bistil.training.loop import train
 from bistil.vocabulary import kept_ids, trim_vocabulary
 
 

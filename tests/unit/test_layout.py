@@ -1,77 +1,64 @@
 """The house: imports run downwards, pages written from the code are current, recipes parse, names are exported."""
 
-import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from bistil.recipe import load_recipe
+from bistil._moved import MOVED
+from bistil.settings.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "bistil"
-# From the top down: a room may import its own row and the rows below it.
-ROWS = (
-    ("cli", "__main__"),
-    ("commands",),
-    ("demo",),
-    ("pipeline",),
-    ("report", "stages"),
-    ("evaluation", "benchmark", "adaptation"),
-    ("distillation",),
-    ("sparse",),
-    ("tasks", "parsing", "training", "vocabulary"),
-    (
-        "student",
-        "representations",
-        "aligned_attention",
-        "fast_linear",
-        "objectives",
-        "corpora",
-        "text_files",
-        "reading",
-    ),
-    ("families", "models", "tokenizer_files", "cards", "pretrained"),
-    ("recipe", "artefacts", "ownership", "errors", "memory", "progress"),
-)
 
 
-def room_of(path):
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(path):
-    """Rooms that a module imports when it is imported itself; imports inside functions may go anywhere."""
-    tree = ast.parse(path.read_text())
-    functions = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-        for inner in ast.walk(node)
-        if inner is not node
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in functions and (node.module or "").startswith("bistil."):
-            yield node.module.split(".")[1]
+def rooms_in_order():
+    """Rows of rooms from the top down, out of the contract that `make check` keeps."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(one["layers"] for one in contracts if one["type"] == "layers")
+    return [row.split(" | ") for row in layers]
 
 
 def test_every_room_has_its_row():
-    rooms = {room_of(p) for p in SOURCE.rglob("*.py")} - {"__init__"}
-    assert rooms == {room for row in ROWS for room in row}
+    rooms = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")} - {"__init__"}
+    assert rooms == {room for row in rooms_in_order() for room in row}
 
 
-def test_imports_run_downwards():
-    level = {room: i for i, row in enumerate(ROWS) for room in row}
-    wrong = [
-        f"{path.relative_to(SOURCE)} imports {other}"
-        for path in SOURCE.rglob("*.py")
-        if (room := room_of(path)) != "__init__"
-        for other in imported_rooms(path)
-        if level[other] < level[room]
-    ]
-    assert not wrong
+def test_the_architecture_page_is_in_the_order_that_is_true():
+    page = (ROOT / "docs" / "architecture.md").read_text().split("## ")[0]
+    shown = re.findall(r"`(\w+)(?:/|\.py)`", " ".join(re.findall(r"^\| ([^|]+) \|", page, flags=re.M)))
+    level = {room: number for number, row in enumerate(rooms_in_order()) for room in row}
+    assert sorted(shown) == sorted(level)
+    assert shown == sorted(shown, key=level.__getitem__)
+
+
+def test_an_import_that_runs_upwards_is_found(tmp_path):
+    """The contract sees imports inside functions, and this package's old habit of importing itself for its version."""
+    shutil.copytree(SOURCE, tmp_path / "bistil", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    low = tmp_path / "bistil" / "runtime" / "memory.py"
+    low.write_text(low.read_text() + "\n\ndef late() -> None:\n    from bistil.models import names\n")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    found = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert found.returncode == 1 and b"bistil.runtime.memory -> bistil.models.names" in found.stdout
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_import_paths_warn(old):
+    with pytest.warns(DeprecationWarning, match=f"{re.escape(old)} is now {re.escape(MOVED[old][0])}"):
+        sys.modules.pop(old, None)
+        module = import_module(old)
+    new = import_module(MOVED[old][0])
+    for name in (name for name in vars(new) if not name.startswith("_")):
+        assert getattr(module, name) is getattr(new, name)
+    with pytest.raises(AttributeError, match="nonsense"):
+        module.nonsense  # noqa: B018
 
 
 def test_the_recipe_page_is_written_from_this_code(tmp_path):

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from bistil.errors import ArtefactError, InputError, MissingExtraError
-from bistil.models import load_model, load_tokenizer, model_folder, resolve_model
+from bistil.models.loading import load_model
+from bistil.models.names import model_folder, resolve_model
+from bistil.models.tokenizers import PROBE, definition, load_tokenizer, write_tokenizer
 from bistil.tasks import get_task
-from bistil.tokenizer_files import PROBE, definition, write_tokenizer
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_other_things_than_models(tmp_path):
 
 
 def test_packaged_teacher_has_a_name(monkeypatch, tmp_path):
-    monkeypatch.setattr("bistil.pretrained.e5_small_folder", lambda: tmp_path)
+    monkeypatch.setattr("bistil.models.names.e5_small_folder", lambda: tmp_path)
     assert resolve_model("e5-small") == str(tmp_path)
 
 
@@ -350,7 +351,7 @@ def test_a_sentencepiece_model_gives_its_own_pieces(pieces_only, capsys):
 
 
 def test_a_tokenizer_unlike_its_sentencepiece_model_is_named(pieces_only, monkeypatch, capsys):
-    monkeypatch.setattr("bistil.tokenizer_files.PROBE", ("Paka aliketi kwenye mkeka.",))
+    monkeypatch.setattr("bistil.models.tokenizers.PROBE", ("Paka aliketi kwenye mkeka.",))
     load_tokenizer(str(pieces_only))
     assert not capsys.readouterr().err
     # Lower-casing is the class's own idea.
@@ -363,7 +364,7 @@ def test_a_tokenizer_unlike_its_sentencepiece_model_is_named(pieces_only, monkey
 @pytest.mark.parametrize("module", ["sentencepiece", "google.protobuf"])
 def test_without_the_package_that_reads_it(module, pieces_only, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr("bistil.tokenizer_files.find_spec", lambda name: None if name == module else find(name))
+    monkeypatch.setattr("bistil.models.tokenizers.find_spec", lambda name: None if name == module else find(name))
     with pytest.raises(MissingExtraError, match=r"spm\.model.*pip install sentencepiece protobuf") as error:
         load_tokenizer(str(pieces_only))
     assert one_line(error) and "tiktoken" not in str(error.value)

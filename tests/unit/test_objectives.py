@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bistil import objectives
-from bistil.aligned_attention import AttentionInputs, aligned_attention
+from bistil.distillation import objectives
+from bistil.distillation.aligned_attention import AttentionInputs, aligned_attention
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4))
 quick = settings(max_examples=25, deadline=None)
@@ -178,7 +178,7 @@ def test_aligned_attention_is_attention_and_its_loss(shape, seed):
 
 
 def test_aligned_attention_cuts_large_batches_into_equal_results(monkeypatch):
-    from bistil import aligned_attention as module
+    from bistil.distillation import aligned_attention as module
 
     def run():
         tensors = [draw((5, 2, 6, 4), i).requires_grad_() for i in range(3)]

@@ -22,7 +22,10 @@ import typer
 from test_sparse_artefact import HEADS, random_sft
 from transformers import AutoModel, AutoModelForTokenClassification
 
-from bistil.artefacts import (
+from bistil.cli import app, main
+from bistil.errors import InputError
+from bistil.runs.folder import RunFolder
+from bistil.runtime.artefacts import (
     claim,
     discard_output,
     discard_work,
@@ -32,10 +35,7 @@ from bistil.artefacts import (
     whole_folder,
     write_json,
 )
-from bistil.cli import app, main
-from bistil.errors import InputError
-from bistil.ownership import is_our_file, is_our_folder, not_ours
-from bistil.stages import RunFolder
+from bistil.runtime.ownership import is_our_file, is_our_folder, not_ours
 
 # Every option of every command that takes a path, by what it is.
 OUTPUTS = {
@@ -458,14 +458,14 @@ def test_what_the_first_release_wrote_is_ours(place):
 
 def functions():
     """Every function that writes: called with an output, and leave to replace what is ours."""
-    from bistil import adaptation, student
     from bistil.demo.data import prepare_demo_data
-    from bistil.distillation import general, task
-    from bistil.evaluation import evaluate
-    from bistil.models import write_model
-    from bistil.recipe import FinetuneSettings, Phase1Settings, StudentSettings
+    from bistil.distillation import general, student, task
+    from bistil.measuring.evaluation import evaluate
+    from bistil.models.writing import write_model
     from bistil.report import save_summary, summary_from, write_report
-    from bistil.sparse import SparseFineTuning, write_legacy
+    from bistil.settings.recipe import FinetuneSettings, Phase1Settings, StudentSettings
+    from bistil.sparse import SparseFineTuning, wearing, write_legacy
+    from bistil.sparse import language as adaptation
     from bistil.vocabulary import trim_vocabulary
     from bistil.vocabulary.report import draw_dry_run
     from bistil.vocabulary.restoring import restore_vocabulary
@@ -504,7 +504,7 @@ def functions():
             "in/tagger", task=TAGS, files=["in/test.conll"], record_file=out, replace=True)),
         "SparseFineTuning.save": ("folder", lambda out: sft().save(out, replace=True)),
         "copy_student": ("folder", lambda out: student.copy_student(model, [1], output=out, replace=True)),
-        "dressed_copy": ("folder", lambda out: general.dressed_copy(model, lang, output=out, replace=True)),
+        "dressed_copy": ("folder", lambda out: wearing.dressed_copy(model, lang, output=out, replace=True)),
         "restore_vocabulary": ("folder", lambda out: restore_vocabulary(
             Path("in/tagger"), base=model, kept=None, output=out, replace=True)),
         "write_model": ("folder", lambda out: write_model(
@@ -605,8 +605,8 @@ def test_a_stage_leaves_what_it_did_not_make(place):
 
 
 def test_a_run_whose_input_is_where_a_stage_writes(place):
-    from bistil.pipeline import run_recipe
-    from bistil.recipe import load_recipe
+    from bistil.method import run_recipe
+    from bistil.settings.recipe import load_recipe
 
     recipe = load_recipe(place / "in/recipe.toml")
     with RunFolder(place / "run", identity={}):

@@ -8,7 +8,7 @@ import tiny
 
 from bistil.distillation.task import read_task_data
 from bistil.errors import InputError
-from bistil.recipe import TaskSettings
+from bistil.settings.recipe import TaskSettings
 from bistil.tasks import get_task
 from bistil.tasks.overlap import _inside, comparable, is_short, without_evaluation_text
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tokenizers import normalizers
 
-from bistil import artefacts
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained import e5_small
 from bistil.pretrained.packed_file import four_bit_blocks, read_packed_file
+from bistil.runtime import artefacts
 
 HIDDEN, LAYERS, HEADS, WIDE, VOCABULARY, POSITIONS = 32, 2, 2, 64, 12, 16
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁a", "b", "é", "▁", "c", "<mask>"]

@@ -7,8 +7,8 @@ import pytest
 from test_task_reading import ANSWERS, TAGS, TEXTS, TREES, row
 
 from bistil.errors import InputError
-from bistil.reading import ODD_ROWS, Reading, read_jsonl
 from bistil.tasks import get_task
+from bistil.tasks.reading import ODD_ROWS, Reading, read_jsonl
 
 
 @pytest.fixture

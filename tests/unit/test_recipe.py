@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bistil.errors import RecipeError
-from bistil.recipe import (
+from bistil.settings.recipe import (
     FinetuneSettings,
     Phase1Settings,
     Phase2Settings,
@@ -17,7 +17,7 @@ from bistil.recipe import (
     task_preset,
 )
 from bistil.tasks import KINDS
-from bistil.training import planned_steps
+from bistil.training.loop import planned_steps
 
 MINIMAL = """
 teacher = "e5-small"

@@ -5,8 +5,8 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from bistil.objectives import attention_loss
-from bistil.representations import Capture, probabilities
+from bistil.distillation.objectives import attention_loss
+from bistil.distillation.representations import Capture, probabilities
 
 
 def batch(padding=True):

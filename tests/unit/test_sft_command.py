@@ -81,7 +81,7 @@ def test_an_architecture_that_is_no_model_is_refused(folders, architecture):
 @pytest.mark.parametrize("projection", [None, 8])
 def test_merge_a_parser(folders, projection):
     from bistil.distillation.task import head_parameters
-    from bistil.parsing.model import AutoModelForDependencyParsing
+    from bistil.models.auto import AutoModelForDependencyParsing
 
     parser = AutoModelForDependencyParsing.from_pretrained(folders / "base", num_labels=3, parser_projection=projection)
     sft = random_sft(parser, seed=3, heads=sorted(head_parameters(parser)))

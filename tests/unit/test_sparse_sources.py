@@ -8,7 +8,7 @@ from test_sparse_training import HEADS, LABELS, bits, collate, examples, quick_c
 from torch import nn
 
 from bistil.errors import ArtefactError, InputError
-from bistil.recipe import SparseSettings, TrainingSettings
+from bistil.settings.recipe import SparseSettings, TrainingSettings
 from bistil.sparse import SourceBatches, baseline_mask, train_sparse
 from bistil.sparse.parametrisation import parametrised
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForTokenClassification
 
 import bistil.sparse.training as sparse_training
 from bistil.errors import InputError
-from bistil.families import family_of
-from bistil.recipe import SparseSettings, TrainingSettings
+from bistil.models.families import family_of
+from bistil.settings.recipe import SparseSettings, TrainingSettings
 from bistil.sparse import SparseFineTuning, fingerprint, train_sparse
 
 LABELS = 5

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from bistil import artefacts
-from bistil.artefacts import whole_folder
 from bistil.errors import InputError
-from bistil.stages import RunFolder
+from bistil.runs.folder import RunFolder
+from bistil.runtime import artefacts
+from bistil.runtime.artefacts import whole_folder
 
 IDENTITY = {"teacher": "t", "target": "it"}
 

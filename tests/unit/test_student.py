@@ -5,10 +5,10 @@ import tiny
 import torch
 from transformers import AutoModelForMaskedLM
 
+from bistil.distillation.student import alignment, choose_layers, make_student, without_upper_layers
 from bistil.errors import ArtefactError, RecipeError
-from bistil.families import family_of
-from bistil.recipe import StudentSettings
-from bistil.student import alignment, choose_layers, make_student, without_upper_layers
+from bistil.models.families import family_of
+from bistil.settings.recipe import StudentSettings
 
 
 def choose(teacher_depth, **settings):

@@ -7,8 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from bistil.errors import InputError
-from bistil.evaluation import measure
-from bistil.recipe import load_recipe
+from bistil.measuring.evaluation import measure
+from bistil.settings.recipe import load_recipe
 from bistil.tasks import get_task
 from bistil.tasks.hub import labelled_digest, read_dataset
 
@@ -130,7 +130,7 @@ def test_a_recipe_finds_folders_beside_it_and_leaves_hub_names(tmp_path):
 def test_evaluation_takes_a_data_set(tmp_path):
     import tiny
 
-    from bistil.evaluation import evaluate
+    from bistil.measuring.evaluation import evaluate
 
     TAGS.save_to_disk(tmp_path / "ner")
     task = get_task("token-classification")

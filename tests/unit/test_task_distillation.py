@@ -15,10 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from bistil.distillation.student import copy_student
 from bistil.distillation.task import MixedData, _sample, fit_task, head_parameters, read_task_data
 from bistil.distillation.teacher_ids import same_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.recipe import (
+from bistil.settings.recipe import (
     FinetuneSettings,
     Phase2Settings,
     SparseSettings,
@@ -26,8 +27,7 @@ from bistil.recipe import (
     TrainingSettings,
     without_target_text,
 )
-from bistil.student import copy_student
-from bistil.training import planned_steps
+from bistil.training.loop import planned_steps
 
 
 def features(count, start=0):

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from bistil.errors import InputError, RecipeError
-from bistil.parsing.conllu import heads, read_conllu, write_sentence
-from bistil.reading import Reading
 from bistil.tasks import KINDS, get_task
+from bistil.tasks.parsing.conllu import heads, read_conllu, write_sentence
+from bistil.tasks.reading import Reading
 
 
 def row(number, form, head="0", relation="root", upos="NOUN"):

@@ -14,12 +14,13 @@ from transformers import AutoModel, pipeline
 from typer.testing import CliRunner
 
 from bistil.distillation.module import Distiller
+from bistil.distillation.objectives import prediction_loss
 from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.evaluation import WORTH_A_WARNING, evaluate, measure, unknown_share
-from bistil.objectives import prediction_loss
-from bistil.parsing.model import AutoModelForDependencyParsing, word_vectors
-from bistil.recipe import ObjectiveSettings
+from bistil.measuring.evaluation import WORTH_A_WARNING, evaluate, measure, unknown_share
+from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.parser import word_vectors
+from bistil.settings.recipe import ObjectiveSettings
 from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs, paired_gap
 from bistil.tasks.base import Metrics, build_head, ratio
 from bistil.tasks.dependency_parsing import ParsedSentence, Parser

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bistil.errors import DivergenceError, MissingExtraError, RecipeError
-from bistil.recipe import TrainingSettings
-from bistil.training import epoch_order, newest_checkpoint, planned_steps, train
+from bistil.settings.recipe import TrainingSettings
+from bistil.training.loop import epoch_order, newest_checkpoint, planned_steps, train
 
 
 class Regression(nn.Module):

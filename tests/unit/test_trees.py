@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bistil.parsing.trees import spanning_tree
+from bistil.tasks.parsing.trees import spanning_tree
 
 
 def all_trees(words):

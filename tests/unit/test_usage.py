@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from bistil.cards import usage_code
-from bistil.models import write_model
+from bistil.models.cards import usage_code
+from bistil.models.writing import write_model
 from bistil.tasks import KINDS, get_task
 
 ROOT = Path(__file__).parents[2]

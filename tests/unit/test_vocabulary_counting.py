@@ -13,12 +13,12 @@ from safetensors.numpy import save_file
 from scripts import SENTENCES
 from tokenizer_families import FAMILIES, build
 
-from bistil import text_files
 from bistil.errors import ArtefactError, InputError
-from bistil.recipe import TrimSettings
+from bistil.settings.recipe import TrimSettings
+from bistil.text import files as text_files
 from bistil.vocabulary import counting
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
-from bistil.vocabulary.selection import probabilities, read_keep_list, select
+from bistil.vocabulary.selection import read_keep_list, select, unigram_probabilities
 from bistil.vocabulary.tokenizer_state import read_vocabulary
 from bistil.vocabulary.trimming import count_corpora
 
@@ -214,7 +214,7 @@ def test_a_token_is_kept_if_its_probability_reaches_the_threshold_in_either_corp
                 expected.add(i)
     assert set(selection.kept.tolist()) == expected
     assert sum(selection.reasons.values()) == len(selection.kept)
-    assert probabilities(counts.values()).max() < 1
+    assert unigram_probabilities(counts.values()).max() < 1
 
 
 def test_characters_that_occur_keep_their_tokens(counted):
@@ -231,12 +231,12 @@ def test_characters_that_occur_keep_their_tokens(counted):
 def test_a_size_is_met_with_the_most_probable_tokens(family, tmp_path):
     vocabulary = vocabulary_of(family)
     counts = {"x": count_file(vocabulary, written(tmp_path / "a.txt", LINES))}
-    highest = probabilities(counts.values()).max()
+    highest = unigram_probabilities(counts.values()).max()
     size = len(select(vocabulary, counts, TrimSettings(threshold=float(highest))).kept) + 100
     selection = select(vocabulary, counts, TrimSettings(threshold=None, vocabulary_size=size))
     assert len(selection.kept) <= size
     # One more token, with what builds it, would be too much; and what was left out is no more probable.
-    probability = probabilities(counts.values())
+    probability = unigram_probabilities(counts.values())
     rest = sorted(
         set(np.flatnonzero(probability).tolist()) - set(selection.kept.tolist()), key=lambda i: -probability[i]
     )
@@ -287,7 +287,7 @@ def test_lines_are_counted_as_training_reads_them(tmp_path):
     """Phase 1 strips lines, and so does counting: a byte-level tokenizer has another token behind a space."""
     from tokenizer_families import of_class
 
-    from bistil.corpora import token_blocks
+    from bistil.text.blocks import token_blocks
 
     tokenizer = of_class("RobertaTokenizer")
     text = tmp_path / "text.txt"

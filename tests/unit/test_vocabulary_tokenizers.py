@@ -13,7 +13,7 @@ from scripts import SENTENCES
 from tokenizer_families import FAMILIES, SPECIAL, build
 from tokenizers import Tokenizer
 
-from bistil.tokenizer_files import to_json
+from bistil.models.tokenizers import to_json
 from bistil.vocabulary.tokenizer_state import read_vocabulary, trim_state
 
 ODD = [

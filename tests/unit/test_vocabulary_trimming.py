@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from bistil.cli import main
 from bistil.commands import trim as command
 from bistil.errors import ArtefactError, InputError
-from bistil.recipe import TrimSettings
+from bistil.settings.recipe import TrimSettings
 from bistil.sparse import Provenance, SparseDelta, SparseFineTuning, fingerprint
 from bistil.vocabulary import kept_ids, trim_vocabulary, trimming
 

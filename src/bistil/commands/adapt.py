@@ -32,10 +32,10 @@ def register(app: typer.Typer) -> None:
         Example, an hour on two cores (the default is the paper's length, for a GPU):
         bistil adapt --model e5-small --language rw --text kinyarwanda.txt --steps 500 --output sfts/rw
         """
-        from bistil import adaptation
-        from bistil.artefacts import discard_work, work_beside
-        from bistil.recipe import TrainingSettings, parse
-        from bistil.training import processes
+        from bistil.runtime.artefacts import discard_work, work_beside
+        from bistil.settings.recipe import TrainingSettings, parse
+        from bistil.sparse import language as adaptation
+        from bistil.training.loop import processes
 
         training = parse(
             TrainingSettings,

@@ -36,10 +36,10 @@ def run(
 
     from transformers.utils import logging as transformers_logging
 
-    from bistil.artefacts import claim, write_json
-    from bistil.benchmark import benchmark, record
-    from bistil.corpora import read_sentences
+    from bistil.measuring.benchmark import benchmark, cost_record
     from bistil.report.table import print_benchmark
+    from bistil.runtime.artefacts import claim, write_json
+    from bistil.text.lines import read_sentences
 
     transformers_logging.disable_progress_bar()
     claim(files=[output], inputs=[text, *(given.partition("=")[2] or given for given in model)], force=force)
@@ -63,7 +63,7 @@ def run(
     if output is not None:
         write_json(
             output,
-            record(rows, texts=str(text) if text else f"random tokens, {max_length} per example"),
+            cost_record(rows, texts=str(text) if text else f"random tokens, {max_length} per example"),
             replace=force,
         )
         print(f"record: {output}")
@@ -72,7 +72,7 @@ def run(
 def _named(given: str, *, taken: dict[str, Path]) -> tuple[str, Path]:
     """Name and folder of `NAME=MODEL`, or of a model alone, which is then called by the last part of its path."""
     from bistil.errors import InputError
-    from bistil.models import model_folder
+    from bistil.models.names import model_folder
 
     name, equals, place = given.partition("=")
     if not equals:

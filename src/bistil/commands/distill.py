@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from bistil.recipe import ObjectiveSettings, Phase1Settings, TrainingSettings, help_of
+from bistil.settings.recipe import ObjectiveSettings, Phase1Settings, TrainingSettings, help_of
 
 
 def register(app: typer.Typer) -> None:
@@ -79,11 +79,11 @@ def register(app: typer.Typer) -> None:
         """
         from typing import Any
 
-        from bistil.artefacts import claim, discard_work, work_beside
         from bistil.distillation.general import distill_general
         from bistil.errors import RecipeError
-        from bistil.recipe import StudentSettings, parse
-        from bistil.training import processes
+        from bistil.runtime.artefacts import claim, discard_work, work_beside
+        from bistil.settings.recipe import StudentSettings, parse
+        from bistil.training.loop import processes
 
         if preset not in PRESETS:
             raise RecipeError(f"--preset {preset!r}: choose one of {', '.join(PRESETS)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bistil.errors import InputError
-from bistil.recipe import TaskSettings, help_of
+from bistil.settings.recipe import TaskSettings, help_of
 
 
 def register(app: typer.Typer) -> None:
@@ -51,8 +51,8 @@ def register(app: typer.Typer) -> None:
         Example:
         bistil evaluate --model runs/ner-en-sw/students/lrf2 --task token-classification --file test.sw.conll
         """
-        from bistil.evaluation import evaluate as run
-        from bistil.reading import Reading
+        from bistil.measuring.evaluation import evaluate as run
+        from bistil.tasks.reading import Reading
 
         result = run(
             model,

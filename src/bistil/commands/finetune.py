@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bistil.recipe import Phase2Settings, SparseSettings, TaskSettings, TrainingSettings, help_of
+from bistil.settings.recipe import Phase2Settings, SparseSettings, TaskSettings, TrainingSettings, help_of
 
 if TYPE_CHECKING:
-    from bistil.recipe import FinetuneSettings
+    from bistil.settings.recipe import FinetuneSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -80,16 +80,16 @@ def register(app: typer.Typer) -> None:
         """
         from dataclasses import replace
 
-        from bistil.artefacts import claim, discard_work, work_beside
         from bistil.commands.distill import language_pairs
         from bistil.commands.evaluate import parse_columns, parse_label_map
-        from bistil.corpora import read_sentences
         from bistil.distillation.task import fit_task, read_task_data
         from bistil.errors import InputError
-        from bistil.models import model_folder
-        from bistil.recipe import FinetuneSettings, parse, task_preset
+        from bistil.models.names import model_folder
+        from bistil.runtime.artefacts import claim, discard_work, work_beside
+        from bistil.settings.recipe import FinetuneSettings, parse, task_preset
         from bistil.tasks.hub import source_of
-        from bistil.training import processes
+        from bistil.text.lines import read_sentences
+        from bistil.training.loop import processes
 
         work = work_beside(output)
         sfts = dict(language_pairs(language_sft, "--language-sft", "SFT"))

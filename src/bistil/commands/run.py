@@ -26,12 +26,12 @@ def register(app: typer.Typer) -> None:
         from dataclasses import replace
 
         from bistil.errors import InputError
-        from bistil.recipe import load_recipe
+        from bistil.settings.recipe import load_recipe
 
         resolved = load_recipe(recipe)
         if seed is not None:
             resolved = replace(resolved, seed=seed)
-        from bistil.pipeline import check_inputs, run_recipe
+        from bistil.method import check_inputs, run_recipe
 
         if check:
             for line in check_inputs(resolved).lines():

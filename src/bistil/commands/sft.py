@@ -84,10 +84,9 @@ def merge(
 
     Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
     """
-    from bistil.artefacts import claim, whole_folder
-    from bistil.models import load_tokenizer
+    from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+    from bistil.runtime.artefacts import claim, whole_folder
     from bistil.sparse import SparseFineTuning
-    from bistil.tokenizer_files import write_tokenizer
 
     claim(folders=[output], inputs=[base, *sfts], force=force)
     tokenizer = load_tokenizer(base)
@@ -114,7 +113,7 @@ def compose(
 
     Example: bistil sft compose sfts/sw sfts/ner --output sfts/ner-sw
     """
-    from bistil.artefacts import claim
+    from bistil.runtime.artefacts import claim
     from bistil.sparse import SparseFineTuning
     from bistil.sparse import compose as add
 
@@ -156,10 +155,10 @@ def convert(
 
     Example, for PEFT: bistil sft convert sfts/ner --to shira --base e5-small --output adapters/ner
     """
-    from bistil.artefacts import claim, whole_folder
     from bistil.errors import InputError
+    from bistil.runtime.artefacts import claim, whole_folder
     from bistil.sparse import SparseFineTuning, read_shira, write_legacy, write_shira
-    from bistil.sparse.artefact import RECORD
+    from bistil.sparse.delta import RECORD
     from bistil.sparse.legacy import LEGACY_FILE
 
     claim(folders=[output], inputs=[sft, base], force=force)
@@ -210,8 +209,9 @@ def _console() -> "Console":
 def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
     """The base under the head that the SFTs bring, or, without one, of the class that its folder names."""
     from bistil.errors import ArtefactError
-    from bistil.models import load_model, model_folder, read_config
-    from bistil.sparse.base import resolve_names
+    from bistil.models.fingerprint import resolve_names
+    from bistil.models.loading import load_model, read_config
+    from bistil.models.names import model_folder
 
     folder = model_folder(base)
     config = read_config(folder)

@@ -10,7 +10,7 @@ import typer
 from bistil.errors import InputError
 
 if TYPE_CHECKING:
-    from bistil.recipe import TrimSettings
+    from bistil.settings.recipe import TrimSettings
     from bistil.sparse import SparseFineTuning
     from bistil.vocabulary import TrimReport
 
@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
 
         Add --dry-run, without --output, to see sizes first.
         """
-        from bistil.recipe import TrimSettings
+        from bistil.settings.recipe import TrimSettings
 
         if threshold is not None and size is not None:
             raise InputError("--threshold and --size exclude each other: give one of them")
@@ -115,15 +115,15 @@ def _trim(
 ) -> None:
     from rich.console import Console
 
-    from bistil.artefacts import claim
+    from bistil.runtime.artefacts import claim
     from bistil.vocabulary import trim_vocabulary
-    from bistil.vocabulary.progress import reading
+    from bistil.vocabulary.progress import counting_progress
 
     read = [model, keep, *(file for files in texts.values() for file in files), *sft]
     claim(folders=[output], kept=[counts], inputs=read, force=replace)
     # An SFT that belongs to another model is refused before anything is written.
     tunings = _load_tunings(model, sft)
-    with reading([path for files in texts.values() for path in files]) as progress:
+    with counting_progress([path for files in texts.values() for path in files]) as progress:
         report = trim_vocabulary(
             model,
             texts,
@@ -161,11 +161,11 @@ def _trim(
 def _load_tunings(model: str, folders: list[Path]) -> "dict[str, SparseFineTuning]":
     if not folders:
         return {}
-    from bistil.models import model_folder
+    from bistil.models.names import model_folder
     from bistil.sparse import SparseFineTuning
-    from bistil.vocabulary.weights import load_model
+    from bistil.vocabulary.weights import load_checkpoint
 
-    base, _ = load_model(str(model_folder(model)))
+    base, _ = load_checkpoint(str(model_folder(model)))
     tunings = {folder.resolve().name: SparseFineTuning.load(folder, base=base) for folder in folders}
     if len(tunings) < len(folders):
         raise InputError("two of the --sft folders have the same name: rename one")
@@ -180,9 +180,9 @@ def _trim_tunings(folder: Path, report: "TrimReport", *, tunings: "dict[str, Spa
     if not tunings:
         return
     from bistil.vocabulary import kept_ids
-    from bistil.vocabulary.weights import load_model
+    from bistil.vocabulary.weights import load_checkpoint
 
-    base, _ = load_model(str(folder))
+    base, _ = load_checkpoint(str(folder))
     base.name_or_path = str(output)
     rows = report.before.tokens + report.spare_rows
     for name, tuning in tunings.items():
@@ -208,14 +208,14 @@ def _dry_run(
 ) -> None:
     from rich.console import Console
 
-    from bistil.artefacts import claim
-    from bistil.vocabulary.progress import reading
+    from bistil.runtime.artefacts import claim
+    from bistil.vocabulary.progress import counting_progress
     from bistil.vocabulary.report import draw_dry_run, dry_run_table
     from bistil.vocabulary.trimming import plan
 
     read = [model, keep, *(file for files in texts.values() for file in files)]
     claim(files=[plot], kept=[counts], inputs=read, force=replace)
-    with reading([path for files in texts.values() for path in files]) as progress:
+    with counting_progress([path for files in texts.values() for path in files]) as progress:
         rows, full = plan(
             model, texts, keep_characters=settings.keep_characters, keep=keep, counts=counts, progress=progress
         )

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bistil.artefacts import open_work, whole_file, write_json
 from bistil.errors import ArtefactError, InputError, MissingExtraError
-from bistil.progress import say
-from bistil.reading import words_only
+from bistil.runtime.artefacts import open_work, whole_file, write_json
+from bistil.runtime.progress import say
+from bistil.tasks.reading import words_only
 
 PACKAGE, WORDS_PACKAGE = "chatterbot_corpus", "spellchecker"
 # The method's own threshold for tokens.

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bistil.demo.data import prepare_demo_data, write_prepared
-from bistil.pipeline import run_recipe
+from bistil.method import run_recipe
 from bistil.pretrained import cache_folder
-from bistil.recipe import Recipe, load_recipe
 from bistil.report.schema import Summary
-from bistil.stages import check_run_folder
+from bistil.runs.folder import check_run_folder
+from bistil.settings.recipe import Recipe, load_recipe
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 

@@ -10,30 +10,24 @@ import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from bistil.artefacts import claim, folder_digest, open_work, whole_folder, write_json
-from bistil.corpora import (
-    BlockCollator,
-    batches,
-    check_block_length,
-    check_probabilities,
-    language_schedule,
-    split_held_out,
-    token_blocks,
-)
 from bistil.distillation.module import Distiller, check_objective
+from bistil.distillation.student import alignment, choose_layers, make_student, without_upper_layers
 from bistil.errors import ArtefactError, InputError, RecipeError
-from bistil.families import family_of
-from bistil.memory import return_freed_memory
-from bistil.models import load_model, load_tokenizer, model_folder, read_config, write_model
-from bistil.objectives import IGNORED, masked_lm_loss
-from bistil.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to_dict
-from bistil.sparse import SparseFineTuning
-from bistil.student import alignment, choose_layers, make_student, without_upper_layers
-from bistil.tasks.base import check_length
-from bistil.tokenizer_files import write_tokenizer
-from bistil.training import TENSORBOARD, TrainingResult, check_training, planned_steps, processes, train
+from bistil.models.families import check_length, family_of
+from bistil.models.masked_lm import has_masked_lm_head, load_encoder, masked_lm_loss, supported_config
+from bistil.models.names import model_folder
+from bistil.models.tokenizers import load_tokenizer
+from bistil.models.writing import write_model
+from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder, write_json
+from bistil.runtime.memory import return_freed_memory
+from bistil.settings.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to_dict
+from bistil.sparse.wearing import Wardrobe
+from bistil.text import IGNORED
+from bistil.text.blocks import check_block_length, token_blocks
+from bistil.text.schedule import BlockCollator, batches, check_probabilities, language_schedule, split_held_out
+from bistil.training.loop import TENSORBOARD, TrainingResult, check_training, planned_steps, processes, train
 
 Figures = dict[str, float]
 
@@ -75,7 +69,7 @@ def distill_general(
 
     Raises:
         InputError: fewer than two languages, text that cannot be used, or an output that may not be written
-            (`artefacts.claim`).
+            (`runtime.artefacts.claim`).
         RecipeError: a student that this teacher cannot give, settings that contradict each other.
         ArtefactError: a model or sparse fine-tuning that does not fit.
         MissingExtraError: a logger that is not installed.
@@ -86,9 +80,9 @@ def distill_general(
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
     tokenizer = load_tokenizer(str(folder))
-    configuration = model_configuration(folder)
+    configuration = supported_config(folder)
     return_freed_memory(family_of(configuration).width(configuration))
-    multilingual = _load(folder)
+    multilingual = load_encoder(folder)
     has_head = multilingual.get_output_embeddings() is not None
     objectives = {student.name: student.objective or settings.objective for student in students}
     mask_tokens = _check_objectives(objectives, has_head=has_head)
@@ -171,97 +165,6 @@ def distill_general(
     return report
 
 
-class Wardrobe:
-    """Puts the SFT of a batch's language on a model; changes only when the language does.
-
-    Args:
-        model: whose own weights are the base.
-        folders: SFT (folder or hub name) per language; a language without one goes without.
-        trimmed: the model's folder; an SFT of the untrimmed vocabulary is trimmed to the tokens that it kept.
-        force: put on SFTs that were made for another base.
-
-    Raises:
-        ArtefactError: an SFT that was made for another base, or does not fit the model.
-    """
-
-    def __init__(
-        self, model: nn.Module, folders: Mapping[str, str | Path], *, trimmed: Path, force: bool = False
-    ) -> None:
-        self.model = model
-        self.sfts = {language: own_sft(path, model, trimmed, force=force) for language, path in folders.items()}
-        self.worn: str | None = None
-        for sft in self.sfts.values():
-            with sft.applied(model, heads=False):
-                pass
-
-    def wear(self, language: str | None) -> None:
-        """Wear this language's SFT and no other; None: none."""
-        wanted = language if language in self.sfts else None
-        if wanted == self.worn:
-            return
-        if self.worn is not None:
-            self.sfts[self.worn].revert(self.model)
-        if wanted is not None:
-            self.sfts[wanted].apply(self.model, heads=False)
-        self.worn = wanted
-
-
-def dressed_copy(
-    model: Path, sft: str | Path, *, output: Path, force_sfts: bool = False, replace: bool = False
-) -> Path:
-    """Write a model that wears a language SFT for good: what the task teacher starts from (paper, section 3.3).
-
-    Args:
-        model: folder of the (trimmed) multilingual model.
-        sft: folder or hub name; one of the untrimmed vocabulary is trimmed along.
-        output: gets the model with its tokenizer.
-        force_sfts: put it on although it was made for another base.
-        replace: a folder of ours gives way.
-
-    Raises:
-        InputError: `output` may not be written (`artefacts.claim`).
-        ArtefactError: it was made for another base, or does not fit the model.
-    """
-    claim(folders=[output], inputs=[model, sft], force=replace)
-    multilingual = _load(model)
-    own_sft(sft, multilingual, model, force=force_sfts).apply(multilingual, heads=False)
-    with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
-        multilingual.save_pretrained(folder)
-        write_tokenizer(load_tokenizer(str(model)), folder)
-    return output
-
-
-def own_sft(path: str | Path, model: nn.Module, trimmed: Path, *, force: bool = False) -> SparseFineTuning:
-    """An SFT for a model out of a folder; one of the model before its vocabulary was trimmed is trimmed along.
-
-    Args:
-        path: folder or hub name of the SFT.
-        model: what is to wear it.
-        trimmed: the model's folder, which knows what was trimmed.
-        force: take it although it was made for another base.
-
-    Raises:
-        InputError: there is no such SFT.
-        ArtefactError: damaged, or made for another base.
-    """
-    sft = SparseFineTuning.load(path)
-    words = [name for name in sft.deltas if name.endswith(family_of(model).word_embeddings)]
-    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if words and sft.deltas[words[0]].shape[0] != rows and (trimmed / "vocabulary_map.safetensors").exists():
-        from bistil.vocabulary import kept_ids
-        from bistil.vocabulary.trimming import untrimmed_fingerprint
-
-        if not force:
-            sft.check_fingerprint(untrimmed_fingerprint(trimmed))
-        vocabulary = sft.deltas[words[0]].shape[0]
-        tables = [name for name, delta in sft.deltas.items() if delta.shape[0] == vocabulary]
-        tables += [name for name, value in sft.dense.items() if value.shape[:1] == (vocabulary,)]
-        return sft.trimmed(kept_ids(trimmed), tables)
-    if not force:
-        sft.check_base(model)
-    return sft
-
-
 def check_general(
     teacher: Path,
     students: list[StudentSettings],
@@ -283,21 +186,16 @@ def check_general(
     _check_held_out(settings, languages)
     check_training(settings.training)
     check_probabilities(settings.probabilities, languages)
-    configuration = model_configuration(teacher)
+    configuration = supported_config(teacher)
     check_block_length(settings.block_length)
     check_length(configuration, settings.block_length, name="block_length")
     objectives = {student.name: student.objective or settings.objective for student in students}
     for student in students:
         choose_layers(family_of(configuration).depth(configuration), student)
         check_objective(student.name, objectives[student.name], configuration, configuration)
-    masked = _check_objectives(objectives, has_head=_has_head(configuration))
+    masked = _check_objectives(objectives, has_head=has_masked_lm_head(configuration))
     if masked and load_tokenizer(str(teacher)).mask_token_id is None:
         raise ArtefactError(f"the tokenizer of {teacher} has no mask token: hard_labels (masked-LM) need one")
-
-
-def _has_head(configuration: PretrainedConfig) -> bool:
-    """Whether the model was saved with a masked-LM head."""
-    return any(name.endswith("ForMaskedLM") for name in configuration.architectures or ())
 
 
 def _check_names(students: list[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any]) -> None:
@@ -339,22 +237,6 @@ def _check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: 
             "it: give it a weight for all students or for none, or distil them in two runs"
         )
     return bool(masking)
-
-
-def model_configuration(folder: Path) -> PretrainedConfig:
-    """The model's configuration, of a supported family."""
-    config = read_config(folder)
-    family_of(config)
-    return config
-
-
-def _load(folder: Path) -> Any:
-    """The model, with its masked-LM head if the folder has one."""
-    configuration = model_configuration(folder)
-    auto = AutoModelForMaskedLM if _has_head(configuration) else AutoModel
-    # DeBERTa-v2 has no SDPA attention to choose.
-    attention = "sdpa" if family_of(configuration).attention_interface else "eager"
-    return load_model(folder, auto, attn_implementation=attention)[0]
 
 
 def _blocks(

@@ -10,22 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bistil.aligned_attention import AttentionInputs
+from bistil.distillation.aligned_attention import AttentionInputs
+from bistil.distillation.objectives import attention_loss, cosine_loss, hidden_loss, prediction_loss, relation_loss
+from bistil.distillation.representations import Capture, Captured, probabilities
+from bistil.distillation.student import choose_layers
 from bistil.errors import RecipeError
-from bistil.families import family_of
-from bistil.fast_linear import fast_linear
-from bistil.objectives import (
-    IGNORED,
-    attention_loss,
-    cosine_loss,
-    hidden_loss,
-    masked_lm_loss,
-    prediction_loss,
-    relation_loss,
-)
-from bistil.recipe import ObjectiveSettings, StudentSettings
-from bistil.representations import Capture, Captured, probabilities
-from bistil.student import choose_layers
+from bistil.models.families import family_of
+from bistil.models.masked_lm import masked_lm_loss
+from bistil.runtime.fast_linear import fast_linear
+from bistil.settings.recipe import ObjectiveSettings, StudentSettings
+from bistil.text import IGNORED
 
 # Rows of the vocabulary-sized output layer that exist at a time.
 HEAD_ROWS = 256

@@ -13,24 +13,26 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import claim, folder_digest, open_work, whole_folder
-from bistil.distillation.general import model_configuration, own_sft
 from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.families import head_names
-from bistil.fast_linear import fast_linear
-from bistil.models import load_tokenizer, write_model
-from bistil.progress import say
-from bistil.reading import Reading, RowReport
-from bistil.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
+from bistil.models.families import check_length, head_names
+from bistil.models.masked_lm import supported_config
+from bistil.models.tokenizers import load_tokenizer
+from bistil.models.writing import write_model
+from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder
+from bistil.runtime.fast_linear import fast_linear
+from bistil.runtime.progress import say
+from bistil.settings.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
-from bistil.sparse.artefact import RECORD
+from bistil.sparse.delta import RECORD
 from bistil.sparse.training import check_sparse
+from bistil.sparse.wearing import own_sft
 from bistil.tasks import Task, get_task, model_inputs
-from bistil.tasks.base import Example, Feature, check_length
+from bistil.tasks.base import Example, Feature
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
-from bistil.training import check_training, epoch_order, processes, train
+from bistil.tasks.reading import Reading, RowReport
+from bistil.training.loop import check_training, epoch_order, processes, train
 
 
 @dataclass(kw_only=True)
@@ -87,7 +89,7 @@ def read_task_data(
     reports: list[RowReport] = []
 
     def read(files: list[str], language: str | None) -> list[Example]:
-        return task.read(files, how=reading(settings, language=language, quiet=quiet), reports=reports)
+        return task.read(files, how=how_to_read(settings, language=language, quiet=quiet), reports=reports)
 
     own_language = settings.language or source
     parts = {language: read(own, language or own_language) for language, own in files.items()}
@@ -132,7 +134,7 @@ def read_task_data(
     )
 
 
-def reading(settings: TaskSettings, *, language: str | None = None, quiet: bool = False) -> Reading:
+def how_to_read(settings: TaskSettings, *, language: str | None = None, quiet: bool = False) -> Reading:
     """How the task's files are read.
 
     Args:
@@ -233,7 +235,7 @@ def check_fit(
     Raises:
         BistilError: as `fit_task`.
     """
-    configuration = model_configuration(Path(start))
+    configuration = supported_config(Path(start))
     check_length(configuration, max_length)
     if settings.sparse is not None:
         check_sparse(settings.sparse, settings.training)
@@ -297,7 +299,7 @@ def fit_task(
         ArtefactError: the teacher has other labels; a language SFT was made for another base.
         InputError: language SFTs without their language's examples, with a teacher or in dense fine-tuning; target
             text is wanted and there is none, the teacher's tokens can be compared in no example, `max_length`
-            exceeds the model's positions, or an output may not be written (`artefacts.claim`).
+            exceeds the model's positions, or an output may not be written (`runtime.artefacts.claim`).
         DivergenceError: the loss is no longer a number.
     """
     read = [start, teacher, *(language_sfts or {}).values()]

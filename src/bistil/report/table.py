@@ -21,7 +21,7 @@ from bistil.report.numbers import (
 from bistil.report.schema import Summary
 
 if TYPE_CHECKING:
-    from bistil.benchmark import BenchmarkRow  # imports torch, which a table of records does not need
+    from bistil.measuring.benchmark import BenchmarkRow  # imports torch, which a table of records does not need
 
 WIDTH = 100
 

@@ -3,13 +3,14 @@
 `train_sparse` trains one, `SparseFineTuning` is the artefact.
 """
 
-from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+from bistil.sparse.artefact import SparseFineTuning, read_legacy
 from bistil.sparse.base import fingerprint
 from bistil.sparse.composition import Comparison, compare, compose
-from bistil.sparse.hub import push_to_hub
-from bistil.sparse.legacy import read_legacy, write_legacy
+from bistil.sparse.delta import Provenance, SparseDelta
+from bistil.sparse.legacy import write_legacy
 from bistil.sparse.masks import baseline_mask
 from bistil.sparse.peft import read_shira, write_shira
+from bistil.sparse.sharing import push_to_hub
 from bistil.sparse.sources import SourceBatches
 from bistil.sparse.training import train_sparse
 

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -14,111 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bistil.artefacts import check_product, read_json, whole_folder, write_json
 from bistil.errors import ArtefactError, BistilError, InputError
-from bistil.sparse.base import fingerprint, resolve_names, tensor_digest
-from bistil.sparse.encoding import check_indices, decode_gaps, encode_indices
+from bistil.models.fingerprint import resolve_names, tensor_digest
+from bistil.runtime.artefacts import check_product, read_json, whole_folder, write_json
+from bistil.sparse.base import fingerprint
+from bistil.sparse.card import card
+from bistil.sparse.delta import CONFIG, FLOATS, FORMAT, RECORD, TENSORS, Parts, Provenance, SparseDelta
+from bistil.sparse.encoding import decode_gaps, encode_indices
+from bistil.sparse.hub import sft_folder
 from bistil.sparse.ledger import Patch, ledger_of
-
-TENSORS, CONFIG = "sft.safetensors", "sft_config.json"
-FORMAT = 1
-# What `bistil.json` says of every form of an SFT.
-RECORD = {"kind": "sparse fine-tuning"}
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+from bistil.sparse.legacy import LEGACY_FILE, read_parts
 
 
 @dataclass(eq=False)
-class SparseDelta:
-    """What is added to one parameter.
-
-    Attributes:
-        indices: (K,) int64, strictly increasing flat row-major positions.
-        values: (K,) float32, what is added there.
-        shape: of the parameter.
-    """
-
-    indices: Tensor
-    values: Tensor
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Entries of the whole parameter."""
-        return math.prod(self.shape)
-
-
-@dataclass(kw_only=True)
-class Provenance:
-    """What `sft_config.json` holds beside the shapes: where an SFT comes from."""
-
-    base: str | None = None
-    """Hub name or folder of the base model."""
-    fingerprint: str | None = None
-    """`sparse.fingerprint` of the base; none where it is not known (legacy files)."""
-    kind: str = "task"
-    """"language" or "task", for people and cards."""
-    maskable_entries: int | None = None
-    """Entries among which the free ones were chosen."""
-    roles: dict[str, list[str]] = field(default_factory=dict)
-    """Names of the parameters that were maskable, dense and frozen."""
-    phases: dict[str, Any] = field(default_factory=dict)
-    """Settings and length of the dense and sparse phases."""
-    seed: int | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-    architecture: str | None = None
-    """Class of the model with its head, to build one to merge into."""
-    labels: list[str] = field(default_factory=list)
-    """Names of the head's classes, in order."""
-    parents: list[str] = field(default_factory=list)
-    """How an SFT was made out of others, such as "composed of a, b"."""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class SparseFineTuning:
+class SparseFineTuning(Parts):
     """phi in theta + phi: sparse deltas per parameter and dense tensors for heads.
 
-    Attributes:
-        deltas: per parameter name of the model that it was trained in.
-        dense: whole tensors that take the place of parameters (model heads).
-        provenance: what is known about its origin.
-        name: for messages: the folder or hub name it was loaded from.
-
-    Raises:
-        ArtefactError: indices that are not strictly increasing or out of range, values that are no finite floats.
+    See `Parts` for its attributes, and what of them is checked when one is made.
     """
-
-    deltas: dict[str, SparseDelta]
-    dense: dict[str, Tensor] = field(default_factory=dict)
-    provenance: Provenance = field(default_factory=Provenance)
-    name: str = "this sparse fine-tuning"
-
-    def __post_init__(self) -> None:
-        for name, delta in self.deltas.items():
-            where = f"{self.name}, {name}"
-            if delta.indices.shape != delta.values.shape or delta.indices.ndim != 1:
-                raise ArtefactError(
-                    f"{where}: {tuple(delta.indices.shape)} indices for {tuple(delta.values.shape)} deltas: damaged"
-                )
-            check_indices(delta.indices, delta.size, where)
-            if not bool(torch.isfinite(delta.values).all()):
-                raise ArtefactError(f"{where}: a delta is NaN or infinite: the file is damaged or training diverged")
-        for name, value in self.dense.items():
-            if value.dtype not in _FLOATS:
-                raise ArtefactError(f"{self.name}, {name}: dense values are {value.dtype}; expected floats")
-            if not bool(torch.isfinite(value).all()):
-                raise ArtefactError(f"{self.name}, {name}: a dense value is NaN or infinite")
-
-    @property
-    def count(self) -> int:
-        """Number of sparse entries."""
-        return sum(len(delta.indices) for delta in self.deltas.values())
-
-    @property
-    def density(self) -> float:
-        """Share of the maskable entries (where known; else of the entries of the touched parameters) that is free."""
-        total = self.provenance.maskable_entries or sum(delta.size for delta in self.deltas.values())
-        return self.count / total if total else 0.0
 
     def digest(self) -> str:
         """SHA-256 over names, indices, deltas and heads."""
@@ -292,15 +205,13 @@ class SparseFineTuning:
             replace: a folder of ours gives way.
 
         Raises:
-            InputError: the folder may not be written (`artefacts.claim`).
+            InputError: the folder may not be written (`runtime.artefacts.claim`).
         """
         with whole_folder(Path(folder), replace=replace, record=RECORD) as partial:
             self.write_into(partial, values=values)
 
     def write_into(self, folder: Path, *, values: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
         """Write what `save` writes, but the record, into a folder that is being made."""
-        from bistil.sparse.card import card
-
         tensors, config = self._encoded(values)
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
         write_json(folder / CONFIG, config)
@@ -338,9 +249,6 @@ class SparseFineTuning:
             InputError: no such folder.
             ArtefactError: damaged files, or another base.
         """
-        from bistil.sparse.hub import sft_folder
-        from bistil.sparse.legacy import LEGACY_FILE, read_legacy
-
         folder = sft_folder(str(name), revision=revision)
         check_product(folder)
         if not (folder / CONFIG).exists() and (folder / LEGACY_FILE).exists():
@@ -397,6 +305,15 @@ class SparseFineTuning:
         known = {f.name for f in fields(Provenance)}
         provenance = Provenance(**{key: value for key, value in config.items() if key in known})
         return cls(deltas, dense, provenance, name)
+
+
+def read_legacy(path: Path) -> SparseFineTuning:
+    """An SFT out of a published `pytorch_diff.bin`.
+
+    Raises:
+        InputError, ArtefactError: as `legacy.read_parts`.
+    """
+    return SparseFineTuning(**vars(read_parts(path)))
 
 
 def _sorted_delta(indices: Tensor, values: Tensor, shape: tuple[int, ...]) -> SparseDelta:
@@ -463,7 +380,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _decode_delta(tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, list[int]]) -> SparseDelta:
     values = tensors[f"deltas/{name}"]
-    if values.dtype not in _FLOATS or values.ndim != 1:
+    if values.dtype not in FLOATS or values.ndim != 1:
         raise ArtefactError(f"deltas of {name} are {values.dtype} of {values.ndim} dimensions; expected a float vector")
     if name not in shapes:
         raise ArtefactError(f"{CONFIG} gives no shape for {name}")

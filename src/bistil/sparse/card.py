@@ -1,13 +1,11 @@
 """The card that goes with a shared SFT."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bistil.sparse.artefact import SparseFineTuning
+from bistil.sparse.delta import Parts
 
 
-def card(sft: "SparseFineTuning", *, folder: Path) -> str:
+def card(sft: Parts, *, folder: Path) -> str:
     """A model card in Markdown with the hub's metadata block."""
     origin = sft.provenance
     base = origin.base or "unknown"

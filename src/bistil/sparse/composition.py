@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bistil.errors import ArtefactError, InputError
-from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+from bistil.sparse.artefact import SparseFineTuning
+from bistil.sparse.delta import Provenance, SparseDelta
 
 
 def compose(parts: Sequence[SparseFineTuning], *, force: bool = False) -> SparseFineTuning:

@@ -16,9 +16,9 @@ import numpy._core.multiarray as multiarray
 import torch
 from torch import Tensor
 
-from bistil.artefacts import whole_file
-from bistil.errors import ArtefactError, InputError
-from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+from bistil.errors import ArtefactError, InputError, first_line
+from bistil.runtime.artefacts import whole_file
+from bistil.sparse.delta import Parts, Provenance, SparseDelta
 
 LEGACY_FILE = "pytorch_diff.bin"
 # The first index step of a published file is a numpy int64 scalar; nothing else beyond tensors is allowed in.
@@ -31,7 +31,7 @@ _ALLOWED: list[Any] = [
 ]
 
 
-def read_legacy(path: Path) -> SparseFineTuning:
+def read_parts(path: Path) -> Parts:
     """Read a `pytorch_diff.bin`, by `weights_only` loading alone.
 
     Raises:
@@ -46,10 +46,10 @@ def read_legacy(path: Path) -> SparseFineTuning:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ArtefactError(f"{path} holds more than tensors and numbers and is not loaded ({reason})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ArtefactError(f"{path} is damaged: {str(error).strip().splitlines()[0]}") from None
+        raise ArtefactError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):
         raise ArtefactError(f"{path} has no table 'diffs': it is no sparse fine-tuning of the official code")
     if content.get("block_sparses"):
@@ -58,7 +58,7 @@ def read_legacy(path: Path) -> SparseFineTuning:
     dense = content.get("abs") or {}
     if not isinstance(dense, dict) or not all(isinstance(value, Tensor) for value in dense.values()):
         raise ArtefactError(f"{path}: 'abs' is not a table of tensors")
-    return SparseFineTuning(
+    return Parts(
         deltas,
         {name: value.detach().float() for name, value in dense.items()},
         Provenance(extra={"read from": LEGACY_FILE}),
@@ -90,7 +90,7 @@ def _decode(encoded: Any, where: str) -> SparseDelta:
     return SparseDelta(indices, values[order], shape)
 
 
-def write_legacy(sft: SparseFineTuning, path: Path) -> None:
+def write_legacy(sft: Parts, path: Path) -> None:
     """Write a file that the official code reads.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bistil.errors import DivergenceError, InputError
-from bistil.families import base_prefix
+from bistil.models.families import base_prefix
 
 # Entries handled at a time: bounds the extra memory of a choice among hundreds of millions.
 CHUNK = 1 << 22

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bistil.models.fingerprint import resolve_names
 from bistil.sparse.artefact import SparseFineTuning
-from bistil.sparse.base import resolve_names
 
 
 class ScatterDelta(nn.Module):

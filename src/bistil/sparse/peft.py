@@ -7,10 +7,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bistil.artefacts import read_json, whole_folder
 from bistil.errors import ArtefactError, InputError, MissingExtraError
-from bistil.sparse.artefact import RECORD, Provenance, SparseDelta, SparseFineTuning
-from bistil.sparse.base import resolve_names
+from bistil.models.fingerprint import resolve_names
+from bistil.runtime.artefacts import read_json, whole_folder
+from bistil.sparse.artefact import SparseFineTuning
+from bistil.sparse.delta import RECORD, Provenance, SparseDelta
 
 _PREFIX = "base_model.model."
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -27,9 +28,9 @@ def write_shira(sft: SparseFineTuning, model: nn.Module, folder: Path, *, replac
         replace: a folder of ours gives way.
 
     Raises:
-        InputError: the folder may not be written (`artefacts.claim`), deltas elsewhere than on weights of linear
-            layers, a head that is not a whole module, or layers too densely tuned to be filled up. The message says
-            which.
+        InputError: the folder may not be written (`runtime.artefacts.claim`), deltas elsewhere than on weights of
+            linear layers, a head that is not a whole module, or layers too densely tuned to be filled up. The message
+            says which.
         MissingExtraError: PEFT is not installed.
     """
     try:

@@ -16,16 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bistil.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
 from bistil.errors import ArtefactError, InputError
-from bistil.progress import say
-from bistil.recipe import SparseSettings, TrainingSettings, to_dict
-from bistil.sparse.artefact import Provenance, SparseDelta, SparseFineTuning
+from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
+from bistil.runtime.progress import say
+from bistil.settings.recipe import SparseSettings, TrainingSettings, to_dict
+from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.base import fingerprint
+from bistil.sparse.delta import Provenance, SparseDelta
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
-from bistil.training import (
+from bistil.training.loop import (
     FINAL,
     BestBy,
     Sized,
@@ -68,13 +69,14 @@ def train_sparse(
     Args:
         module: `forward(**batch)` returns a mapping with "loss"; holds `model`. Parameters outside `model` that
             require gradients are trained densely in both phases, are rewound between them, and are not kept in the SFT.
-        train_data: as for `training.train`.
+        train_data: as for `training.loop.train`.
         model: its parameters now are theta_0. Those that do not require gradients are frozen.
         dense_parameters: names in `model` of what is trained and stored whole (heads).
         settings: density or count, lengths of the phases, what is frozen.
         training: everything else of both phases; its steps and epochs are overridden.
         folder: work folder of this run alone.
-        evaluate, best_by, lengths: as for `training.train`; the mask and the SFT come from the best weights if chosen.
+        evaluate, best_by, lengths: as for `training.loop.train`; the mask and the SFT come from the best weights if
+            chosen.
         mask: per parameter name, sorted flat indices: skips the dense phase (random masks, biases only).
         sources: per language, an SFT of the same base that the model wears in that language's batches (multi-source
             training, LT-SFT section 5): a batch's "language" says which, as `sources.SourceBatches` makes them.

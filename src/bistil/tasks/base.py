@@ -13,13 +13,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import ArtefactError, InputError
-from bistil.fast_linear import fast_linear
-from bistil.models import HeadRule, load_model, read_config, task_of
-from bistil.progress import say
-from bistil.reading import Reading, RowReport
+from bistil.models.loading import HeadRule, load_model, read_config, task_of
+from bistil.runtime.fast_linear import fast_linear
+from bistil.runtime.progress import say
+from bistil.tasks.reading import Reading, RowReport
 
-# Not a class: cross-entropy leaves such positions out (PyTorch's default).
-IGNORED = -100
 # Sequences are padded to a multiple of this: matrix products like it, and fewer shapes occur.
 PADDING_MULTIPLE = 8
 # Batch entries that say what is right, not what is seen.
@@ -505,29 +503,3 @@ def differing_boundaries(student: Sequence[Feature], teacher: Sequence[Feature])
             place = len(feature["input_ids"]), feature["boundaries"]
             seen.setdefault(feature["example"], ([], []))[side].append(place)
     return {example for example, (ours, theirs) in seen.items() if ours != theirs}
-
-
-def position_limit(config: Any) -> int | None:
-    """The longest input in tokens that the model's position embeddings allow; None: no limit."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None or limit <= 0 or not getattr(config, "position_biased_input", True):
-        return None
-    # RoBERTa and its kin count positions from behind the padding id.
-    offset = (
-        config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl") else 0
-    )
-    return int(limit) - offset
-
-
-def check_length(config: Any, length: int, *, name: str = "max_length") -> None:
-    """Refuse windows that are longer than the model's position embeddings.
-
-    Args:
-        name: how the setting is called in the message.
-
-    Raises:
-        InputError: with the longest length that works.
-    """
-    limit = position_limit(config)
-    if limit is not None and length > limit:
-        raise InputError(f"{name} is {length}, but the model has {limit} positions: choose at most that")

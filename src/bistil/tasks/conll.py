@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bistil.errors import InputError
-from bistil.parsing.conllu import COLUMNS as CONLLU_COLUMNS
-from bistil.reading import Reading, RowReport, read_lines
+from bistil.tasks.parsing.conllu import COLUMNS as CONLLU_COLUMNS
+from bistil.tasks.reading import Reading, RowReport, numbered_lines
 from bistil.tasks.spans import OUTSIDE, fits, marks_spans
 
 # `# sent_id = 3`, `# text = ...`, `# id=7`: never a word.
@@ -87,7 +87,7 @@ def read_blocks(path: Path, how: Reading, report: RowReport) -> tuple[list[Block
 def _raw_blocks(path: Path) -> Iterator[list[Line]]:
     """Sentences with their comments, split at empty lines and at `-DOCSTART-`, which is left out."""
     block: list[Line] = []
-    for number, line in read_lines(path):
+    for number, line in numbered_lines(path):
         if line.strip(" \t") == "" or line.startswith("-DOCSTART-"):
             if block:
                 yield block

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bistil.artefacts import whole_file
 from bistil.errors import InputError
-from bistil.models import load_tokenizer
-from bistil.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
-from bistil.parsing.model import AutoModelForDependencyParsing, arc_scores, relation_scores
-from bistil.parsing.trees import spanning_tree
-from bistil.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
-from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.parser import arc_scores, relation_scores
+from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.artefacts import whole_file
+from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
+from bistil.tasks.parsing.trees import spanning_tree
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
 from bistil.tasks.words import check_words, encode_words, split_words
+from bistil.text import IGNORED
 
 # https://universaldependencies.org/u/dep/: the part of a relation before the colon.
 RELATIONS = (

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bistil.artefacts import file_digest
-from bistil.errors import InputError
+from bistil.errors import InputError, first_line
+from bistil.runtime.artefacts import file_digest
 
 PREFIX = "dataset:"
 
@@ -77,7 +77,7 @@ def _load(name: str) -> Any:
         else:
             found = datasets.load_dataset(source, config, split=split)
     except Exception as error:  # whatever a builder meets: network, files, names
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         raise InputError(
             f"cannot load {name}: {said}; check the name, CONFIG and SPLIT, and whether the hub can be reached"
         ) from error

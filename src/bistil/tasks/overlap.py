@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bistil.artefacts import json_digest
-from bistil.reading import words_only
+from bistil.runtime.artefacts import json_digest
 from bistil.tasks.base import Task
+from bistil.tasks.reading import words_only
 
 # What has fewer words and also fewer letters and digits, such as "Yes." or "Thank you.", is everybody's: it gives no
 # test example away. (The letters are for scripts without spaces.)

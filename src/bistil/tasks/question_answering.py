@@ -14,26 +14,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 
-from bistil.artefacts import whole_file
 from bistil.errors import InputError
-from bistil.models import load_tokenizer
-from bistil.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
-from bistil.tasks.base import (
-    IGNORED,
-    Example,
-    Feature,
-    Metrics,
-    PredictionPair,
-    Task,
-    boundaries,
-    build_head,
-    position_limit,
-    ratio,
-    run,
-)
+from bistil.models.families import position_limit
+from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.artefacts import whole_file
+from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, boundaries, build_head, ratio, run
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
 from bistil.tasks.rows import read_rows
 from bistil.tasks.words import PLAIN, run_of_words
+from bistil.text import IGNORED
 
 # Of each window, so many best starts and ends are combined; an answer has at most so many tokens (BERT's SQuAD script).
 N_BEST = 20

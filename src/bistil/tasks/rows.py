@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from bistil.errors import InputError
-from bistil.reading import Reading, RowReport, mended_text, plain_name, read_jsonl, read_lines, read_table, read_text
 from bistil.tasks.hub import is_dataset, read_dataset
+from bistil.tasks.reading import (
+    Reading,
+    RowReport,
+    mended_text,
+    numbered_lines,
+    plain_name,
+    read_jsonl,
+    read_table,
+    read_text,
+)
 from bistil.tasks.words import count_words
 
 Row = dict[str, Any]
@@ -93,7 +102,7 @@ def _rows(path: Path, report: RowReport) -> Iterable[tuple[int, Row]]:
 
 
 def _starts_with(path: Path, mark: str) -> bool:
-    first = next((line for _, line in read_lines(path) if line.strip()), "")
+    first = next((line for _, line in numbered_lines(path) if line.strip()), "")
     return first.strip() == mark or (first.lstrip().startswith(mark + "{"))
 
 

@@ -12,22 +12,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from bistil.artefacts import whole_file
 from bistil.errors import InputError
-from bistil.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
-from bistil.tasks.base import (
-    IGNORED,
-    Example,
-    Feature,
-    Metrics,
-    PredictionPair,
-    Task,
-    boundaries,
-    build_head,
-    ratio,
-    run,
-)
+from bistil.runtime.artefacts import whole_file
+from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, boundaries, build_head, ratio, run
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
 from bistil.tasks.rows import (
     Row,
     check_named,
@@ -39,6 +28,7 @@ from bistil.tasks.rows import (
     text_columns,
 )
 from bistil.tasks.words import count_words, run_of_words
+from bistil.text import IGNORED
 
 # Column names of the first text, the second text and the label in published files (AmericasNLI, XNLI, SIB-200 ...).
 # The first text's names in `PAIRED` say that there is a second one, those in `ASKED` if another holds text.

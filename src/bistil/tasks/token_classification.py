@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from bistil.artefacts import whole_file
 from bistil.errors import InputError
-from bistil.parsing.conllu import FORM as CONLLU_FORM
-from bistil.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
-from bistil.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
-from bistil.tasks.base import IGNORED, Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.runtime.artefacts import whole_file
+from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
 from bistil.tasks.conll import read_blocks
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
+from bistil.tasks.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
 from bistil.tasks.rows import check_named, columns_of, is_json, read_rows
 from bistil.tasks.spans import OUTSIDE, check_scheme, fits, marks_spans, scheme_of, slips, spans
 from bistil.tasks.words import check_words, encode_words, split_words, without_language_prefix
+from bistil.text import IGNORED
 
 UPOS_TAGS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from bistil.artefacts import file_digest, json_digest, whole_file
 from bistil.errors import ArtefactError, InputError
-from bistil.progress import say
-from bistil.text_files import line_batches, require_plain_text
-from bistil.tokenizer_files import to_json
+from bistil.models.tokenizers import to_json
+from bistil.runtime.artefacts import file_digest, json_digest, whole_file
+from bistil.runtime.progress import say
+from bistil.text.files import line_batches, require_plain_text
 from bistil.vocabulary.tokenizer_state import Vocabulary
 
 # Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from bistil.progress import PLAIN_SECONDS
+from bistil.runtime.progress import PLAIN_SECONDS
 
 
 @contextmanager
-def reading(paths: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+def counting_progress(paths: Sequence[Path]) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told how many bytes of the files were read since it was last called."""
     total = sum(path.stat().st_size for path in paths)
     console = Console(stderr=True)

@@ -9,9 +9,9 @@ import numpy as np
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from bistil.artefacts import claim, whole_file
-from bistil.ownership import CREATOR
-from bistil.recipe import TrimSettings
+from bistil.runtime.artefacts import claim, whole_file
+from bistil.runtime.ownership import CREATOR
+from bistil.settings.recipe import TrimSettings
 from bistil.vocabulary.counting import TokenCounts
 from bistil.vocabulary.selection import Selection, select
 from bistil.vocabulary.tokenizer_state import Vocabulary

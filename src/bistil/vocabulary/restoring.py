@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from bistil.artefacts import claim, whole_folder
 from bistil.errors import ArtefactError
-from bistil.models import load_model, load_tokenizer, model_class, read_config
-from bistil.tokenizer_files import write_tokenizer
+from bistil.models.loading import load_model, model_class, read_config
+from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.runtime.artefacts import claim, whole_folder
 
 # What a task's head puts into a configuration.
 HEAD_VALUES = ("id2label", "label2id", "problem_type", "parser_projection")
@@ -27,7 +27,7 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
         replace: a folder of ours gives way.
 
     Raises:
-        InputError: `output` may not be written (`artefacts.claim`).
+        InputError: `output` may not be written (`runtime.artefacts.claim`).
         ArtefactError: the two models do not fit each other.
     """
     claim(folders=[output], inputs=[model, base], force=replace)

@@ -8,8 +8,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bistil.errors import InputError
-from bistil.recipe import TrimSettings
-from bistil.text_files import line_batches
+from bistil.settings.recipe import TrimSettings
+from bistil.text.files import line_batches
 from bistil.vocabulary.counting import TokenCounts
 from bistil.vocabulary.tokenizer_state import Vocabulary
 
@@ -32,7 +32,7 @@ class Selection:
     missing_characters: list[str]
 
 
-def probabilities(counts: Iterable[TokenCounts]) -> np.ndarray:
+def unigram_probabilities(counts: Iterable[TokenCounts]) -> np.ndarray:
     """Highest unigram probability of each token in any corpus, (vocabulary size,); each corpus sums to 1."""
     return np.max([one.counts / one.total for one in counts], axis=0)
 
@@ -53,7 +53,7 @@ def select(
     Raises:
         InputError: no token reaches the threshold, or the wanted size is too small for the tokens that must stay.
     """
-    probability = probabilities(counts.values())
+    probability = unigram_probabilities(counts.values())
     seen = np.flatnonzero(probability)
     always: dict[str, set[int]] = {**vocabulary.required, **{k: set(v) for k, v in (required or {}).items()}}
     characters = vocabulary.characters(seen.tolist())

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tokenizers import pre_tokenizers
 
-from bistil.artefacts import json_digest
 from bistil.errors import ArtefactError, InputError
+from bistil.runtime.artefacts import json_digest
 from bistil.vocabulary.merges import MergeTable
 
 FAMILIES = ("Unigram", "WordPiece", "BPE")

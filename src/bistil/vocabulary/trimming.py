@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from bistil.artefacts import check_product, claim, read_json, whole_folder, write_json
-from bistil.cards import write_model_card
 from bistil.errors import ArtefactError, InputError
-from bistil.models import load_tokenizer, model_folder
-from bistil.progress import say
-from bistil.recipe import TrimSettings, to_dict
-from bistil.tokenizer_files import settle, to_json
+from bistil.models.cards import write_model_card
+from bistil.models.fingerprint import encoder_digest
+from bistil.models.names import model_folder
+from bistil.models.tokenizers import load_tokenizer, settle, to_json
+from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
+from bistil.runtime.progress import say
+from bistil.settings.recipe import TrimSettings, to_dict
 from bistil.vocabulary import weights
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
 from bistil.vocabulary.report import (
@@ -42,7 +43,7 @@ from bistil.vocabulary.tokenizer_state import Vocabulary, read_vocabulary, trim_
 from bistil.vocabulary.verification import (
     TextCheck,
     check_special_tokens,
-    check_text,
+    check_tokens,
     compare_outputs,
     model_batches,
     outputs,
@@ -85,11 +86,9 @@ def trim_vocabulary(
 
     Raises:
         InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, the tokenizer is of an
-            unknown kind, or the output may not be written (`artefacts.claim`).
+            unknown kind, or the output may not be written (`runtime.artefacts.claim`).
         ArtefactError: the checkpoint is damaged, does not fit its tokenizer, or the trimmed model is not equal.
     """
-    from bistil.sparse.base import fingerprint
-
     settings = settings or TrimSettings()
     name = str(model_folder(str(model)))
     read = [name, keep, *(file for files in texts.values() for file in files)]
@@ -99,7 +98,7 @@ def trim_vocabulary(
     plain = counting_tokenizer(vocabulary)
     counted = count_corpora(vocabulary, texts, tokenizer=plain, cache=counts, progress=progress)
 
-    loaded, absent = weights.load_model(name)
+    loaded, absent = weights.load_checkpoint(name)
     rows = weights.embedding_rows(loaded)
     weights.check_rows(name, rows, len(vocabulary))
     required = {
@@ -118,7 +117,7 @@ def trim_vocabulary(
     ending = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     batches = model_batches(checks, kept, required["special"], ending=ending) if verify else []
     expected = outputs(loaded, batches, torch.from_numpy(kept))
-    base = fingerprint(loaded)
+    base = encoder_digest(loaded)
     names = weights.trim_model(loaded, torch.from_numpy(kept), len(vocabulary))
     after = _size(loaded, len(kept))
     with whole_folder(output, replace=replace) as folder:
@@ -199,7 +198,7 @@ def kept_ids(folder: Path) -> torch.Tensor:
 
 
 def untrimmed_fingerprint(folder: Path) -> str | None:
-    """`sparse.fingerprint` of the model before it was trimmed; None for a folder that does not say it.
+    """`models.fingerprint.encoder_digest` of the model before it was trimmed; None for a folder that does not say it.
 
     Raises:
         ArtefactError: the folder holds no vocabulary map, or is damaged.
@@ -274,7 +273,7 @@ def _check_corpora(
         held = any(lines and out for lines, out in parts)
         # Where one file of a corpus is long enough to hold lines out, the short ones are not checked.
         lines = [line for some, out in parts if out is held for line in some]
-        checks[corpus] = check_text(vocabulary, full, trimmed, kept, lines, held_out=held)
+        checks[corpus] = check_tokens(vocabulary, full, trimmed, kept, lines, held_out=held)
     return checks
 
 
@@ -292,7 +291,7 @@ def _verify(
     problems += check_special_tokens(tokenizer, reloaded, kept)
     if problems:
         raise ArtefactError(f"trimming would change the tokenizer in {len(problems)} places: {problems[0]}")
-    model, _ = weights.load_model(str(folder))
+    model, _ = weights.load_checkpoint(str(folder))
     model.load_state_dict(random, strict=False)
     new_ids = [torch.from_numpy(np.searchsorted(kept, batch.numpy())) for batch in batches]
     tensors, largest = compare_outputs(expected, outputs(model, new_ids))

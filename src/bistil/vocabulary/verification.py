@@ -43,7 +43,7 @@ class TextCheck:
     problems: list[str]
 
 
-def check_text(
+def check_tokens(
     vocabulary: Vocabulary,
     full: Tokenizer,
     trimmed: Tokenizer,

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from bistil import models
 from bistil.errors import ArtefactError
-from bistil.models import model_class, read_config
+from bistil.models import loading
+from bistil.models.loading import model_class, read_config
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
+def load_checkpoint(name: str) -> tuple[PreTrainedModel, set[str]]:
     """A checkpoint under the class that its config.json names, in its own number format, in evaluation mode.
 
     Returns:
@@ -26,7 +26,7 @@ def load_model(name: str) -> tuple[PreTrainedModel, set[str]]:
         ArtefactError: the class is unknown, or the weights cannot be read, are damaged, or lack more than a head or
             pooler.
     """
-    return models.load_model(name, head="optional", dtype="auto")
+    return loading.load_model(name, head="optional", dtype="auto")
 
 
 def blank_model(name: str) -> PreTrainedModel:

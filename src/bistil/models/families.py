@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bistil.errors import ArtefactError
+from bistil.errors import ArtefactError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,3 +200,29 @@ def fold_gain(norm: Any, linear: Any, target: Any) -> None:
         target.bias.copy_(linear.bias)
         if norm.bias is not None:
             target.bias.add_(linear.weight @ norm.bias)
+
+
+def position_limit(config: Any) -> int | None:
+    """The longest input in tokens that the model's position embeddings allow; None: no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or limit <= 0 or not getattr(config, "position_biased_input", True):
+        return None
+    # RoBERTa and its kin count positions from behind the padding id.
+    offset = (
+        config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl") else 0
+    )
+    return int(limit) - offset
+
+
+def check_length(config: Any, length: int, *, name: str = "max_length") -> None:
+    """Refuse windows that are longer than the model's position embeddings.
+
+    Args:
+        name: how the setting is called in the message.
+
+    Raises:
+        InputError: with the longest length that works.
+    """
+    limit = position_limit(config)
+    if limit is not None and length > limit:
+        raise InputError(f"{name} is {length}, but the model has {limit} positions: choose at most that")

@@ -30,10 +30,18 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from bistil.artefacts import file_digest, json_digest, manifest, open_work, read_sealed, whole_file, write_sealed
 from bistil.errors import ArtefactError, DivergenceError, InputError, MissingExtraError, RecipeError
-from bistil.progress import Progress, say
-from bistil.recipe import TrainingSettings, to_dict
+from bistil.runtime.artefacts import (
+    file_digest,
+    json_digest,
+    manifest,
+    open_work,
+    read_sealed,
+    whole_file,
+    write_sealed,
+)
+from bistil.runtime.progress import Progress, say
+from bistil.settings.recipe import TrainingSettings, to_dict
 
 # Written into a checkpoint folder after everything else: without it the checkpoint does not exist for us.
 COMPLETE = "complete"

@@ -8,8 +8,10 @@ import tiny
 import torch
 import zstandard
 
-from bistil import corpora
 from bistil.errors import InputError
+from bistil.text import blocks as text_blocks
+from bistil.text import lines
+from bistil.text import schedule as order
 
 
 def write(path, text):
@@ -18,7 +20,7 @@ def write(path, text):
 
 
 def blocks_of(files, tmp_path, length=8, **options):
-    return corpora.token_blocks(files, tiny.tokenizer(), length=length, cache=tmp_path / "cache", **options)
+    return text_blocks.token_blocks(files, tiny.tokenizer(), length=length, cache=tmp_path / "cache", **options)
 
 
 def test_blocks_are_the_joined_lines_cut(tmp_path):
@@ -46,9 +48,11 @@ def test_several_processes_and_pieces_give_the_same_blocks(tmp_path, monkeypatch
     text = "\n".join([tiny.ENGLISH, tiny.SWAHILI] * 5)
     file = write(tmp_path / "a.txt", text)
     one = blocks_of([file], tmp_path)["input_ids"]
-    monkeypatch.setattr(corpora, "_LINES_PER_PROCESS", 20)
-    monkeypatch.setattr(corpora, "_LINES_AT_ONCE", 7)
-    two = corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=tmp_path / "other", processes=2)["input_ids"]
+    monkeypatch.setattr(text_blocks, "_LINES_PER_PROCESS", 20)
+    monkeypatch.setattr(text_blocks, "_LINES_AT_ONCE", 7)
+    two = text_blocks.token_blocks([file], tiny.tokenizer(), length=8, cache=tmp_path / "other", processes=2)[
+        "input_ids"
+    ]
     assert np.array_equal(np.stack(one), np.stack(two))
     assert sorted(path.suffix for path in (tmp_path / "other").iterdir()) == [".arrow", ".json"]
 
@@ -86,7 +90,7 @@ def test_what_a_killed_process_left_is_not_used(tmp_path, monkeypatch):
     file = write(tmp_path / "a.txt", "\n".join([tiny.ENGLISH, tiny.SWAHILI] * 5))
     one = blocks_of([file], tmp_path)["input_ids"]
     other = tmp_path / "other"
-    monkeypatch.setattr(corpora, "_LINES_PER_PROCESS", 20)
+    monkeypatch.setattr(text_blocks, "_LINES_PER_PROCESS", 20)
 
     def killed(pieces, *_, **__):
         next(iter(pieces))
@@ -94,17 +98,17 @@ def test_what_a_killed_process_left_is_not_used(tmp_path, monkeypatch):
             path.with_name(f"kept-{path.name}").write_bytes(path.read_bytes())
         raise KeyboardInterrupt
 
-    whole = corpora._write_blocks
-    monkeypatch.setattr(corpora, "_write_blocks", killed)
+    whole = text_blocks._write_blocks
+    monkeypatch.setattr(text_blocks, "_write_blocks", killed)
     with pytest.raises(KeyboardInterrupt):
-        corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=other, processes=2)
+        text_blocks.token_blocks([file], tiny.tokenizer(), length=8, cache=other, processes=2)
     left = sorted(other.iterdir())
     assert len(left) >= 3
     for path in left:  # as if nothing had been tidied up, and what lies there were damaged
         flip(path)
         path.rename(path.with_name(path.name.removeprefix("kept-")))
-    monkeypatch.setattr(corpora, "_write_blocks", whole)
-    two = corpora.token_blocks([file], tiny.tokenizer(), length=8, cache=other, processes=2)["input_ids"]
+    monkeypatch.setattr(text_blocks, "_write_blocks", whole)
+    two = text_blocks.token_blocks([file], tiny.tokenizer(), length=8, cache=other, processes=2)["input_ids"]
     assert np.array_equal(np.stack(one), np.stack(two))
     assert sorted(path.suffix for path in other.iterdir()) == [".arrow", ".json"]
 
@@ -120,7 +124,7 @@ def test_compressed_and_several_files(tmp_path):
     )
     assert np.array_equal(blocks_of([plain, zipped], tmp_path)["input_ids"], blocks_of([both], tmp_path)["input_ids"])
     assert np.array_equal(blocks_of([plain, packed], tmp_path)["input_ids"], blocks_of([both], tmp_path)["input_ids"])
-    assert corpora.read_sentences([packed]) == tiny.SWAHILI.splitlines()
+    assert lines.read_sentences([packed]) == tiny.SWAHILI.splitlines()
 
 
 def test_text_shorter_than_two_blocks_becomes_two_short_ones(tmp_path):
@@ -155,40 +159,40 @@ def test_damaged_or_cut_off_archives(ending, compress, tmp_path):
     for content in (compress(tiny.ENGLISH.encode())[:-20], b"no archive at all"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=rf"a\.txt\.{ending} is not a whole \.{ending} file"):
-            corpora.check_text(path)
+            lines.check_text(path)
 
 
 def test_byte_order_mark_is_dropped(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfHello\r\nworld\r\n")
-    assert list(corpora.read_lines(path)) == ["Hello", "world"]
+    assert list(lines.read_lines(path)) == ["Hello", "world"]
 
 
 def test_few_ordinary_tokens_are_all_that_can_be_masked():
     tokenizer = tiny.tokenizer()
     special = tokenizer.cls_token_id
     rows = [[special] * 9 + [7], [special] * 10, [7]]
-    collate = corpora.BlockCollator(tokenizer=tokenizer, mask_tokens=True)
+    collate = order.BlockCollator(tokenizer=tokenizer, mask_tokens=True)
     batch = collate([{"input_ids": row, "language": "en", "position": 0} for row in rows])
     assert (batch["labels"] != -100).sum(1).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(("size", "share", "expected"), [(100, 0.05, 5), (1000, 0.05, 20), (2, 0.05, 1), (9, 0.0, 0)])
 def test_held_out_split(size, share, expected):
-    train, held_out = corpora.split_held_out(size, share, limit=20, seed=0)
+    train, held_out = order.split_held_out(size, share, limit=20, seed=0)
     assert len(held_out) == expected
     assert sorted([*train, *held_out]) == list(range(size))
 
 
 def test_held_out_split_without_limit_leaves_something_to_train_on():
-    assert [len(part) for part in corpora.split_held_out(1000, 0.05, limit=None, seed=0)] == [950, 50]
-    assert [len(part) for part in corpora.split_held_out(2, 0.9, limit=None, seed=0)] == [1, 1]
+    assert [len(part) for part in order.split_held_out(1000, 0.05, limit=None, seed=0)] == [950, 50]
+    assert [len(part) for part in order.split_held_out(2, 0.9, limit=None, seed=0)] == [1, 1]
 
 
 def schedule(steps=200, batch_size=4, **options):
     blocks = {name: [{"input_ids": np.array([i])} for i in range(10)] for name in ("en", "sw", "ha")}
     indices = {"en": np.arange(7), "sw": np.arange(3, 10), "ha": np.array([5])}
-    return corpora.language_schedule(blocks, indices, steps=steps, batch_size=batch_size, seed=1, **options)
+    return order.language_schedule(blocks, indices, steps=steps, batch_size=batch_size, seed=1, **options)
 
 
 def test_every_batch_is_in_one_language_and_epochs_are_whole():
@@ -218,7 +222,7 @@ def test_order_depends_on_the_seed_alone():
 
 
 def test_collator_pads_only_unequal_blocks():
-    collate = corpora.BlockCollator(tokenizer=tiny.tokenizer())
+    collate = order.BlockCollator(tokenizer=tiny.tokenizer())
     batch = collate([{"input_ids": [5, 6], "language": "en"}, {"input_ids": [7, 8], "language": "en"}])
     assert batch["input_ids"].tolist() == [[5, 6], [7, 8]] and set(batch) == {"input_ids", "language"}
     batch = collate([{"input_ids": [5, 6], "language": "en"}, {"input_ids": [7], "language": "en"}])
@@ -228,7 +232,7 @@ def test_collator_pads_only_unequal_blocks():
 
 def test_masking():
     tokenizer = tiny.tokenizer()
-    collate = corpora.BlockCollator(tokenizer=tokenizer, mask_tokens=True, seed=3)
+    collate = order.BlockCollator(tokenizer=tokenizer, mask_tokens=True, seed=3)
     ids = np.arange(5000) % (len(tokenizer) - 5) + 5
     ids[::50] = tokenizer.cls_token_id
     examples = [{"input_ids": ids, "language": "en", "position": p} for p in (4, 5)]
@@ -261,7 +265,7 @@ OTHER = {
 def test_labelled_rows_are_no_plain_text(case, tmp_path):
     text, message = OTHER[case]
     (tmp_path / "a.txt").write_text(text)
-    for read in (corpora.check_text, lambda path: corpora.read_sentences([path])):
+    for read in (lines.check_text, lambda path: lines.read_sentences([path])):
         with pytest.raises(InputError, match=message) as caught:
             read(tmp_path / "a.txt")
         assert "\n" not in str(caught.value)
@@ -272,4 +276,4 @@ def test_labelled_rows_are_no_plain_text(case, tmp_path):
 )
 def test_text_with_a_tab_or_a_brace_is_text(text, tmp_path):
     (tmp_path / "a.txt").write_text(text)
-    corpora.check_text(tmp_path / "a.txt")
+    lines.check_text(tmp_path / "a.txt")

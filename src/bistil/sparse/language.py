@@ -13,24 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from bistil.artefacts import claim, open_work
-from bistil.corpora import BlockCollator, batches, check_block_length, language_schedule, split_held_out, token_blocks
 from bistil.errors import ArtefactError, InputError
-from bistil.families import family_of
-from bistil.fast_linear import fast_linear
-from bistil.models import load_model, load_tokenizer, model_folder, read_config
-from bistil.objectives import IGNORED, masked_lm_loss
-from bistil.recipe import SparseSettings, TrainingSettings, option
+from bistil.models.families import check_length, family_of
+from bistil.models.masked_lm import masked_lm_loss, masked_lm_model, start_at_frequencies
+from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.artefacts import claim, open_work
+from bistil.runtime.fast_linear import fast_linear
+from bistil.settings.recipe import SparseSettings, TrainingSettings, option
 from bistil.sparse import SparseFineTuning, train_sparse
-from bistil.tasks.base import check_length
-from bistil.training import processes
+from bistil.text import IGNORED
+from bistil.text.blocks import check_block_length, token_blocks
+from bistil.text.schedule import BlockCollator, batches, language_schedule, split_held_out
+from bistil.training.loop import processes
 
 # Held-out blocks beyond these cost time and tell little more.
 MOST_HELD_OUT = 200
-# A token that the text lacks counts as a tenth of an occurrence in a new head's output bias.
-UNSEEN = 0.1
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -80,42 +79,6 @@ class MaskedLanguageModelling(nn.Module):
             return {"loss": masked_lm_loss(self.family.masked_lm_logits(self.model, states[masked]), labels[masked])}
 
 
-def masked_lm_model(name: str, *, seed: int) -> tuple[PreTrainedModel, list[str]]:
-    """A model with a masked-LM head whose output embeddings are decoupled from the input embeddings and frozen.
-
-    Args:
-        name: any name that `models.resolve_model` takes. An encoder without the head gets a new one, drawn from
-            `seed`, over its own embeddings.
-        seed: of a new head.
-
-    Returns:
-        The model, and the names of its densely trained parameters: the output bias, and all of a new head.
-
-    Raises:
-        ArtefactError: the model cannot be loaded, or belongs to no supported family.
-    """
-    folder = model_folder(name)
-    family_of(read_config(folder))
-    model, missing = load_model(folder, AutoModelForMaskedLM, head="optional", seed=seed)
-    prefix = family_of(model).prefix(model)
-    output = model.get_output_embeddings()
-    # The untying: a frozen copy of the embeddings predicts, so that what the language changes in the input embeddings
-    # does not have to serve both ends.
-    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
-    model.config.tie_word_embeddings = False
-    biases = {id(output.bias)} if getattr(output, "bias", None) is not None else set()
-    by_id: dict[int, list[str]] = {}
-    for key, parameter in model.named_parameters(remove_duplicate=False):
-        by_id.setdefault(id(parameter), []).append(key)
-    frozen = id(output.weight)
-    dense = [
-        keys[0]
-        for identity, keys in by_id.items()
-        if identity != frozen and not keys[0].startswith(prefix) and (identity in biases or set(keys) <= missing)
-    ]
-    return model.eval(), dense
-
-
 def adapt(
     model: str,
     files: Sequence[Path],
@@ -144,7 +107,7 @@ def adapt(
         replace: an output folder of ours gives way.
 
     Raises:
-        InputError: unreadable or too little text, or an output that may not be written (`artefacts.claim`).
+        InputError: unreadable or too little text, or an output that may not be written (`runtime.artefacts.claim`).
         ArtefactError: a model that cannot be used.
         DivergenceError: the loss became NaN or infinite.
     """
@@ -214,22 +177,6 @@ def adapt(
         sft.save(output, replace=replace)
     processes().wait_for_everyone()
     return sft
-
-
-@torch.no_grad()
-def start_at_frequencies(model: PreTrainedModel, blocks: Any, indices: np.ndarray) -> None:
-    """Set a new head's output bias to the log shares of the tokens in the training blocks.
-
-    A head that starts there need not learn first which tokens are frequent: what it learns is what the context says.
-    """
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    if bias is None:
-        return
-    counts = np.full(len(bias), UNSEEN)
-    for start in range(0, len(indices), 1024):
-        ids = np.concatenate([np.asarray(row) for row in blocks[indices[start : start + 1024]]["input_ids"]])
-        counts += np.bincount(ids, minlength=len(bias))
-    bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
 
 
 @torch.no_grad()

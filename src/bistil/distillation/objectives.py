@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
+from bistil.models.masked_lm import at_least_float32
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
         student, teacher = student[real], teacher[real]
         if not len(student):
             return student.sum() * 0.0
-    return F.mse_loss(_wide(student), _wide(teacher))
+    return F.mse_loss(at_least_float32(student), at_least_float32(teacher))
 
 
 def prediction_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0, rows: Tensor | None = None) -> Tensor:
@@ -75,21 +75,8 @@ def prediction_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0, 
     student, teacher = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
     if not len(student):
         return student.sum() * 0.0
-    soft_targets = F.softmax(_wide(teacher) / temperature, dim=-1)
-    return F.cross_entropy(_wide(student) / temperature, soft_targets)
-
-
-def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of masked language modelling.
-
-    Args:
-        logits: (rows, vocabulary).
-        labels: (rows) token ids.
-
-    Returns:
-        Scalar mean over rows; 0 without rows.
-    """
-    return F.cross_entropy(_wide(logits), labels) if len(labels) else logits.sum() * 0.0
+    soft_targets = F.softmax(at_least_float32(teacher) / temperature, dim=-1)
+    return F.cross_entropy(at_least_float32(student) / temperature, soft_targets)
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -100,7 +87,7 @@ def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
         mask: (batch, tokens) real tokens, or None.
     """
     _same_shape(student, teacher, "hidden states")
-    distance = 1 - F.cosine_similarity(_wide(student), _wide(teacher), dim=-1)
+    distance = 1 - F.cosine_similarity(at_least_float32(student), at_least_float32(teacher), dim=-1)
     if mask is None:
         return distance.mean()
     real = mask.to(distance.dtype)
@@ -138,7 +125,7 @@ def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     batch, tokens, width = vectors.shape
     if width % heads:
         raise ValueError(f"{heads} relation heads do not divide the width {width}")
-    vectors = _wide(vectors).view(batch, tokens, heads, width // heads).transpose(1, 2)
+    vectors = at_least_float32(vectors).view(batch, tokens, heads, width // heads).transpose(1, 2)
     scores = vectors @ vectors.transpose(-1, -2) / (width // heads) ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask.bool()[:, None, None, :], -torch.inf)
@@ -146,12 +133,7 @@ def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
 
 
 def _squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.mse_loss(_wide(student), _wide(teacher), reduction="none")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Sums of squares and softmaxes need float32 at least."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return F.mse_loss(at_least_float32(student), at_least_float32(teacher), reduction="none")
 
 
 def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:

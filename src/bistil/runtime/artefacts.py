@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bistil.errors import ArtefactError, InputError
-from bistil.ownership import (
+from bistil.runtime.ownership import (
     CARD,
     RECORD,
     WORK,
@@ -28,7 +28,7 @@ from bistil.ownership import (
     is_run,
     is_work_folder,
     not_ours,
-    versions,
+    writer,
 )
 
 # What the names of temporary files and work folders have beyond the output's name, in bytes.
@@ -489,7 +489,7 @@ def _seal(folder: Path, record: Mapping[str, Any]) -> None:
     """Give a finished folder its record."""
     path = folder / RECORD
     known = {"kind": "folder", **record, **(read_json(path) if path.exists() else {})}
-    known["versions"] = {**versions(), **known.get("versions", {})}
+    known["versions"] = {**writer(), **known.get("versions", {})}
     known["files"] = manifest(folder)
     write_json(path, known, inner=True)
 
@@ -513,7 +513,7 @@ def open_work(folder: Path, *, anew: bool = False) -> None:
         return
     # The mark comes with the folder, so that a work folder is never without.
     with _folder_beside(folder) as partial:
-        write_json(partial / RECORD, {"kind": WORK, "versions": versions()})
+        write_json(partial / RECORD, {"kind": WORK, "versions": writer()})
 
 
 def discard_work(folder: Path) -> None:

@@ -24,10 +24,11 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
-import bistil
+from bistil._version import __version__
 from bistil.errors import ArtefactError, InputError
-from bistil.models import load_model, load_tokenizer
-from bistil.ownership import versions
+from bistil.models.loading import load_model
+from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.ownership import writer
 from bistil.tasks.words import encode_words, split_words
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
@@ -139,7 +140,8 @@ def peak_memory(folder: Path) -> int | None:
     if not Path("/proc/self/status").exists():
         return None
     code = (
-        "import sys, torch, pathlib; from bistil.benchmark import load_for_inference as load, random_inputs as inputs;"
+        "import sys, torch, pathlib;"
+        "from bistil.measuring.benchmark import load_for_inference as load, random_inputs as inputs;"
         "model = load(pathlib.Path(sys.argv[1]));"
         "torch.inference_mode().__enter__(); model(**inputs(model, 1, 16)[0]);"
         "print('VmHWM', next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
@@ -254,11 +256,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "bistil": bistil.__version__,
+        "bistil": __version__,
     }
 
 
-def record(rows: dict[str, BenchmarkRow], *, texts: str) -> dict[str, Any]:
+def cost_record(rows: dict[str, BenchmarkRow], *, texts: str) -> dict[str, Any]:
     """A benchmark as plain values for JSON; `texts` says which texts were run."""
     return {
         "kind": "benchmark",
@@ -266,7 +268,7 @@ def record(rows: dict[str, BenchmarkRow], *, texts: str) -> dict[str, Any]:
         "texts": texts,
         "machine": machine(),
         "models": [asdict(row) for row in rows.values()],
-        "versions": versions(),
+        "versions": writer(),
     }
 
 
@@ -409,7 +411,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

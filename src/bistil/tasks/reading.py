@@ -196,7 +196,7 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path}, line {line}: not UTF-8; convert the file to UTF-8") from error
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines without their ends. Only LF and CRLF end a line, whatever else a word holds."""
     text = read_text(path)
     lines = text.split("\n")
@@ -213,7 +213,7 @@ def read_jsonl(path: str | Path, report: RowReport | None = None) -> Iterator[tu
         InputError: a line is not a JSON object (with a report, such lines are odd rows).
     """
     report = report or RowReport(str(path), strict=True)
-    for number, line in read_lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -253,7 +253,7 @@ def read_table(path: str | Path, report: RowReport | None = None) -> Iterator[tu
     """
     report = report or RowReport(str(path), strict=True)
     commas = plain_name(Path(path)).endswith(".csv")
-    rows = _comma_separated(path) if commas else ((number, line.split("\t")) for number, line in read_lines(path))
+    rows = _comma_separated(path) if commas else ((number, line.split("\t")) for number, line in numbered_lines(path))
     header: list[str] | None = None
     for number, fields in rows:
         if header is None:

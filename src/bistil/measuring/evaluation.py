@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-import bistil
-from bistil.artefacts import claim, file_digest, folder_digest, read_json, write_json
+from bistil._version import __version__
 from bistil.errors import ArtefactError
-from bistil.models import load_tokenizer
-from bistil.ownership import is_our_file
-from bistil.progress import say
-from bistil.reading import Reading, RowReport
+from bistil.models.families import check_length
+from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
+from bistil.runtime.ownership import is_our_file
+from bistil.runtime.progress import say
 from bistil.tasks import Metrics, Task, bootstrap, get_task
-from bistil.tasks.base import Feature, check_length
+from bistil.tasks.base import Feature
 from bistil.tasks.hub import labelled_digest, source_of
+from bistil.tasks.reading import Reading, RowReport
 
 # From this share of unknown tokens on, a vocabulary does not fit the text that it is to read.
 WORTH_A_WARNING = 0.01
@@ -62,7 +63,7 @@ def evaluate(
 
     Raises:
         InputError: a file is not what it must be, `max_length` exceeds the model's positions, or an output may not be
-            written (`artefacts.claim`).
+            written (`runtime.artefacts.claim`).
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     written, recorded = (None if path is None else Path(path) for path in (predictions, record_file))
@@ -83,7 +84,7 @@ def evaluate(
         kind.write_predictions(written, examples, predicted, known=earlier)
     result = {
         "kind": "evaluation",
-        **record(metrics, samples=bootstrap_samples, seed=seed),
+        **score_record(metrics, samples=bootstrap_samples, seed=seed),
         "task": task,
         "examples": len(examples),
         "windows": windows,
@@ -99,7 +100,7 @@ def evaluate(
             "scheme": how.scheme,
         },
         **({} if written is None else {"predictions": {"file": str(written), "digest": file_digest(written)}}),
-        "versions": {"bistil": bistil.__version__, "torch": torch.__version__},
+        "versions": {"bistil": __version__, "torch": torch.__version__},
     }
     if recorded is not None:
         write_json(recorded, result, replace=replace)
@@ -167,7 +168,7 @@ def measure(
     return score_examples(folder, task, examples, max_length=max_length, batch_size=batch_size)[0]
 
 
-def record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def score_record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Scores of a test set as plain values, in percent.
 
     Returns:

@@ -18,9 +18,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from bistil.models import load_model, read_config, task_of
-
-IGNORED = -100
+from bistil.text import IGNORED
 
 
 @dataclass
@@ -172,27 +170,3 @@ def parser_class(config_class: type[PretrainedConfig]) -> type[DependencyParser]
     name = f"{encoder.__name__.removesuffix('Model')}ForDependencyParsing"
     body = {"__init__": __init__, "__module__": __name__, "__doc__": DependencyParser.__doc__}
     return type(name, (DependencyParser, base), body)
-
-
-class AutoModelForDependencyParsing:
-    """Loads a parser's folder, or an encoder's under a new parser head."""
-
-    @classmethod
-    def from_pretrained(cls, folder: str, *, config: Any = None, **values: Any) -> Any:
-        """Like the Auto classes of transformers.
-
-        Args:
-            folder: of a parser or of an encoder.
-            config: instead of the folder's own; `values` are then options of `PreTrainedModel.from_pretrained`.
-            values: without `config`, replace values of the folder's: `id2label`, `label2id`, `parser_projection`.
-
-        Raises:
-            ArtefactError: the folder holds no model, or a damaged one (without `config`).
-        """
-        if config is not None:
-            return parser_class(config.__class__).from_pretrained(folder, config=config, **values)
-        config = read_config(folder)
-        trained = not values and "dependency-parsing" in map(task_of, config.architectures or ())
-        for name, value in values.items():
-            setattr(config, name, value)
-        return load_model(folder, cls, head="whole" if trained else "new", config=config)[0]

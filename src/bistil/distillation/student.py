@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from bistil.artefacts import claim, whole_folder
 from bistil.errors import RecipeError
-from bistil.families import family_of, fold_gain
-from bistil.models import load_model, load_tokenizer, read_config
-from bistil.recipe import StudentSettings
-from bistil.tokenizer_files import write_tokenizer
+from bistil.models.families import family_of, fold_gain
+from bistil.models.loading import load_model, read_config
+from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.runtime.artefacts import claim, whole_folder
+from bistil.settings.recipe import StudentSettings
 
 
 def choose_layers(teacher_depth: int, settings: StudentSettings) -> list[int]:
@@ -101,7 +101,7 @@ def copy_student(teacher: Path, layers: list[int], *, output: Path, replace: boo
         replace: a folder of ours gives way.
 
     Raises:
-        InputError: `output` may not be written (`artefacts.claim`).
+        InputError: `output` may not be written (`runtime.artefacts.claim`).
     """
     claim(folders=[output], inputs=[teacher], force=replace)
     multilingual, _ = load_model(teacher, AutoModel)

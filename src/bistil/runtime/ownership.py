@@ -1,6 +1,6 @@
 """What on disk is ours: folders and files are recognised by the record that this package left in them.
 
-Only what is ours may give way to a new output (`artefacts.claim`); everything else belongs to somebody.
+Only what is ours may give way to a new output (`runtime.artefacts.claim`); everything else belongs to somebody.
 """
 
 import json
@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import bistil
+from bistil._version import __version__
 
 # The record of a folder that was written whole; its entry "files" names what was written, with SHA-256.
 RECORD = "bistil.json"
@@ -21,7 +21,7 @@ CARD = "README.md"
 # Kinds of work folders: what is in them comes and goes, so they have no list.
 WORK = "work"
 # What a picture and a page say of who made them.
-CREATOR = f"bistil {bistil.__version__}"
+CREATOR = f"bistil {__version__}"
 # Records that are files of their own, by "kind".
 FILE_RECORDS = ("evaluation", "benchmark")
 # Longer JSON than this is no record.
@@ -39,9 +39,9 @@ _EARLIER_PAGE = b"--teacher: #4a5560; --trimmed: #8a6a1f; --copied: #b4532a; --s
 _EARLIER_WORK = ("identity.json", "sparse.json", "clock.json", "training/identity.json", "training/sparse.json")
 
 
-def versions() -> dict[str, str]:
+def writer() -> dict[str, str]:
     """What every record says at least of who wrote it."""
-    return {"bistil": bistil.__version__}
+    return {"bistil": __version__}
 
 
 def is_our_folder(folder: Path) -> bool:

@@ -17,9 +17,10 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bistil.artefacts import read_json, write_json
-from bistil.errors import ArtefactError, MissingExtraError
-from bistil.progress import say
+from bistil.errors import ArtefactError, MissingExtraError, first_line
+from bistil.models.names import model_folder
+from bistil.runtime.artefacts import check_product, read_json, write_json
+from bistil.runtime.progress import say
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spm.model", "spiece.model", "tokenizer.model", "source.spm")
@@ -211,7 +212,7 @@ def _stated(folder: Path, name: str) -> _Stated:
         tokenizer = Tokenizer.from_file(str(file))
         return _Stated(file, tokenizer, definition(tokenizer), tokenizer.get_vocab(with_added_tokens=True))
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
-        raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
+        raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
 
 
 def _plain(folder: Path, stated: _Stated, like: Any, name: str) -> PreTrainedTokenizerFast:
@@ -223,7 +224,7 @@ def _plain(folder: Path, stated: _Stated, like: Any, name: str) -> PreTrainedTok
     try:
         configured = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:
-        raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
+        raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
     sources = [one for one in (configured, like) if one is not None]
     known = stated.known
     settings = {key: value for key, value in configured.init_kwargs.items() if key not in _REBUILDING}
@@ -275,9 +276,9 @@ def _from_other_files(folder: Path, name: str) -> PreTrainedTokenizerFast:
     try:
         loaded = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
-        raise ArtefactError(f"{name} has no tokenizer: {_first_line(error)}") from error
+        raise ArtefactError(f"{name} has no tokenizer: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
-        raise ArtefactError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
+        raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
     if not getattr(loaded, "is_fast", False):
         raise ArtefactError(f"{name} has a slow tokenizer only; save it with a tokenizer.json (AutoTokenizer, fast)")
     if pieces is not None and not others and (differing := _unlike_sentencepiece(pieces, loaded)):
@@ -323,5 +324,14 @@ def _ids(tokenizer: Any, text: str) -> list[int] | None:
         return None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a model, by any name that `resolve_model` takes, as its tokenizer.json says.
+
+    Raises:
+        InputError: there is no such model, or the hub cannot be reached and the model is not in its cache.
+        ArtefactError: the tokenizer's files are damaged, or it has no fast form.
+        MissingExtraError: there is a SentencePiece model only, and a package that reads it is missing.
+    """
+    folder = model_folder(name, weights=False)
+    check_product(folder)
+    return read_tokenizer(folder, name)

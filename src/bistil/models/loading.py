@@ -1,9 +1,8 @@
 """Names to models: hub names, folders, and the teacher that comes with a package; and the one loader of weights."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,18 +14,14 @@ from transformers import (
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers import logging as transformers_logging
 from transformers.utils.logging import disable_progress_bar
 
-from bistil.artefacts import check_product, read_json, whole_folder
-from bistil.errors import ArtefactError, BistilError, InputError
-from bistil.families import base_prefix, head_names
-from bistil.tokenizer_files import read_tokenizer, write_tokenizer
-
-PACKAGED = "e5-small"
+from bistil.errors import ArtefactError, BistilError, first_line
+from bistil.models.families import base_prefix, head_names
+from bistil.models.parser import parser_class
+from bistil.runtime.artefacts import check_product
 
 HeadRule = Literal["whole", "optional", "new"]
 """What a folder must give a model besides its encoder. "whole": its head; "optional": what it lacks of the head is made
@@ -36,96 +31,6 @@ anew; "new": all of the head is made anew, whatever the folder has. A pooler cou
 # which can take minutes, keep theirs.
 disable_progress_bar()
 enable_progress_bars()
-# What describes a model and its tokenizer: configurations, vocabularies of every kind, the card.
-_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.md")
-
-
-def resolve_model(name: str) -> str:
-    """The folder or the hub's name that a model's name means; nothing is downloaded (see `model_folder`).
-
-    `e5-small` becomes the folder of the packaged teacher (decoded on first use), an existing folder stays itself, and
-    anything else is taken for a name on the Hugging Face hub.
-
-    Raises:
-        InputError: the name is empty, or it is written as a path and there is no such folder.
-        ArtefactError: the folder holds no model.
-        MissingExtraError: `e5-small` is asked for and its package is not installed.
-    """
-    if name == PACKAGED:
-        from bistil.pretrained import e5_small_folder
-
-        return str(e5_small_folder())
-    if not name.strip():
-        raise InputError("the model's name is empty: give a folder, a hub name, or e5-small")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ArtefactError(f"{name} holds no model: config.json is missing")
-        return str(folder)
-    if folder.is_file():
-        raise InputError(f"{name} is a file: name the model's folder, which holds config.json")
-    if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1:
-        raise InputError(f"no such folder: {name}")
-    return name
-
-
-def model_folder(name: str, *, weights: bool = True) -> Path:
-    """The folder of a model by any name that `resolve_model` takes; a hub name is downloaded to the hub's cache.
-
-    All commands find their models here. What the cache lacks of a model, after an interruption say, is fetched.
-    pytorch_model.bin is fetched only where there is no model.safetensors.
-
-    Args:
-        weights: false where configuration and tokenizer are enough.
-
-    Raises:
-        InputError: there is no such model, or the hub cannot be reached and its cache has not all of the model.
-        ArtefactError: the folder holds no model.
-    """
-    resolved = resolve_model(name)
-    if Path(resolved).is_dir():
-        return Path(resolved)
-    folder = hub_folder(resolved, _DESCRIPTIONS)
-    if not (folder / "config.json").is_file():
-        raise ArtefactError(f"{name} on the hub holds no model: config.json is missing")
-    if not weights:
-        return folder
-    for single, others in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
-        folder = hub_folder(resolved, [*_DESCRIPTIONS, others])
-        index = folder / f"{single}.index.json"
-        shards = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {single}
-        lacking = sorted(file for file in shards if not (folder / file).is_file())
-        if not lacking:
-            return folder
-        if index.is_file():
-            break
-    raise InputError(
-        f"{name} lacks its weights ({lacking[0]}): the hub cannot be reached and its cache has not all of the model, "
-        "or the repository holds none that transformers can load"
-    )
-
-
-def hub_folder(name: str, files: Sequence[str], *, kind: str = "model", revision: str | None = None) -> Path:
-    """The folder of a repository of the hub in the hub's cache, completed where the hub can be reached.
-
-    Args:
-        files: patterns of the files that are wanted.
-        kind: what the name is to name, for messages.
-
-    Raises:
-        InputError: there is no such repository, or the hub cannot be reached and the cache has not all of these files.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except HFValidationError:
-        raise InputError(f"no such folder: {name}") from None
-    except Exception as error:  # the hub's, the operating system's, or those of the client's HTTP library
-        raise InputError(
-            f"no {kind} {name!r}: not a folder, and not on the hub or the hub cannot be reached ({_first_line(error)})"
-        ) from error
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -138,8 +43,6 @@ def model_class(config: PreTrainedConfig) -> Any:
     """
     name = next(iter(config.architectures or []), "AutoModel")
     if name.endswith("ForDependencyParsing"):
-        from bistil.parsing.model import parser_class
-
         return parser_class(config.__class__)
     found = getattr(transformers, name, None)
     # Names come from files: transformers has functions and modules beside its model classes.
@@ -160,8 +63,8 @@ def read_config(folder: str | Path) -> Any:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers and its parsers raise anything
         if not (Path(folder) / "config.json").is_file():
-            raise ArtefactError(f"{folder} is not a Hugging Face model folder: {_first_line(error)}") from error
-        raise ArtefactError(f"the config.json of {folder} cannot be read: {_first_line(error)}") from error
+            raise ArtefactError(f"{folder} is not a Hugging Face model folder: {first_line(error)}") from error
+        raise ArtefactError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
 
 
 def task_of(class_name: str) -> str:
@@ -218,7 +121,7 @@ def load_model(
         except BistilError:
             raise
         except Exception as error:  # a damaged file makes readers raise anything
-            raise ArtefactError(f"cannot load {folder} as {kind.__name__}: {_first_line(error)}") from error
+            raise ArtefactError(f"cannot load {folder} as {kind.__name__}: {first_line(error)}") from error
         wanted = task_of(type(model).__name__)
         if head == "whole" and auto_class is not None and wanted and named and wanted not in named:
             raise _no_head(folder, wanted)
@@ -310,64 +213,3 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def write_model(
-    output: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    record: Mapping[str, Any],
-    title: str,
-    summary: str,
-    languages: Sequence[str],
-    made: Sequence[str] = (),
-    metrics: Mapping[str, str] | None = None,
-    pipeline_tag: str | None = None,
-    task: str | None = None,
-    replace: bool = False,
-) -> None:
-    """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
-
-    Args:
-        output: a new folder.
-        record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag, task: of the card, see `cards.write_model_card`.
-        replace: a folder of ours gives way.
-
-    Raises:
-        InputError: `output` may not be written (`artefacts.claim`).
-    """
-    from bistil.cards import write_model_card
-
-    libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
-    with whole_folder(output, replace=replace, record={"versions": libraries, **record}) as folder:
-        model.save_pretrained(folder)
-        write_tokenizer(tokenizer, folder)
-        write_model_card(
-            folder,
-            title=title,
-            summary=summary,
-            languages=languages,
-            made=made,
-            metrics=metrics,
-            pipeline_tag=pipeline_tag,
-            task=task,
-        )
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a model, by any name that `resolve_model` takes, as its tokenizer.json says.
-
-    Raises:
-        InputError: there is no such model, or the hub cannot be reached and the model is not in its cache.
-        ArtefactError: the tokenizer's files are damaged, or it has no fast form.
-        MissingExtraError: there is a SentencePiece model only, and a package that reads it is missing.
-    """
-    folder = model_folder(name, weights=False)
-    check_product(folder)
-    return read_tokenizer(folder, name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

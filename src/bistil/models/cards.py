@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-import bistil
-from bistil.artefacts import whole_file
+from bistil._version import __version__
+from bistil.runtime.artefacts import whole_file
 
 TEMPLATE = """---
 {{ card_data }}
@@ -101,7 +101,7 @@ def write_model_card(
         made=[_line(step) for step in made],
         metrics={_cell(name): _cell(_number(value)) for name, value in (metrics or {}).items()},
         usage=usage_code(task, "path/to/this/folder"),
-        version=bistil.__version__,
+        version=__version__,
     )
     ModelCard(content)  # parses the metadata, so that a card the hub cannot read is never written
     path = folder / "README.md"

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from bistil.errors import InputError
-from bistil.reading import RowReport, read_lines
+from bistil.tasks.reading import RowReport, numbered_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8
 COLUMNS = 10
@@ -55,7 +55,7 @@ def read_conllu(path: str | Path, report: RowReport | None = None) -> Iterator[S
     report = report or RowReport(str(path), strict=True)
     block: list[tuple[int, str]] = []
     # The line after the last closes the last sentence, whether the file ends in an empty line or not.
-    for number, line in chain(read_lines(path), [(0, "")]):
+    for number, line in chain(numbered_lines(path), [(0, "")]):
         if line.strip(" \t"):
             block.append((number, line))
         elif block:

@@ -17,9 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bistil.aligned_attention import AttentionInputs, aligned_attention
-from bistil.families import family_of
-from bistil.fast_linear import fast_linear
+from bistil.distillation.aligned_attention import AttentionInputs, aligned_attention
+from bistil.models.families import family_of
+from bistil.runtime.fast_linear import fast_linear
 
 _NAME = "bistil_capture"
 Vectors = tuple[Tensor, Tensor, Tensor]

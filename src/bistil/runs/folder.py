@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from bistil.artefacts import (
+from bistil.errors import ArtefactError, InputError
+from bistil.runtime.artefacts import (
     check_plain,
     claim,
     discard_output,
@@ -32,9 +33,8 @@ from bistil.artefacts import (
     write_json,
     write_sealed,
 )
-from bistil.errors import ArtefactError, InputError
-from bistil.ownership import is_run
-from bistil.progress import say
+from bistil.runtime.ownership import is_run
+from bistil.runtime.progress import say
 
 # How often memory is sampled and the time spent is put on record, in seconds.
 SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0

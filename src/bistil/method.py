@@ -14,24 +14,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bistil.artefacts import check_apart, check_product, claim, file_digest, folder_digest, write_json
-from bistil.benchmark import benchmark, folder_bytes, machine
-from bistil.corpora import check_text, read_sentences
-from bistil.distillation.general import check_general, distill_general, dressed_copy
-from bistil.distillation.task import TaskData, check_fit, fit_task, read_task_data, reading
+from bistil.distillation.general import check_general, distill_general
+from bistil.distillation.student import choose_layers, copy_student, depth_of
+from bistil.distillation.task import TaskData, check_fit, fit_task, how_to_read, read_task_data
 from bistil.errors import InputError
-from bistil.evaluation import measure, record
-from bistil.models import model_folder
-from bistil.recipe import FinetuneSettings, Phase2Settings, Recipe, to_dict, without_target_text
+from bistil.measuring.benchmark import benchmark, folder_bytes, machine
+from bistil.measuring.evaluation import measure, score_record
+from bistil.models.names import model_folder
 from bistil.report.page import write_report
 from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary, save_summary
 from bistil.report.table import print_table
+from bistil.runs.folder import RunFolder, StageResult, check_run_folder
+from bistil.runtime.artefacts import check_apart, check_product, claim, file_digest, folder_digest, write_json
+from bistil.settings.recipe import FinetuneSettings, Phase2Settings, Recipe, to_dict, without_target_text
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.hub import sft_folder
-from bistil.stages import RunFolder, StageResult, check_run_folder
-from bistil.student import choose_layers, copy_student, depth_of
+from bistil.sparse.wearing import dressed_copy
 from bistil.tasks import Metrics, get_task, paired_gap
 from bistil.tasks.hub import labelled_digest, source_of
+from bistil.text.lines import check_text, read_sentences
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 
@@ -412,7 +413,7 @@ class _Stages:
             return {
                 "metric": data.metric,
                 "scores": {
-                    name: {language: record(found[name]) for language, found in metrics.items()}
+                    name: {language: score_record(found[name]) for language, found in metrics.items()}
                     for name in [*(m.name for m in models), *([MAJORITY] if recipe.compare.majority else [])]
                 },
                 "gaps": {
@@ -426,7 +427,7 @@ class _Stages:
         needs = {
             "models": {m.name: m.digest for m in models},
             "tests": tests,
-            "reading": asdict(reading(recipe.task)),
+            "reading": asdict(how_to_read(recipe.task)),
             "max_length": max_length,
             **({} if recipe.compare.majority else {"majority": False}),
         }

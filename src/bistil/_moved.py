@@ -1,0 +1,81 @@
+"""Old import paths: they work for one version more, each with a warning that says the new one."""
+
+import sys
+import warnings
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Of version 0.1 -> where its names are now. To go in version 0.3.
+MOVED: dict[str, tuple[str, ...]] = {
+    "bistil.adaptation": ("bistil.sparse.language", "bistil.models.masked_lm"),
+    "bistil.aligned_attention": ("bistil.distillation.aligned_attention",),
+    "bistil.artefacts": ("bistil.runtime.artefacts",),
+    "bistil.benchmark": ("bistil.measuring.benchmark",),
+    "bistil.cards": ("bistil.models.cards",),
+    "bistil.corpora": ("bistil.text.blocks", "bistil.text.schedule", "bistil.text.lines"),
+    "bistil.evaluation": ("bistil.measuring.evaluation",),
+    "bistil.families": ("bistil.models.families",),
+    "bistil.fast_linear": ("bistil.runtime.fast_linear",),
+    "bistil.memory": ("bistil.runtime.memory",),
+    "bistil.objectives": ("bistil.distillation.objectives", "bistil.models.masked_lm", "bistil.text"),
+    "bistil.ownership": ("bistil.runtime.ownership",),
+    "bistil.parsing": ("bistil.tasks.parsing",),
+    "bistil.parsing.conllu": ("bistil.tasks.parsing.conllu",),
+    "bistil.parsing.model": ("bistil.models.parser", "bistil.models.auto"),
+    "bistil.parsing.trees": ("bistil.tasks.parsing.trees",),
+    "bistil.pipeline": ("bistil.method",),
+    "bistil.progress": ("bistil.runtime.progress",),
+    "bistil.reading": ("bistil.tasks.reading",),
+    "bistil.recipe": ("bistil.settings.recipe",),
+    "bistil.representations": ("bistil.distillation.representations",),
+    "bistil.stages": ("bistil.runs.folder",),
+    "bistil.student": ("bistil.distillation.student",),
+    "bistil.text_files": ("bistil.text.files",),
+    "bistil.tokenizer_files": ("bistil.models.tokenizers",),
+}
+# Names that have another one in their new home.
+RENAMED = {
+    ("bistil.evaluation", "record"): "score_record",
+    ("bistil.benchmark", "record"): "cost_record",
+    ("bistil.reading", "read_lines"): "numbered_lines",
+}
+
+
+class _OldModule(ModuleType):
+    """Finds its names in the modules that took its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        wanted = RENAMED.get((self.__name__, name), name)
+        for part in MOVED[self.__name__] if not name.startswith("__") else ():
+            module = import_module(part)
+            if hasattr(module, wanted):
+                return getattr(module, wanted)
+        raise AttributeError(f"module {self.__name__!r} (now {', '.join(MOVED[self.__name__])}) has no {name!r}")
+
+
+class _OldPaths(MetaPathFinder, Loader):
+    """Finds modules that moved."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """A spec for a module that moved, None for all others."""
+        del path, target
+        return ModuleSpec(fullname, self, is_package=fullname == "bistil.parsing") if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """A module in front of the new ones."""
+        new = ", ".join(MOVED[spec.name])
+        # The importing line is the first outside of importlib, whose frames `warnings` leaves out.
+        warnings.warn(f"{spec.name} is now {new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
+        return _OldModule(spec.name, f"Now {new}.")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing to run."""
+
+
+def install() -> None:
+    """Let old import paths work; once, when the package is imported."""
+    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
+        sys.meta_path.append(_OldPaths())

@@ -1,0 +1,100 @@
+"""Names to folders: paths, hub names, and the teacher that comes with a package."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError
+
+from bistil.errors import ArtefactError, InputError, first_line
+from bistil.pretrained import e5_small_folder
+from bistil.runtime.artefacts import read_json
+
+PACKAGED = "e5-small"
+
+
+# What describes a model and its tokenizer: configurations, vocabularies of every kind, the card.
+_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.spm", "*.jinja", "*.md")
+
+
+def resolve_model(name: str) -> str:
+    """The folder or the hub's name that a model's name means; nothing is downloaded (see `model_folder`).
+
+    `e5-small` becomes the folder of the packaged teacher (decoded on first use), an existing folder stays itself, and
+    anything else is taken for a name on the Hugging Face hub.
+
+    Raises:
+        InputError: the name is empty, or it is written as a path and there is no such folder.
+        ArtefactError: the folder holds no model.
+        MissingExtraError: `e5-small` is asked for and its package is not installed.
+    """
+    if name == PACKAGED:
+        return str(e5_small_folder())
+    if not name.strip():
+        raise InputError("the model's name is empty: give a folder, a hub name, or e5-small")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ArtefactError(f"{name} holds no model: config.json is missing")
+        return str(folder)
+    if folder.is_file():
+        raise InputError(f"{name} is a file: name the model's folder, which holds config.json")
+    if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1:
+        raise InputError(f"no such folder: {name}")
+    return name
+
+
+def model_folder(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model by any name that `resolve_model` takes; a hub name is downloaded to the hub's cache.
+
+    All commands find their models here. What the cache lacks of a model, after an interruption say, is fetched.
+    pytorch_model.bin is fetched only where there is no model.safetensors.
+
+    Args:
+        weights: false where configuration and tokenizer are enough.
+
+    Raises:
+        InputError: there is no such model, or the hub cannot be reached and its cache has not all of the model.
+        ArtefactError: the folder holds no model.
+    """
+    resolved = resolve_model(name)
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    folder = hub_folder(resolved, _DESCRIPTIONS)
+    if not (folder / "config.json").is_file():
+        raise ArtefactError(f"{name} on the hub holds no model: config.json is missing")
+    if not weights:
+        return folder
+    for single, others in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        folder = hub_folder(resolved, [*_DESCRIPTIONS, others])
+        index = folder / f"{single}.index.json"
+        shards = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {single}
+        lacking = sorted(file for file in shards if not (folder / file).is_file())
+        if not lacking:
+            return folder
+        if index.is_file():
+            break
+    raise InputError(
+        f"{name} lacks its weights ({lacking[0]}): the hub cannot be reached and its cache has not all of the model, "
+        "or the repository holds none that transformers can load"
+    )
+
+
+def hub_folder(name: str, files: Sequence[str], *, kind: str = "model", revision: str | None = None) -> Path:
+    """The folder of a repository of the hub in the hub's cache, completed where the hub can be reached.
+
+    Args:
+        files: patterns of the files that are wanted.
+        kind: what the name is to name, for messages.
+
+    Raises:
+        InputError: there is no such repository, or the hub cannot be reached and the cache has not all of these files.
+    """
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except HFValidationError:
+        raise InputError(f"no such folder: {name}") from None
+    except Exception as error:  # the hub's, the operating system's, or those of the client's HTTP library
+        raise InputError(
+            f"no {kind} {name!r}: not a folder, and not on the hub or the hub cannot be reached ({first_line(error)})"
+        ) from error

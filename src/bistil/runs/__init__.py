@@ -1,0 +1,1 @@
+"""A run's folder: what is done, for which inputs."""

@@ -1,0 +1,1 @@
+"""The machine's plumbing: files written whole, progress, memory, fast kernels."""

@@ -1,0 +1,219 @@
+"""Text in, token blocks out, per language; and the order in which training sees them.
+
+Lines are tokenized with the tokenizer's special tokens, joined, and cut into blocks without padding (paper, section
+3.2). Blocks lie in Arrow files that are memory-mapped and found again by the content of text and tokenizer.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from transformers import PreTrainedTokenizerBase
+
+from bistil.errors import ArtefactError, InputError
+from bistil.runtime.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
+from bistil.runtime.progress import say
+from bistil.text.lines import check_text, read_lines
+
+# Changes when the same text and tokenizer would give other blocks.
+_FORMAT = 1
+# A block shorter than this teaches nothing about context.
+_SHORTEST = 4
+# Below this, starting processes costs more than they save.
+_LINES_PER_PROCESS = 20_000
+_LINES_AT_ONCE = 10_000
+
+
+def check_block_length(length: int) -> None:
+    """Make sure that blocks can have so many tokens.
+
+    Raises:
+        InputError: fewer than 4.
+    """
+    if length < 4:
+        raise InputError(f"block_length is {length}; blocks need at least 4 tokens")
+
+
+def token_blocks(
+    files: Sequence[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    cache: Path,
+    processes: int | None = None,
+) -> datasets.Dataset:
+    """The files' text as blocks of token ids, memory-mapped.
+
+    Args:
+        files: of one language.
+        tokenizer: a fast one.
+        length: tokens per block. Text too short for two blocks becomes two shorter ones; otherwise the remainder
+            below one block is dropped.
+        cache: folder in which blocks are kept, by the content they come from.
+        processes: that tokenize; default: as many as there are cores, fewer for little text.
+
+    Returns:
+        A data set with the column "input_ids", (length,) int32 each.
+
+    Raises:
+        InputError: an unreadable or empty file, or too little text.
+    """
+    check_block_length(length)
+    key = json_digest([_FORMAT, [file_digest(Path(f)) for f in files], _tokenizer_digest(tokenizer), length])
+    target = cache / f"blocks-{key[:32]}.arrow"
+    if not _is_sound(target):
+        for file in files:
+            check_text(Path(file))
+        lines = cache / f"lines-{key[:32]}.arrow"
+        try:
+            count = _write_lines(files, lines)
+            most = processes or os.cpu_count() or 1
+            _write_blocks(
+                _tokenized(lines, tokenizer, processes=max(1, min(most, count // _LINES_PER_PROCESS)), cache=cache),
+                target,
+                length=length,
+                where=", ".join(map(str, files)),
+            )
+            # Written last: blocks without it are not used.
+            write_sealed(_seal(target), {"sha256": file_digest(target)})
+        finally:
+            lines.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(target)).with_format("numpy")
+
+
+def _seal(blocks: Path) -> Path:
+    """Where the digest of a file of blocks is."""
+    return blocks.with_suffix(".json")
+
+
+def _is_sound(blocks: Path) -> bool:
+    """Whether blocks are there and are what was written; damaged ones are removed, and the user is told."""
+    seal = _seal(blocks)
+    if not (blocks.exists() and seal.exists()):
+        return False
+    try:
+        if read_sealed(seal).get("sha256") == file_digest(blocks):
+            return True
+    except ArtefactError:
+        pass
+    say(f"{blocks} is damaged: the text is tokenized again")
+    seal.unlink()
+    blocks.unlink()
+    return False
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend: Any = tokenizer
+    return sha256(backend.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _write_lines(files: Sequence[Path], target: Path) -> int:
+    """All lines with text as one Arrow file; returns how many."""
+    schema = pa.schema([("text", pa.large_string())])
+    count = 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        whole_file(target, inner=True) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as out,
+    ):
+        part: list[str] = []
+
+        def flush() -> None:
+            out.write_batch(pa.record_batch([pa.array(part, pa.large_string())], schema=schema))
+            part.clear()
+
+        for file in files:
+            for line in read_lines(Path(file)):
+                if line.strip():
+                    part.append(line.strip())
+                    count += 1
+                if len(part) == _LINES_AT_ONCE:
+                    flush()
+        if part:
+            flush()
+    return count
+
+
+def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: int, cache: Path) -> Iterator[np.ndarray]:
+    """Token ids of all lines, in order, in pieces of any length."""
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        found = tokenizer(batch["text"], truncation=False, return_attention_mask=False, return_token_type_ids=False)
+        return {"input_ids": found["input_ids"]}
+
+    text = datasets.Dataset.from_file(str(lines))
+    if processes == 1:
+        for start in range(0, len(text), _LINES_AT_ONCE):
+            ids = encode(text[start : start + _LINES_AT_ONCE])["input_ids"]
+            yield np.fromiter((token for line in ids for token in line), dtype=np.int32)
+        return
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+    tokens = cache / f"{lines.stem}-tokens.arrow"
+    # What a killed process left is not gone on with.
+    _remove_all(cache, f"{lines.stem}-tokens*.arrow")
+    # Rust threads and forked processes do not mix; each process uses one thread.
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        encoded = text.map(
+            encode,
+            batched=True,
+            num_proc=processes,
+            remove_columns=["text"],
+            features=features,
+            cache_file_name=str(tokens),
+            load_from_cache_file=False,
+            desc="tokenizing",
+        )
+        for chunk in encoded.data.column("input_ids").chunks:
+            yield chunk.flatten().to_numpy(zero_copy_only=True).astype(np.int32, copy=False)
+    finally:
+        datasets.enable_progress_bars()
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+        _remove_all(cache, f"{lines.stem}-tokens*.arrow")
+
+
+def _remove_all(folder: Path, pattern: str) -> None:
+    for file in folder.glob(pattern):
+        file.unlink()
+
+
+def _write_blocks(pieces: Iterator[np.ndarray], target: Path, *, length: int, where: str) -> None:
+    schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
+    written = 0
+    rest = np.empty(0, dtype=np.int32)
+    with (
+        whole_file(target, inner=True) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as out,
+    ):
+
+        def write(blocks: np.ndarray) -> None:
+            nonlocal written
+            offsets = np.arange(len(blocks) + 1, dtype=np.int32) * blocks.shape[1]
+            out.write_batch(pa.record_batch([pa.ListArray.from_arrays(offsets, blocks.ravel())], schema=schema))
+            written += len(blocks)
+
+        for piece in pieces:
+            rest = np.concatenate([rest, piece])
+            # Until there are two blocks, all is kept: so little text is cut in two.
+            if written or len(rest) >= 2 * length:
+                whole = len(rest) // length * length
+                write(rest[:whole].reshape(-1, length))
+                rest = rest[whole:]
+        if not written:
+            short = len(rest) // 2
+            if short < _SHORTEST:
+                raise InputError(f"{where}: only {len(rest)} tokens of text; at least {2 * _SHORTEST} are needed")
+            write(rest[: 2 * short].reshape(2, short))
