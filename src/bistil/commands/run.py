@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
         resolved = load_recipe(recipe)
         if seed is not None:
             resolved = replace(resolved, seed=seed)
-        from bistil.method import check_inputs, run_recipe
+        from bistil.method import run_recipe
+        from bistil.runs.inputs import check_inputs
 
         if check:
             for line in check_inputs(resolved).lines():

@@ -6,6 +6,7 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +106,14 @@ def read_task_data(
     test = {language: held_out(files, language or own_language) for language, files in settings.test.items()}
     tested = [example for part in test.values() for example in part]
     train_examples, repeats = without_test_examples(task, examples, tested)
-    sentences, seen = without_evaluation_text(task, target_sentences or [], [*dev, *tested])
     if not train_examples:
         named = ", ".join(file for own in files.values() for file in own)
         raise InputError(f"every example of {named} stands in a test set: give other training data")
-    if target_sentences and not sentences:
-        raise InputError("every line of the target language's text stands in a dev or test set: give other text")
     if repeats and not quiet:
         say(f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
             f"(the first: {repeats[0].where})")  # fmt: skip
-    if seen and not quiet:
-        say(f"{len(seen):,} of {len(target_sentences or []):,} lines of target text are left out, for they stand in a "
-            f"dev or test set (the first: {seen[0][:60]!r})")  # fmt: skip
     gone = {id(example) for example in repeats}
-    return TaskData(
+    data = TaskData(
         task=task,
         labels=labels,
         train=train_examples,
@@ -127,11 +122,30 @@ def read_task_data(
         else {},
         dev=dev,
         test=test,
-        target_sentences=sentences,
-        left_out=LeftOut(train=[example.where for example in repeats], target=seen),
+        left_out=LeftOut(train=[example.where for example in repeats]),
         read={report.file: report.counts for report in reports},
         notices=[line for report in reports if (line := report.line()) is not None],
     )
+    if target_sentences:
+        data.target_sentences, seen = unseen_target_text(data, target_sentences, quiet=quiet)
+        data.left_out = changed(data.left_out, target=seen)
+    return data
+
+
+def unseen_target_text(data: TaskData, sentences: list[str], *, quiet: bool = False) -> tuple[list[str], list[str]]:
+    """Target text without the sentences that stand in a dev or test set, and those.
+
+    Raises:
+        InputError: nothing is left to learn from.
+    """
+    tested = [example for part in data.test.values() for example in part]
+    kept, seen = without_evaluation_text(data.task, sentences, [*data.dev, *tested])
+    if sentences and not kept:
+        raise InputError("every line of the target language's text stands in a dev or test set: give other text")
+    if seen and not quiet:
+        say(f"{len(seen):,} of {len(sentences):,} lines of target text are left out, for they stand in a dev or test "
+            f"set (the first: {seen[0][:60]!r})")  # fmt: skip
+    return kept, seen
 
 
 def how_to_read(settings: TaskSettings, *, language: str | None = None, quiet: bool = False) -> Reading:

@@ -67,6 +67,10 @@ def read_config(folder: str | Path) -> Any:
         raise ArtefactError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
 
 
+PRETRAINED_WITH = frozenset({"", "masked-lm", "pre-training"})
+"""What `task_of` says of models without a head for a task."""
+
+
 def task_of(class_name: str) -> str:
     """What a model class is for: "token-classification" of `BertForTokenClassification`, "" of `BertModel`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", class_name.partition("For")[2]).lower()

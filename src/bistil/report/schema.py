@@ -47,6 +47,8 @@ class StageRecord:
     seconds: float | None = option(None, "wall time")
     peak_memory_bytes: int | None = option(None, "peak resident memory of the process by the end of the stage")
     skipped: bool = option(False, "the stage was already done; figures are those of the run that did it")
+    versions: dict[str, str] = option(factory=dict, help="versions of Python and the libraries that did it")
+    machine: dict[str, str] = option(factory=dict, help="the machine that did it, as text")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -79,8 +81,8 @@ class Summary:
     target: str = option(help="target language, such as it")
     pipeline_tag: str | None = option(None, "the hub's name of the task, such as text-classification")
     created: str = option(help="UTC time of writing, ISO 8601")
-    versions: dict[str, str] = option(help="versions of Python and the libraries")
-    machine: dict[str, str] = option(factory=dict, help="processor, cores and the like, as text")
+    versions: dict[str, str] = option(help="versions of Python and the libraries of the stages, all there were")
+    machine: dict[str, str] = option(factory=dict, help="processor, cores and the like of the stages, all there were")
     models: list[ModelRecord] = option(help="the table, in its order; empty for a run without a task")
     stages: list[StageRecord] = option(factory=list, help="wall time and memory")
     phase1: dict[str, CurveRecord] = option(factory=dict, help="per student, the held-out loss over steps")

@@ -1,31 +1,35 @@
-"""A run's folder: which stages are done, for which inputs, in what time and memory.
+"""A run's folder: which stages are done, in what time and memory, by which versions on which machine.
 
-A stage is a function of its inputs. Its record carries a digest of them and of each file that it wrote; when they are
-the same the stage is skipped, when one is another the stage is done again, and what was left of an interrupted one is
-gone on with.
+A stage (`runs.stage`) is found by its key. Its record holds the digest of each file that it wrote; when they are sound
+the stage is skipped, when one is another the stage is done again, and what was left of an interrupted one is gone on
+with. What a stage leaves lies where the plan says; a plan that only gives it another name moves it there.
 """
 
-import fcntl
 import os
+import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import psutil
+import torch
+from filelock import FileLock, Timeout
 
 from bistil.errors import ArtefactError, InputError
+from bistil.measuring.benchmark import machine
+from bistil.runs.stage import File, Product, Result, Stage, plain, typed
 from bistil.runtime.artefacts import (
     check_plain,
     claim,
     discard_output,
     discard_work,
     is_as_stamped,
-    json_digest,
     open_work,
     read_sealed,
     stamp,
@@ -36,20 +40,34 @@ from bistil.runtime.artefacts import (
 from bistil.runtime.ownership import is_run
 from bistil.runtime.progress import say
 
+T = TypeVar("T")
+
 # How often memory is sampled and the time spent is put on record, in seconds.
 SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0
+# Versions of these decide results.
+LIBRARIES = ("bistil", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
-class StageResult:
-    """What a stage came to, whether it ran now or before."""
+class Name:
+    """What a stage is called, and where the parts of its product lie: both may change without its being done again."""
+
+    label: str
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Per part, a path relative to the run's folder."""
+
+
+@dataclass(frozen=True)
+class Made(Generic[Result]):
+    """What a stage came to, whether it was done now or before."""
 
     name: str
-    digest: str
-    figures: dict[str, Any]
+    result: Result
     seconds: float
     peak_memory: int
     skipped: bool
+    versions: dict[str, str]
+    machine: dict[str, str]
 
 
 def check_run_folder(folder: Path) -> None:
@@ -69,21 +87,32 @@ def check_run_folder(folder: Path) -> None:
 
 
 class RunFolder:
-    """The output folder of one run; a context manager, for one process works in it at a time.
+    """The output folder of a run or a study; a context manager.
 
-    Layout: `run.json` (what the run is), `stages/NAME.json` (finished stages), `work/NAME/` (checkpoints and caches of
-    stages that are under way), beside the results themselves.
+    Layout: `run.json` (what the run is), `stages/KIND-KEY.json` (finished stages), `work/KIND-KEY/` (checkpoints and
+    caches of stages that are under way), beside the products, which lie where they are named or under `made/`.
 
     Args:
         folder: the output folder; made if it is missing.
         identity: what makes this run this run, such as teacher, languages, task and seed.
+        names: per key, what a stage is called and where its product lies.
+        shared: several processes may work in the folder; each stage is then done by one of them, for which the others
+            wait. Otherwise one process works in it at a time.
 
     Raises:
-        InputError: the folder is a link, or holds something else, or another run, or another process works in it.
+        InputError: the folder is a link, or holds something else, or another run, or another process works in it; or
+            something foreign is where a product is to be moved.
     """
 
-    def __init__(self, folder: Path, *, identity: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        names: Mapping[str, Name] | None = None,
+        shared: bool = False,
+    ) -> None:
+        self.folder, self.names, self.shared = folder, dict(names or {}), shared
         mark = folder / "run.json"
         check_run_folder(folder)
         if mark.exists():
@@ -96,15 +125,24 @@ class RunFolder:
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(mark, {"identity": identity})
+            write_json(mark, {"identity": dict(identity)})
         check_plain(folder / ".lock")
-        self._lock = (folder / ".lock").open("a")
+        self._lock = FileLock(folder / ".lock")
+        if not shared:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise InputError(
+                    f"another process is working in {folder}: wait for it or name another folder"
+                ) from None
+        self.results: list[Made[Any]] = []
+        self._made: dict[str, Made[Any]] = {}
+        self._memory: dict[str, Any] = {}
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(f"another process is working in {folder}: wait for it or name another folder") from error
-        self.results: list[StageResult] = []
+            self._move_to_new_names()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -112,87 +150,227 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lock.close()
+        self._lock.release()
 
-    def stage(
-        self, name: str, inputs: dict[str, Any], outputs: list[Path], action: Callable[[Path], dict[str, Any]]
-    ) -> StageResult:
-        """Do a stage, or skip it when it was done with the same inputs and its outputs are what it wrote.
-
-        Args:
-            name: also the name of the stage's record and work folder.
-            inputs: plain values that decide the result: settings, and digests of files and of earlier stages.
-            outputs: what the stage writes; removed before it is done again.
-            action: gets the work folder and returns plain figures for the record.
+    def make(self, stage: Stage[Result]) -> Made[Result]:
+        """Do a stage, or skip it when it was done and its product is what it wrote; first what it stands on.
 
         Raises:
-            InputError: an output or the work folder holds something that is not ours.
+            InputError: where it writes, or in its work folder, lies something that is not ours.
+            BistilError: what the stage itself refuses.
         """
-        digest = json_digest({"stage": name, **inputs})
-        record = self.folder / "stages" / f"{name}.json"
-        known = _known(record, name)
-        damaged = None
-        if known.get("digest") == digest:
-            damaged = self._damaged(known, outputs)
-            if damaged is None:
-                result = StageResult(
-                    name, digest, known["figures"], known["seconds"], known["peak_memory_bytes"], skipped=True
-                )
-                self.results.append(result)
-                say(f"{name}: done before, skipped")
-                return result
-        work = self.folder / "work" / name
-        # Of runs of version 0.1 it is not known which files a stage wrote.
-        written = [self.folder / one for one in known["files"]] if "files" in known else None
-        claim(made=outputs, written=written, work=work)
-        if damaged is not None:
+        if stage.key in self._made:
+            return self._made[stage.key]
+        with self._alone(stage):
+            made = self.known(stage)
+            if made is not None:
+                say(f"{made.name}: done before, skipped")
+            else:
+                for one in stage.stands_on():
+                    self.make(one)
+                made = self._carry_out(stage)
+        self._made[stage.key] = made
+        self.results.append(made)
+        return made
+
+    def known(self, stage: Stage[Result], *, whole: bool = True) -> Made[Result] | None:
+        """What a stage came to, if it was done; None if it was not.
+
+        Args:
+            whole: what it left must still be as it was written.
+        """
+        record = self._record(stage.KIND, stage.key)
+        if record.get("key") != stage.key:
+            return None
+        name = self._name(stage).label
+        if whole and (damaged := self._damaged(record)) is not None:
             say(f"{name}: {damaged} was damaged or deleted since: made again")
+            return None
+        return Made(
+            name,
+            typed(stage.result_type, record["result"]),
+            record["seconds"],
+            record["peak_memory_bytes"],
+            skipped=True,
+            versions=record["versions"],
+            machine=record["machine"],
+        )
+
+    def path(self, of: Product | File) -> Path:
+        """Where a product lies, or is to be written, or where a file is."""
+        return of.path if isinstance(of, File) else self.folder / self._place(of)
+
+    def _name(self, stage: Stage[Any]) -> Name:
+        return self.names.get(stage.key) or Name(f"{stage.KIND} {stage.key[:8]}")
+
+    def _place(self, product: Product) -> str:
+        stage = product.stage
+        return self._name(stage).places.get(product.part) or f"made/{_file_name(stage.KIND, stage.key)}/{product.part}"
+
+    def _alone(self, stage: Stage[Any]) -> Any:
+        """With several processes in the folder, only one does a stage."""
+        if not self.shared:
+            return nullcontext()
+        (self.folder / "stages").mkdir(exist_ok=True)
+        return FileLock(self.folder / "stages" / f".{_file_name(stage.KIND, stage.key)}.lock")
+
+    def _carry_out(self, stage: Stage[Result]) -> Made[Result]:
+        name = self._name(stage).label
+        work = self.folder / "work" / _file_name(stage.KIND, stage.key)
+        places = {part: self._place(Product(stage, part)) for part in stage.parts()}
+        outputs = [self.folder / place for place in places.values()]
+        replaced = self._records_at(places.values())
+        # With a product goes all that was made with it.
+        old = [self.folder / place for record in replaced.values() for place in record["places"].values()]
+        gone = list(dict.fromkeys([*outputs, *old]))
+        # Of runs of version 0.1 it is not known which files a stage wrote.
+        written = [self.folder / one for record in replaced.values() for one in record["files"]] or None
+        claim(made=gone, written=written, work=work)
         clock = work / "clock.json"
-        earlier = _known(clock, name)
+        earlier = _sealed(clock, name)
         # What belongs to other inputs is removed; going on from it would mix two runs.
-        earlier = earlier if earlier.get("digest") == digest else {}
+        earlier = earlier if earlier.get("digest") == stage.key else {}
         open_work(work, anew=not earlier)
-        record.unlink(missing_ok=True)
-        for path in outputs:
-            discard_output(path, written=written)
+        for path in replaced:
+            path.unlink()
+        for output in gone:
+            discard_output(output, written=written)
         say(f"{name}: {'going on' if earlier else 'started'}")
-        with _metered(clock, digest, earlier) as meter:
-            figures = action(work)
-        write_sealed(
-            record,
+        with _metered(clock, stage.key, earlier) as meter:
+            result = stage.make(_Place(self, stage, work, name))
+        made = Made(
+            name, result, round(meter.seconds, 2), meter.peak, skipped=False, versions=versions(), machine=_machine()
+        )
+        self._write_record(
             {
-                "digest": digest,
-                "figures": figures,
-                "seconds": round(meter.seconds, 2),
-                "peak_memory_bytes": meter.peak,
-                "inputs": inputs,
+                "key": stage.key,
+                "kind": stage.KIND,
+                "name": name,
+                "inputs": stage.inputs(),
+                "result": asdict(cast(Any, result)),
+                "seconds": made.seconds,
+                "peak_memory_bytes": made.peak_memory,
+                "versions": made.versions,
+                "machine": made.machine,
+                "places": {part: place for part, place in places.items() if (self.folder / place).exists()},
                 "files": self._stamps(outputs),
-            },
+            }
         )
         discard_work(work)
-        result = StageResult(name, digest, figures, round(meter.seconds, 2), meter.peak, skipped=False)
-        self.results.append(result)
-        say(f"{name}: done in {meter.seconds:.0f} s, peak memory {meter.peak / 2**30:.1f} GiB")
-        return result
+        say(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
+        return made
+
+    # Records
+
+    def _record(self, kind: str, key: str) -> dict[str, Any]:
+        """A stage's record; empty without one."""
+        return _sealed(self.folder / "stages" / f"{_file_name(kind, key)}.json", kind)
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        write_sealed(self.folder / "stages" / f"{_file_name(record['kind'], record['key'])}.json", record)
+
+    def _records_at(self, places: Any) -> dict[Path, dict[str, Any]]:
+        """The records of what lies at some of the places, whoever put it there."""
+        wanted = set(places)
+        found = {path: _sealed(path, path.stem) for path in sorted((self.folder / "stages").glob("*.json"))}
+        return {path: one for path, one in found.items() if wanted & set(one.get("places", {}).values())}
+
+    def _damaged(self, record: Mapping[str, Any]) -> str | None:
+        """The first file that is not as the stage left it."""
+        gone = (place for place in record["places"].values() if not (self.folder / place).exists())
+        changed = (name for name, one in record["files"].items() if not is_as_stamped(self.folder / name, one))
+        return next(gone, None) or next(changed, None)
 
     def _stamps(self, outputs: list[Path]) -> dict[str, Any]:
         """Name, relative to the run's folder -> stamp of all files that a stage wrote."""
         found: dict[str, Any] = {}
         for output in outputs:
             if output.is_file():
-                found[self._name(output)] = stamp(output)
+                found[self._relative(output)] = stamp(output)
             elif output.is_dir():
-                found.update({self._name(output / name): one for name, one in stamps(output).items()})
+                found.update({self._relative(output / name): one for name, one in stamps(output).items()})
         return found
 
-    def _name(self, path: Path) -> str:
+    def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
-    def _damaged(self, known: dict[str, Any], outputs: list[Path]) -> str | None:
-        """The first file that is not as the stage left it. Of runs of version 0.1 only the outputs' names are known."""
-        gone = (self._name(path) for path in outputs if not path.exists())
-        changed = (n for n, one in known.get("files", {}).items() if not is_as_stamped(self.folder / n, one))
-        return next(gone, None) or next(changed, None)
+    # Names
+
+    def _move_to_new_names(self) -> None:
+        """Move what lies under another name than the plan's. By way of the work folder, for two may change places."""
+        moves: list[_Move] = []
+        for path in sorted((self.folder / "stages").glob("*.json")):
+            record = _sealed(path, path.stem)
+            wanted = self.names[record["key"]].places if record.get("key") in self.names else {}
+            for part, place in record.get("places", {}).items():
+                if part in wanted and wanted[part] != place and (self.folder / place).exists():
+                    moves.append(_Move(record, part, self.folder / "work" / f"moved-{len(moves)}", wanted[part]))
+        leaving = {move.record["places"][move.part] for move in moves}
+        for move in moves:
+            if move.to not in leaving:
+                stale = self._records_at([move.to])
+                written = [self.folder / one for record in stale.values() for one in record["files"]] or None
+                claim(made=[self.folder / move.to], written=written)
+                for path in stale:
+                    path.unlink()
+                discard_output(self.folder / move.to, written=written)
+        for move in moves:
+            self._move(move, self._relative(move.by))
+        for move in moves:
+            self._move(move, move.to)
+            say(f"{self.names[move.record['key']].label}: now in {self.folder / move.to}")
+
+    def _move(self, move: "_Move", to: str) -> None:
+        """Move a part of a product, and say so in its record."""
+        record, old = move.record, move.record["places"][move.part]
+        (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.folder / old, self.folder / to)
+        record["places"] = record["places"] | {move.part: to}
+        record["files"] = {
+            (to + name.removeprefix(old) if name == old or name.startswith(f"{old}/") else name): one
+            for name, one in record["files"].items()
+        }
+        self._write_record(record)
+
+
+@dataclass(frozen=True)
+class _Move:
+    record: dict[str, Any]
+    part: str
+    by: Path
+    to: str
+
+
+class _Place:
+    """Where a stage is made (`runs.stage.Place`)."""
+
+    def __init__(self, run: RunFolder, stage: Stage[Any], work: Path, label: str) -> None:
+        self._run, self._stage, self.work, self.label = run, stage, work, label
+
+    def path(self, of: Product | File) -> Path:
+        return self._run.path(of)
+
+    def output(self, part: str) -> Path:
+        return self._run.path(self._stage.product(part))
+
+    def read(self, what: Any, how: Callable[[], T]) -> T:
+        key = str(plain(what))
+        if key not in self._run._memory:
+            self._run._memory[key] = how()
+        return cast(T, self._run._memory[key])
+
+
+def _file_name(kind: str, key: str) -> str:
+    return f"{kind}-{key[:16]}"
+
+
+def _machine() -> dict[str, str]:
+    return {name: str(value) for name, value in (machine() | {"threads": torch.get_num_threads()}).items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide results."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def _identity(mark: Path) -> dict[str, Any]:
@@ -207,8 +385,8 @@ def _identity(mark: Path) -> dict[str, Any]:
     return identity
 
 
-def _known(record: Path, name: str) -> dict[str, Any]:
-    """What a stage's record says; nothing if there is none or it is damaged, which is said."""
+def _sealed(record: Path, name: str) -> dict[str, Any]:
+    """What a stage's record or clock says; nothing if there is none or it is damaged, which is said."""
     if not record.exists():
         return {}
     try:

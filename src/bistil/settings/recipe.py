@@ -20,9 +20,9 @@ PresetName = Literal["paper", "short"]
 TagScheme = Literal["iob1", "iob2", "iobes", "bilou", "bmes", "types", "none"]
 
 
-def option(default: Any = MISSING, help: str = "", *, factory: Any = MISSING) -> Any:
+def option(default: Any = MISSING, help: str = "", *, factory: Any = MISSING, cosmetic: bool = False) -> Any:
     """A dataclass field that carries its own help text; without default the recipe must give it."""
-    metadata = {"help": help}
+    metadata = {"help": help, "cosmetic": cosmetic}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -132,7 +132,7 @@ class StudentSettings:
 
     ALTERNATIVES: ClassVar = (("reduction", "layers", "depth"),)
 
-    name: str = option(help="the student's folder name, such as lrf2")
+    name: str = option(help="the student's folder name, such as lrf2", cosmetic=True)
     reduction: int | None = option(None, "layer reduction factor s: keep every s-th layer")
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
     depth: int | None = option(None, "number of layers (any depth) instead of a reduction")

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from bistil.models.families import family_of
+from bistil.models.loading import PRETRAINED_WITH, load_model, read_config, task_of
 from bistil.models.masked_lm import load_encoder
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
 from bistil.runtime.artefacts import claim, whole_folder
@@ -49,14 +50,21 @@ class Wardrobe:
 
 
 def dressed_copy(
-    model: Path, sft: str | Path, *, output: Path, force_sfts: bool = False, replace: bool = False
+    model: Path,
+    sft: str | Path,
+    *,
+    output: Path,
+    trimmed: Path | None = None,
+    force_sfts: bool = False,
+    replace: bool = False,
 ) -> Path:
     """Write a model that wears a language SFT for good: what the task teacher starts from (paper, section 3.3).
 
     Args:
-        model: folder of the (trimmed) multilingual model.
+        model: folder of the (trimmed) multilingual model, or of a task model made of it.
         sft: folder or hub name; one of the untrimmed vocabulary is trimmed along.
         output: gets the model with its tokenizer.
+        trimmed: folder of the trimmed model, which knows what was trimmed; default: `model`.
         force_sfts: put it on although it was made for another base.
         replace: a folder of ours gives way.
 
@@ -65,8 +73,9 @@ def dressed_copy(
         ArtefactError: it was made for another base, or does not fit the model.
     """
     claim(folders=[output], inputs=[model, sft], force=replace)
-    multilingual = load_encoder(model)
-    own_sft(sft, multilingual, model, force=force_sfts).apply(multilingual, heads=False)
+    fine_tuned = not {task_of(name) for name in read_config(model).architectures or ()} <= PRETRAINED_WITH
+    multilingual = load_model(model)[0] if fine_tuned else load_encoder(model)
+    own_sft(sft, multilingual, trimmed or model, force=force_sfts).apply(multilingual, heads=False)
     with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
         multilingual.save_pretrained(folder)
         write_tokenizer(load_tokenizer(str(model)), folder)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import ArtefactError, InputError
-from bistil.models.loading import HeadRule, load_model, read_config, task_of
+from bistil.models.loading import PRETRAINED_WITH, HeadRule, load_model, read_config, task_of
 from bistil.runtime.fast_linear import fast_linear
 from bistil.runtime.progress import say
 from bistil.tasks.reading import Reading, RowReport
@@ -465,7 +465,7 @@ def _head_to_start_from(
     wanted, found = task_of(auto_class.__name__), {task_of(name) for name in config.architectures or ()}
     if wanted not in found:
         # Encoders come with the head that they were pretrained with; some families keep a part of it.
-        return "optional" if found <= _PRETRAINED_WITH else "new"
+        return "optional" if found <= PRETRAINED_WITH else "new"
     own = [config.id2label[i] for i in sorted(config.id2label)]
     if labels is not None and own != list(labels):
         say(f"{folder} has a head for labels {_listed(own)}; a new one is made for {_listed(labels)}")
@@ -476,8 +476,6 @@ def _head_to_start_from(
     return "whole"
 
 
-# Of these there is no head for a task.
-_PRETRAINED_WITH = {"", "masked-lm", "pre-training"}
 # A message names so many labels.
 _LABELS_SHOWN = 12
 

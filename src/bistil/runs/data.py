@@ -1,0 +1,143 @@
+"""The labelled data and the text that stages learn from and are scored on, as values: read when they are needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bistil.distillation.task import TaskData, how_to_read, read_task_data, unseen_target_text
+from bistil.runs.stage import File, Place
+from bistil.settings.recipe import TaskSettings, to_dict
+from bistil.text.lines import read_sentences
+
+# What says where labelled data lie, or how a recipe came to its settings; the files count by their content.
+FILES = ("train", "dev", "test", "sources")
+NOT_LEARNT_FROM = (*FILES, "preset", "strict")
+DEV = "dev"
+"""The part of an exam that is the source language's dev set; all others are test sets."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A task's labelled data."""
+
+    task: TaskSettings
+    source: str
+    """Language of the labels that choose a checkpoint."""
+    digests: Mapping[str, str]
+    """SHA-256 of the content of every file and data set that the task names."""
+    left_out: str | None = None
+    """Digest of the training examples that stand in a test set: all that test sets change in what is learnt."""
+    train_examples: int | None = None
+    dev_examples: int | None = None
+    """So many are drawn; none: all."""
+
+    def key_values(self) -> dict[str, Any]:
+        """What the result of learning from it depends on."""
+        learnt = {name: value for name, value in to_dict(self.task).items() if name not in NOT_LEARNT_FROM}
+        return {
+            "task": learnt,
+            "source": self.source,
+            "train": self.digests_of(self.task.train),
+            "sources": {language: self.digests_of(files) for language, files in sources_of(self.task).items()},
+            "dev": self.digests_of(self.task.dev),
+            "left_out": self.left_out,
+            "train_examples": self.train_examples,
+            "dev_examples": self.dev_examples,
+        }
+
+    def digests_of(self, files: Sequence[str]) -> list[str]:
+        """Digests of some of the files, in their order."""
+        return [self.digests[file] for file in files]
+
+    def everything(self, place: Place) -> TaskData:
+        """All that was read, test sets included; read once for all stages."""
+        key = ("labelled", to_dict(self.task), dict(self.digests), self.source)
+        return place.read(
+            key, lambda: read_task_data(self.task, source=self.source, sources=sources_of(self.task) or None)
+        )
+
+    def to_learn_from(self, place: Place, text: "TargetText | None" = None) -> TaskData:
+        """As many examples as there may be, with target text, without test sets."""
+        found = self.everything(place)
+        data = replace(
+            found, train=some(found.train, self.train_examples), dev=some(found.dev, self.dev_examples), test={}
+        )
+        if text is None:
+            return data
+        sentences, seen = place.read(
+            ("target text", text, to_dict(self.task), dict(self.digests)), lambda: text.sentences(found)
+        )
+        return replace(data, target_sentences=sentences, left_out=replace(found.left_out, target=seen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetText:
+    """Plain text of target languages that phase 2 learns from."""
+
+    texts: Mapping[str, tuple[File, ...]]
+    left_out: str | None = None
+    """Digest of the lines that stand in a dev or test set."""
+    count: int | None = None
+    """So many sentences are drawn, equally many per language; none: all."""
+    lines: tuple[int, ...] = ()
+    """Only lines [first, end) of each language's text, if given."""
+
+    def sentences(self, data: TaskData) -> tuple[list[str], list[str]]:
+        """The sentences, and those that were left out because they stand in one of the data's dev or test sets."""
+        kept: list[str] = []
+        left_out: list[str] = []
+        for files in self.texts.values():
+            lines = read_sentences([file.path for file in files])
+            own, seen = unseen_target_text(data, lines[slice(*self.lines)] if self.lines else lines)
+            kept += some(own, self.count and self.count // len(self.texts))
+            left_out += seen
+        return kept, left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """Labelled sets that models are scored on."""
+
+    labelled: Labelled
+    parts: tuple[str, ...]
+    """Keys of the task's test sets, or `DEV`."""
+    examples: int | None = None
+    """Of each test set so many are drawn; none: all."""
+
+    def key_values(self) -> dict[str, Any]:
+        """What a score depends on, besides the model."""
+        task = self.labelled.task
+        files = {part: task.dev if part == DEV else task.test[part] for part in self.parts}
+        return {
+            "kind": task.kind,
+            "reading": asdict(how_to_read(task)),
+            "max_length": task.max_length,
+            "parts": {part: self.labelled.digests_of(own) for part, own in files.items()},
+            "examples": self.examples,
+            "dev_examples": self.labelled.dev_examples if DEV in self.parts else None,
+        }
+
+    def sets(self, place: Place) -> dict[str, list[Any]]:
+        """The examples of each part."""
+        found = self.labelled.everything(place)
+        return {
+            part: some(found.dev, self.labelled.dev_examples) if part == DEV else some(found.test[part], self.examples)
+            for part in self.parts
+        }
+
+
+def sources_of(task: TaskSettings) -> dict[str, list[str]]:
+    """Training files per source language, where they are in several."""
+    return dict(getattr(task, "sources", {}))
+
+
+def some(items: list[T], count: int | None) -> list[T]:
+    """So many of the items, drawn at random, in their order; a smaller draw is part of a larger one."""
+    if count is None or count >= len(items):
+        return items
+    chosen = np.sort(np.random.default_rng(0).permutation(len(items))[:count])
+    return [items[i] for i in chosen]

@@ -1,0 +1,147 @@
+"""What a recipe stands on, checked before any work."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bistil.distillation.general import check_general
+from bistil.distillation.student import choose_layers, depth_of
+from bistil.distillation.task import check_fit, read_task_data
+from bistil.models.names import model_folder
+from bistil.runs.data import Labelled, TargetText, sources_of
+from bistil.runs.stage import File
+from bistil.runtime.artefacts import check_product, file_digest, folder_digest
+from bistil.settings.recipe import Recipe, TaskSettings
+from bistil.sparse import SparseFineTuning
+from bistil.sparse.hub import sft_folder
+from bistil.tasks.hub import labelled_digest
+from bistil.text.lines import check_text, read_sentences
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """The files and folders of a recipe, by their content."""
+
+    teacher: File
+    texts: dict[str, tuple[File, ...]]
+    keep: File | None
+    labelled: Labelled | None
+    target_text: TargetText | None
+    sfts: dict[str, File] = field(metadata={"help": "per language, the SFT that the recipe names"})
+    layers: dict[str, list[int]] = field(metadata={"help": "per student, the teacher layers it starts from, 1-based"})
+    counts: dict[str, int] = field(metadata={"help": "bytes of text and examples, by name"})
+    notices: list[str] = field(
+        default_factory=list, metadata={"help": "what was mended or left out, per labelled file"}
+    )
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        return [
+            f"teacher: {self.teacher.path}",
+            *(f"student {name}: teacher layers {layers}" for name, layers in self.layers.items()),
+            *(f"{name}: {count:,}" for name, count in self.counts.items()),
+            *self.notices,
+        ]
+
+
+def check_inputs(recipe: Recipe) -> Inputs:
+    """Find what is wrong with a recipe's files before any work is done.
+
+    Raises:
+        BistilError: a missing, empty or malformed file, a label that training lacks, a factor that does not divide.
+    """
+    counts: dict[str, int] = {}
+    texts = text_files(recipe.text)
+    for language, files in texts.items():
+        counts[f"text.{language}.bytes"] = sum(file.path.stat().st_size for file in files)
+    keep = None
+    if recipe.trim.keep is not None:
+        keep = text_files({"": [recipe.trim.keep]})[""][0]
+    labelled, target_text, sentences, notices = None, None, None, []
+    if recipe.task is not None:
+        if recipe.phase2.teacher_forced and recipe.phase2.target_text > 0:
+            sentences = read_sentences([file.path for file in texts[recipe.target]])
+        data = read_task_data(
+            recipe.task,
+            target_sentences=sentences,
+            source=recipe.source,
+            sources=sources_of(recipe.task) or None,
+            quiet=True,
+        )
+        notices, left_out = data.notices, data.left_out.digests()
+        labelled = Labelled(
+            task=recipe.task,
+            source=recipe.source,
+            digests=labelled_digests(recipe.task),
+            left_out=left_out.get("train"),
+        )
+        if sentences is not None:
+            target_text = TargetText(texts={recipe.target: texts[recipe.target]}, left_out=left_out.get("target"))
+        counts.update({f"left out, {name}": count for name, count in data.left_out.counts.items() if count})
+        counts.update({f"train.{language or recipe.source}.examples": len(part) for language, part in
+                       (data.sources or {"": data.train}).items()})  # fmt: skip
+        counts[f"dev.{recipe.source}.examples"] = len(data.dev)
+        counts.update({f"test.{language}.examples": len(part) for language, part in data.test.items()})
+    sfts = {}
+    for language, name in recipe.language_sfts.items():
+        SparseFineTuning.load(name)  # a damaged one shows here; its base is compared when it is put on
+        sfts[language] = File.at(sft_folder(name))
+    teacher = model_folder(recipe.teacher)
+    check_product(teacher)
+    depth = depth_of(teacher)
+    layers = {student.name: choose_layers(depth, student) for student in recipe.students}
+    _check_stages(recipe, teacher, sentences)
+    return Inputs(
+        teacher=File(folder_digest(teacher), teacher),
+        texts=texts,
+        keep=keep,
+        labelled=labelled,
+        target_text=target_text,
+        sfts=sfts,
+        layers=layers,
+        counts=counts,
+        notices=notices,
+    )
+
+
+def text_files(texts: Mapping[str, Iterable[str | Path]]) -> dict[str, tuple[File, ...]]:
+    """Files of plain text by their content.
+
+    Raises:
+        InputError: one is missing, unreadable, empty or no plain text.
+    """
+    for files in texts.values():
+        for file in files:
+            check_text(Path(file))
+    return {
+        language: tuple(File(file_digest(Path(file)), Path(file)) for file in files)
+        for language, files in texts.items()
+    }
+
+
+def labelled_files(task: TaskSettings) -> list[str]:
+    """Everything labelled that a task reads."""
+    trained = [*task.train, *(file for files in sources_of(task).values() for file in files)]
+    return [*trained, *task.dev, *(file for part in task.test.values() for file in part)]
+
+
+def labelled_digests(task: TaskSettings) -> dict[str, str]:
+    """SHA-256 of the content of every file and data set that a task names."""
+    return {file: labelled_digest(file) for file in labelled_files(task)}
+
+
+def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | None) -> None:
+    """Ask every stage what it would refuse after hours."""
+    worn: dict[str, Any] = dict(recipe.language_sfts)
+    check_general(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
+    if recipe.task is not None:
+        length = recipe.task.max_length
+        check_fit(teacher, recipe.finetune, max_length=length)
+        check_fit(
+            teacher,
+            recipe.phase2,
+            max_length=length,
+            teacher=recipe.phase2.teacher_forced,
+            target_sentences=target_sentences or [],
+        )

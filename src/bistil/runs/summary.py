@@ -1,0 +1,176 @@
+"""What a run came to, for the report: the records of its stages put together."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from bistil.measuring.benchmark import BenchmarkRow
+from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.runs.folder import Made, RunFolder
+from bistil.runs.inputs import Inputs
+from bistil.runs.stage import Product
+from bistil.runs.stages import Benchmark, BilingualStudent, Distil, Evaluate, Guess, Score
+from bistil.settings.recipe import Recipe
+from bistil.tasks import get_task
+
+Role = Literal["teacher", "trimmed", "copied", "student", "baseline"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A task model that is evaluated: a line of the final table."""
+
+    name: str
+    role: Role
+    model: Product
+    place: str
+    """Of its folder, relative to the run's."""
+    measured_as: str
+    """The candidate of the same shape that stands for its size and speed."""
+
+
+class Planned(Protocol):
+    """What a summary needs of a plan."""
+
+    @property
+    def candidates(self) -> list[Candidate]: ...
+
+    def bilingual(self) -> Distil: ...
+
+    def scores(self) -> Mapping[str, Evaluate | Guess]: ...
+
+    def costs(self) -> Benchmark: ...
+
+
+def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> Summary:
+    """The summary of a run whose stages are all done.
+
+    Versions and machine are those that made the stages, whenever that was.
+    """
+    bilingual = run.make(plan.bilingual()).result
+    scores = {name: run.make(stage).result.parts for name, stage in plan.scores().items()}
+    costs: dict[str, BenchmarkRow] = {}
+    if plan.candidates:
+        measured = [one.name for one in plan.candidates if one.name == one.measured_as]
+        costs = dict(zip(measured, run.make(plan.costs()).result.rows, strict=True))
+    reference = scores[plan.candidates[0].name].get(recipe.target) if plan.candidates else None
+    lines = {one.name: one for one in plan.candidates}
+    return Summary(
+        schema=SCHEMA,
+        name=recipe.name,
+        task=recipe.task.kind if recipe.task else "",
+        pipeline_tag=get_task(recipe.task.kind).pipeline_tag if recipe.task else None,
+        seed=recipe.seed,
+        source=recipe.source,
+        target=recipe.target,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_together(made.versions for made in run.results),
+        machine=_together(made.machine for made in run.results),
+        models=[
+            _model_record(
+                name,
+                lines.get(name),
+                str(run.path(lines[name].model).relative_to(run.folder)) if name in lines else None,
+                parts.get(recipe.source),
+                parts.get(recipe.target),
+                None if name == plan.candidates[0].name else reference,
+                costs.get(lines[name].measured_as) if name in lines else None,
+                next(iter(parts.values())).metric if parts else "",
+            )
+            for name, parts in scores.items()
+        ],
+        stages=[_stage_record(made) for made in run.results],
+        phase1={
+            student.name: curve
+            for student, own in zip(recipe.students, bilingual.students, strict=True)
+            if (curve := _curve(own)) is not None
+        },
+        data=_data_records(recipe, inputs),
+    )
+
+
+def _together(facts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Each fact with all values that the stages have of it, in the order of the stages."""
+    found: dict[str, dict[str, None]] = {}
+    for one in facts:
+        for name, value in one.items():
+            found.setdefault(name, {})[value] = None
+    return {name: ", ".join(values) for name, values in found.items()}
+
+
+def _stage_record(made: Made[object]) -> StageRecord:
+    return StageRecord(
+        name=made.name,
+        seconds=made.seconds,
+        peak_memory_bytes=made.peak_memory,
+        skipped=made.skipped,
+        versions=made.versions,
+        machine=made.machine,
+    )
+
+
+def _model_record(
+    name: str,
+    model: Candidate | None,
+    folder: str | None,
+    source: Score | None,
+    target: Score | None,
+    reference: Score | None,
+    cost: BenchmarkRow | None,
+    metric: str,
+) -> ModelRecord:
+    """One line of the table. A baseline's copy of a student has its shape, so its size and speed are the student's."""
+    gap = target.gap(reference) if target and reference else None
+    return ModelRecord(
+        name=name,
+        role=model.role if model else "baseline",
+        folder=folder,
+        metric=metric,
+        # Scores are in percent in the tasks, 0 to 1 in records.
+        source_score=source.score / 100 if source else None,
+        source_interval=[value / 100 for value in source.interval] if source else None,
+        target_score=target.score / 100 if target else None,
+        target_interval=[value / 100 for value in target.interval] if target else None,
+        gap_to_teacher=gap[0] / 100 if gap else None,
+        gap_interval=[value / 100 for value in gap[1:]] if gap else None,
+        parameters=cost.parameters if cost else None,
+        bytes=cost.bytes if cost else None,
+        vocabulary=cost.vocabulary if cost else None,
+        layers=cost.layers if cost else None,
+        milliseconds=cost.milliseconds if cost else None,
+        speed_ratio=cost.speed_ratio if cost else None,
+        speed_ratio_range=cost.speed_ratio_range if cost else None,
+        flops=cost.flops if cost else None,
+    )
+
+
+def _curve(student: BilingualStudent) -> CurveRecord | None:
+    """Held-out loss over steps; step 0 is the start. None without held-out text."""
+    start = {key: value for key, value in student.start.items() if key.endswith("/loss")}
+    points = [{"step": 0.0, **start}, *student.history]
+    if not start:
+        return None
+    return CurveRecord(
+        steps=[int(point["step"]) for point in points],
+        losses={key.removesuffix("/loss"): [point[key] for point in points] for key in start},
+    )
+
+
+def _data_records(recipe: Recipe, inputs: Inputs) -> dict[str, DataRecord]:
+    """What was read, by file name."""
+    digests = {str(file.path): file.digest for files in inputs.texts.values() for file in files}
+    groups: list[tuple[str, str, list[str]]] = [("text", language, files) for language, files in recipe.text.items()]
+    if recipe.task is not None and inputs.labelled is not None:
+        digests |= inputs.labelled.digests
+        sources = getattr(recipe.task, "sources", None) or {recipe.source: recipe.task.train}
+        groups += [("train", language, files) for language, files in sources.items()]
+        groups += [("dev", recipe.source, recipe.task.dev)]
+        groups += [("test", language, files) for language, files in recipe.task.test.items()]
+    records = {}
+    for kind, language, files in groups:
+        for number, file in enumerate(files):
+            name = f"{kind}, {language}" + (f", {number + 1}" if len(files) > 1 else "")
+            examples = inputs.counts.get(f"{kind}.{language}.examples") if len(files) == 1 else None
+            records[name] = DataRecord(language=language, examples=examples, sha256=digests[file])
+    return records
