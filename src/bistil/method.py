@@ -85,7 +85,9 @@ class Method:
     """Languages whose SFT is learnt by the run."""
     force_sfts: bool = False
     seed: int = 0
-    """Of trimming's draws, phase 1, and the task teacher."""
+    """Of trimming's draws, language SFTs and phase 1."""
+    teacher_seed: int | None = None
+    """Of the task teacher; none: the same."""
 
     # 3.1: vocabulary reduction.
 
@@ -141,7 +143,7 @@ class Method:
             settings=self.finetune,
             sfts=worn,
             force_sfts=self.force_sfts and bool(worn),
-            seed=self.seed,
+            seed=self.seed if self.teacher_seed is None else self.teacher_seed,
             languages=tuple(self.texts),
         )
 

@@ -19,6 +19,7 @@ from typing import get_type_hints
 import pytest
 import tiny
 import typer
+from small_stages import Write, named
 from test_sparse_artefact import HEADS, random_sft
 from transformers import AutoModel, AutoModelForTokenClassification
 
@@ -575,32 +576,28 @@ def test_what_comes_in_between_stays(place):
 def test_a_stage_leaves_what_it_did_not_make(place):
     """A stage that is done again removes its own output, and nothing that somebody put there."""
 
-    def run(text, out):
-        def action(_work):
-            with whole_folder(out, record={"kind": "model"}) as partial:
-                (partial / "config.json").write_text(text)
-            return {}
-
-        with RunFolder(place / "run", identity={}) as folder:
-            return folder.stage("one", {"text": text}, [out], action)
+    def run(text):
+        stage = Write(text=text)
+        with RunFolder(place / "run", identity={}, names=named(stage, one="out")) as folder:
+            return folder.make(stage)
 
     out = place / "run/out"
-    run("a", out)
-    run("b", out)
-    assert (out / "config.json").read_text() == "b"
+    run("a")
+    run("b")
+    assert (out / "model").read_text() == "b-out"
     (out / "notes.txt").write_text("mine")
-    assert run("b", out).skipped
+    assert run("b").skipped
     before = tree(out)
     with pytest.raises(InputError, match=r"holds notes\.txt"):
-        run("c", out)
+        run("c")
     assert tree(out) == before
     (out / "notes.txt").unlink()
     shutil.move(out, place / "moved")
     out.symlink_to(place / "moved", target_is_directory=True)
-    assert run("b", out).skipped
+    assert run("b").skipped
     before = tree(place / "moved")
     with pytest.raises(InputError, match="symbolic link"):
-        run("d", out)
+        run("d")
     assert tree(place / "moved") == before and out.is_symlink()
 
 
@@ -625,7 +622,7 @@ def test_a_run_may_be_called_by_a_dot(place, monkeypatch):
         pass
     monkeypatch.chdir(place / "run")
     with RunFolder(Path(), identity={}) as run:
-        assert run.stage("one", {}, [], lambda _work: {}).skipped is False
+        assert run.make(Write()).skipped is False
 
 
 def test_a_lock_that_is_a_link_is_not_followed(place):

@@ -180,7 +180,7 @@ class RunFolder:
             whole: what it left must still be as it was written.
         """
         record = self._record(stage.KIND, stage.key)
-        if record.get("key") != stage.key:
+        if record.get("key") != stage.key or (whole and record.get("dropped")):
             return None
         name = self._name(stage).label
         if whole and (damaged := self._damaged(record)) is not None:
@@ -195,6 +195,16 @@ class RunFolder:
             versions=record["versions"],
             machine=record["machine"],
         )
+
+    def drop(self, stage: Stage[Any]) -> None:
+        """Remove what a stage left, to save room; its record stays, and it is done again where it is needed again."""
+        record = self._record(stage.KIND, stage.key)
+        if record.get("key") == stage.key and not record.get("dropped"):
+            written = [self.folder / name for name in record["files"]]
+            self._write_record(record | {"dropped": True, "places": {}, "files": {}})
+            for place in record["places"].values():
+                discard_output(self.folder / place, written=written)
+            self._made.pop(stage.key, None)
 
     def path(self, of: Product | File) -> Path:
         """Where a product lies, or is to be written, or where a file is."""
