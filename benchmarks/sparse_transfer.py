@@ -13,35 +13,38 @@
 4. sources: English and two African languages as sources against English alone, tested on a third language.
 
 Named entities: English CoNLL-2003 to MasakhaNER (PER, ORG, LOC), teacher e5-small with its vocabulary trimmed to the
-languages. Each result is a file of its own in OUTPUT/results: the same command goes on where it stopped. The last line
-is one JSON object.
+languages. Everything is a stage of `bistil.runs`: the same command goes on where it stopped. The last line is one JSON
+object.
 """
 
 import argparse
 import json
-import shutil
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import concatenate_datasets
 
-from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters, read_task_data
+from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters
+from bistil.models import load_tokenizer
 from bistil.models.masked_lm import masked_lm_model, start_at_frequencies
-from bistil.models.tokenizers import load_tokenizer
 from bistil.pretrained import e5_small_folder
-from bistil.runtime.artefacts import read_json, whole_folder, write_json
-from bistil.settings.recipe import SparseSettings, TaskSettings, TrainingSettings
+from bistil.runs.data import Labelled
+from bistil.runs.folder import Name, RunFolder
+from bistil.runs.inputs import labelled_digests, text_files
+from bistil.runs.stage import File, Place, Product, Stage
+from bistil.runs.stages import Adapt, Dressed, Nothing, Sfts, Texts, Trim
+from bistil.runtime.artefacts import whole_folder
+from bistil.settings.recipe import SparseSettings, TaskSettings, TrainingSettings, TrimSettings
 from bistil.sparse import SourceBatches, SparseFineTuning, baseline_mask, train_sparse
-from bistil.sparse.language import AdaptSettings, MaskedLanguageModelling, adapt
-from bistil.sparse.wearing import dressed_copy
+from bistil.sparse.language import AdaptSettings, MaskedLanguageModelling
 from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.training.loop import train
-from bistil.vocabulary import trim_vocabulary
 
 ADAPTED = ("swa", "kin")
 THIRD = ("hau", "lug", "pcm")
@@ -73,285 +76,322 @@ BLOCK_LENGTH = 256
 SHARES = (0.25, 0.5, 1.0)
 
 
-class Studies:
-    """The base, the data and the results of all studies."""
+@dataclass(frozen=True, kw_only=True)
+class Headed(Stage[Nothing]):
+    """A base after a spell of masked language modelling with all parameters, with the head it learnt."""
 
-    def __init__(self, data: Path, output: Path, *, adapt_steps: int) -> None:
-        self.data_folder, self.output, self.adapt_steps = data, output, adapt_steps
-        self._read: dict[str, TaskData] = {}
+    KIND: ClassVar[str] = "headed"
 
-    def base(self) -> Path:
-        folder = self.output / "base"
-        if not folder.exists():
-            texts = {language: [self.data_folder / f"text/{language}.txt"] for language in LANGUAGES}
-            trim_vocabulary(e5_small_folder(), texts, folder, verify=False)
-        return folder
+    base: Product
+    texts: Texts
+    learnt_on: tuple[str, ...]
+    settings: TrainingSettings
+    block_length: int
 
-    def headed(self) -> Path:
-        """The base after a spell of masked language modelling with all parameters, with the head it learnt."""
-        folder = self.output / "headed"
-        if not folder.exists():
-            work = self.output / "work/headed"
-            model, _ = masked_lm_model(str(self.base()), seed=0)
-            tokenizer = load_tokenizer(str(self.base()))
-            blocks = {
-                language: token_blocks(
-                    [self.data_folder / f"text/{language}.txt"], tokenizer, length=BLOCK_LENGTH, cache=work / language
-                )
-                for language in LANGUAGES
-            }
-            alike = concatenate_datasets(
-                [some.select(range(min(map(len, blocks.values())))) for some in blocks.values()]
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Nothing:
+        folder = str(place.path(self.base))
+        model, _ = masked_lm_model(folder, seed=0)
+        tokenizer = load_tokenizer(folder)
+        blocks = {
+            language: token_blocks(
+                [file.path for file in files], tokenizer, length=self.block_length, cache=place.work / language
             )
-            start_at_frequencies(model, alike, np.arange(len(alike)))
-            chosen = {language: blocks[language] for language in HEADED_ON}
-            rows = {language: np.arange(len(some)) for language, some in chosen.items()}
-            assert HEADED.steps is not None
-            schedule = language_schedule(chosen, rows, steps=HEADED.steps, batch_size=HEADED.batch_size, seed=0)
-            train(
-                MaskedLanguageModelling(model), schedule, collate=BlockCollator(tokenizer=tokenizer, mask_tokens=True),
-                settings=HEADED, folder=work / "training", seed=0, label="masked language modelling",
-            )  # fmt: skip
-            with whole_folder(folder) as part:
-                model.save_pretrained(part)
-                tokenizer.save_pretrained(part)
-            shutil.rmtree(work)
-        return folder
+            for language, files in self.texts.items()
+        }
+        alike = concatenate_datasets([some.select(range(min(map(len, blocks.values())))) for some in blocks.values()])
+        start_at_frequencies(model, alike, np.arange(len(alike)))
+        chosen = {language: blocks[language] for language in self.learnt_on}
+        rows = {language: np.arange(len(some)) for language, some in chosen.items()}
+        assert self.settings.steps is not None
+        schedule = language_schedule(
+            chosen, rows, steps=self.settings.steps, batch_size=self.settings.batch_size, seed=0
+        )
+        train(
+            MaskedLanguageModelling(model), schedule, collate=BlockCollator(tokenizer=tokenizer, mask_tokens=True),
+            settings=self.settings, folder=place.work / "training", seed=0, label=place.label,
+        )  # fmt: skip
+        with whole_folder(place.output("model"), record={"kind": "masked language model"}) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        return Nothing()
 
-    def data(self, language: str) -> TaskData:
-        """Labelled examples of a language: its train, dev and test sets."""
-        if language not in self._read:
-            files = {part: str(self.data_folder / f"ner/{language}/{part}.txt") for part in ("train", "dev", "test")}
-            settings = TaskSettings(
-                kind="token-classification",
-                train=[files["train"]],
-                dev=[files["dev"]],
-                test={"test": [files["test"]]},
-                label_map=LABEL_MAP,
-            )
-            self._read[language] = read_task_data(settings)
-        return self._read[language]
 
-    def features(self, language: str, count: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The base (or another one) fine-tuned by a method; several sources share the examples, and each wears its SFT."""
+
+    tokens: Product
+    """The model whose tokenizer reads the examples."""
+    start: Product | Dressed
+    labelled: Mapping[str, Labelled]
+    method: str
+    seed: int
+    sources: Sfts = field(default_factory=dict)
+    examples: int = EXAMPLES
+    epochs: float = EPOCHS
+    rate: float
+    warmup: float = 0.0
+
+    def data(self, place: Place, language: str) -> TaskData:
+        return self.labelled[language].everything(place)
+
+    def build(self, place: Place, folder: Path) -> Any:
+        english = self.data(place, "eng")
+        return english.task.build_model(folder, english.labels, seed=self.seed)
+
+    def features(self, place: Place, language: str, count: int) -> list[dict[str, Any]]:
         """Encoded training examples, so many drawn once for all seeds.
 
         Sentences of the test set are left out, the short ones too that `read_task_data` lets stand.
         """
-        data, english = self.data(language), self.data("eng")
+        data, english = self.data(place, language), self.data(place, "eng")
         tests = {data.task.text_of(example) for example in data.test["test"]}
         unseen = [example for example in data.train if data.task.text_of(example) not in tests]
         drawn = np.random.default_rng(0).permutation(len(unseen))[:count]
-        examples = [unseen[i] for i in np.sort(drawn)]
-        return data.task.encode(examples, load_tokenizer(str(self.base())), MAX_LENGTH, labels=english.labels)
+        tokenizer = load_tokenizer(str(place.path(self.tokens)))
+        return data.task.encode([unseen[i] for i in np.sort(drawn)], tokenizer, MAX_LENGTH, labels=english.labels)
 
-    def once(self, name: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The named result, made if it is not there."""
-        file = self.output / "results" / f"{name}.json"
-        if not file.exists():
-            write_json(file, action())
-        return read_json(file)
-
-    # Fine-tuning for the task.
-
-    def fit(
-        self, method: str, seed: int, sources: Iterable[str] = (), base: Path | None = None
-    ) -> tuple[Any, SparseFineTuning | None]:
-        """The base (or another one) fine-tuned by a method, and its SFT if it is sparse.
-
-        Several sources share the examples, and each wears its SFT.
-        """
-        english = self.data("eng")
-        tokenizer = load_tokenizer(str(self.base()))
-        model = english.task.build_model(base or self.base(), english.labels, seed=seed)
-        sft = None
-        collate = english.task.collate(tokenizer)
-        languages = ["eng", *sources]
-        share = EXAMPLES // len(languages)
-        parts = {language: self.features(language, share) for language in languages}
-        worn = {}
+    def fit(self, place: Place) -> tuple[Any, SparseFineTuning | None]:
+        """The model, and its SFT if it is sparse."""
+        start = place.path(self.start) if isinstance(self.start, Product) else self.start.folder(place)
+        model, sft = self.build(place, start), None
+        collate = self.data(place, "eng").task.collate(load_tokenizer(str(place.path(self.tokens))))
+        languages = ["eng", *self.sources]
+        parts = {one: self.features(place, one, self.examples // len(languages)) for one in languages}
+        worn = {one: SparseFineTuning.load(place.path(sft)) for one, sft in self.sources.items()}
         data: Any = MixedData(parts["eng"], [], ratio=0.0)
-        if sources:
+        if self.sources:
             data = SourceBatches(parts, collate)
             collate = data.collate
-            worn = {language: self.language_sft(language) for language in sources}
-        module = SelfTaught(model)
-        name = f"{method}-{'-'.join(languages)}-{seed}" + (f"-{base.name}" if base else "")
-        folder = self.output / "work" / name
         how = TrainingSettings(
-            epochs=EPOCHS,
+            epochs=self.epochs,
             batch_size=BATCH,
-            learning_rate=RATES[method],
+            learning_rate=self.rate,
             checkpoint_steps=100,
-            warmup_steps=WARMUP.get(method, 0.0),
+            warmup_steps=self.warmup,
         )
-        if method.startswith("all"):
-            train(module, data, collate=collate, settings=how, folder=folder, seed=seed, label=name)
-        else:
-            heads = head_parameters(model)
-            count = round(DENSITY * sum(p.numel() for n, p in model.named_parameters() if n not in heads))
-            mask = None
-            if method == "random":
-                mask = baseline_mask(model, "random", dense=heads, seed=seed, count=count)
-            elif method == "biases":
-                mask = baseline_mask(model, "biases", dense=heads)
-            sft = train_sparse(
-                module, data, model=model, dense_parameters=heads, mask=mask, sources=worn or None,
-                settings=SparseSettings(count=count, dense_epochs=EPOCHS / 2,
-                                        sparse_epochs=EPOCHS / 2 if method == "lt-sft" else EPOCHS),
-                training=how, collate=collate, folder=folder, seed=seed, label=name,
-            )  # fmt: skip
-        shutil.rmtree(folder, ignore_errors=True)
+        common: dict[str, Any] = {
+            "collate": collate, "folder": place.work / "training", "seed": self.seed, "label": place.label,
+        }  # fmt: skip
+        if self.method.startswith("all"):
+            train(SelfTaught(model), data, settings=how, **common)
+            return model.eval(), None
+        heads = head_parameters(model)
+        count = round(DENSITY * sum(p.numel() for n, p in model.named_parameters() if n not in heads))
+        mask = None
+        if self.method == "random":
+            mask = baseline_mask(model, "random", dense=heads, seed=self.seed, count=count)
+        elif self.method == "biases":
+            mask = baseline_mask(model, "biases", dense=heads)
+        long = self.epochs / 2 if self.method == "lt-sft" else self.epochs
+        sft = train_sparse(
+            SelfTaught(model), data, model=model, dense_parameters=heads, mask=mask, sources=worn or None, training=how,
+            settings=SparseSettings(count=count, dense_epochs=self.epochs / 2, sparse_epochs=long), **common,
+        )  # fmt: skip
         return model.eval(), sft
 
-    def score(self, model: Any, language: str, part: str) -> float:
+    def score(self, place: Place, model: Any, language: str, part: str) -> float:
         """Span F1 in percent."""
-        english, data = self.data("eng"), self.data(language)
-        tokenizer = load_tokenizer(str(self.base()))
+        english, data = self.data(place, "eng"), self.data(place, language)
+        tokenizer = load_tokenizer(str(place.path(self.tokens)))
         examples = data.dev if part == "dev" else data.test["test"]
         if language == "eng":
             examples = examples[:1000]
         features = data.task.encode(examples, tokenizer, MAX_LENGTH, labels=english.labels)
         return data.task.score(examples, data.task.predict(model, tokenizer, examples, features)).scores["f1"]
 
-    def scores(self, model: Any, languages: Iterable[str]) -> dict[str, float]:
+    def scores(self, place: Place, model: Any, languages: Iterable[str]) -> dict[str, float]:
+        """Of English's dev set, and of dev and test sets."""
         parts = [("eng", "dev"), *((language, part) for language in languages for part in ("dev", "test"))]
-        return {f"{language}/{part}": self.score(model, language, part) for language, part in parts}
+        return {f"{language}/{part}": self.score(place, model, language, part) for language, part in parts}
 
-    # The studies.
 
-    def _sft_folder(self, name: str, density: float) -> Path:
-        return self.output / f"sfts-{density}" / name
+@dataclass(frozen=True, kw_only=True)
+class F1:
+    """Span F1 in percent by "LANGUAGE/PART": of the model, and with the target's SFT put on."""
 
-    def language_sft(
-        self, language: str, *, head_only: bool = False, headed: bool = False, density: float = min(LANGUAGE_SFTS)
-    ) -> SparseFineTuning:
-        kind = "-head" if head_only else "-headed" if headed else ""
-        folder = self._sft_folder(language + kind, density)
-        work = self.output / "work" / f"{folder.parent.name}-{folder.name}"
-        if not folder.exists():
-            adapt(
-                str(self.headed() if headed else self.base()),
-                [self.data_folder / f"text/{language}.txt"],
-                folder,
-                language=language,
-                settings=AdaptSettings(
-                    density=density,
-                    steps=HEADED_SFT_STEPS if headed else self.adapt_steps,
-                    block_length=BLOCK_LENGTH,
-                    held_out=0.02,
-                    training=TrainingSettings(
-                        steps=1,
-                        batch_size=8,
-                        learning_rate=LANGUAGE_SFTS[density],
-                        checkpoint_steps=50,
-                        evaluate_steps=None,
-                    ),
-                ),
-                work=work,
-                mask={} if head_only else None,
-            )
-            shutil.rmtree(work, ignore_errors=True)
-        return SparseFineTuning.load(folder)
+    without: dict[str, float]
+    language_sft: dict[str, float] = field(default_factory=dict)
 
-    def languages(self) -> None:
-        """What a language SFT does to the masked-LM loss, against the new head alone."""
-        for language in ADAPTED:
-            head = self.language_sft(language, head_only=True)
-            self.once(f"language/{language}-head", partial(dict, head.provenance.metrics))
-            for density in LANGUAGE_SFTS:
-                sft = self.language_sft(language, density=density)
-                self.once(f"language/{language}-{density}", partial(dict, sft.provenance.metrics))
 
-    def worn(self, density: float, seeds: Iterable[int], languages: Iterable[str] = ADAPTED) -> None:
-        """LT-SFT learnt on the base that wears English's SFT; then that SFT stays, or the target's takes its place."""
-        for seed in seeds:
-            self.once(f"worn/lt-sft long, {density:.0%}-{seed}", partial(self._worn, density, seed, tuple(languages)))
+@dataclass(frozen=True, kw_only=True)
+class Scores(Stage[F1]):
+    """Fine-tune and score; then with each target's SFT put on, in the share that its dev set chooses."""
 
-    def _worn(self, density: float, seed: int, languages: tuple[str, ...]) -> dict[str, Any]:
-        english = self.language_sft("eng", density=density)
-        base = self.output / f"base-eng-{density}"
-        if not base.exists():
-            dressed_copy(self.base(), self._sft_folder("eng", density), output=base)
-        _, task = self.fit("lt-sft long", seed, base=base)
+    KIND: ClassVar[str] = "scores"
+
+    how: Fit
+    languages: tuple[str, ...]
+    beside: Sfts = field(default_factory=dict)
+
+    def make(self, place: Place) -> F1:
+        model, _ = self.how.fit(place)
+        found = F1(without=self.how.scores(place, model, self.languages))
+        for language, folder in self.beside.items():
+            whole, dev = SparseFineTuning.load(place.path(folder)), {}
+
+            def score(part: str, share: float, whole: Any = whole, language: str = language) -> float:
+                with whole.scaled(share).applied(model, heads=False):
+                    return self.how.score(place, model, language, part)
+
+            dev = {share: score("dev", share) for share in SHARES}
+            found.language_sft.update({f"{language}/dev at {share:g}": value for share, value in dev.items()})
+            found.language_sft[f"{language}/test at 1"] = score("test", 1.0)
+            found.language_sft[f"{language}/test, chosen"] = score("test", max(dev, key=lambda share: dev[share]))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WornScores(Stage[F1]):
+    """LT-SFT learnt on the base that wears English's SFT; then that SFT stays, or the target's takes its place."""
+
+    KIND: ClassVar[str] = "worn"
+
+    how: Fit
+    base: Product
+    english: Product
+    targets: Sfts
+
+    def make(self, place: Place) -> F1:
+        _, task = self.how.fit(place)
         assert task is not None
-        model = self.data("eng").task.build_model(self.base(), self.data("eng").labels, seed=seed)
-        found: dict[str, Any] = {"without": {}, "language SFT": {}}
+        model = self.how.build(place, place.path(self.base))
+        english = SparseFineTuning.load(place.path(self.english))
         with task.applied(model):
             with english.applied(model, heads=False):
-                found["without"] = self.scores(model, languages)
-            for language in languages:
+                found = F1(without=self.how.scores(place, model, self.targets))
+            for language, folder in self.targets.items():
+                own = SparseFineTuning.load(place.path(folder))
                 for share in SHARES[1:]:
-                    sft = self.language_sft(language, density=density).scaled(share)
-                    rest = english.scaled(1 - share)
                     # Half and half: the source's SFT gives way in part.
-                    with sft.applied(model, heads=False), rest.applied(model, heads=False):
+                    mine, rest = own.scaled(share), english.scaled(1 - share)
+                    with mine.applied(model, heads=False), rest.applied(model, heads=False):
                         for part in ("dev", "test"):
-                            found["language SFT"][f"{language}/{part} at {share:g}"] = self.score(model, language, part)
+                            value = self.how.score(place, model, language, part)
+                            found.language_sft[f"{language}/{part} at {share:g}"] = value
         return found
 
-    def _with_and_without(self, method: str, seed: int, *, headed: bool = False) -> dict[str, Any]:
-        model, _ = self.fit(method, seed, base=self.headed() if headed else None)
-        found: dict[str, Any] = {"without": self.scores(model, (*ADAPTED, *THIRD)), "language SFT": {}}
-        for language in ADAPTED:
-            whole, dev = self.language_sft(language, headed=headed), {}
-            for share in SHARES:
-                with whole.scaled(share).applied(model, heads=False):
-                    dev[share] = self.score(model, language, "dev")
-            best = max(dev, key=lambda share: dev[share])
-            with whole.scaled(best).applied(model, heads=False):
-                test = self.score(model, language, "test")
-            with whole.applied(model, heads=False):
-                test_whole = self.score(model, language, "test")
-            found["language SFT"] |= {f"{language}/dev at {share:g}": score for share, score in dev.items()}
-            found["language SFT"] |= {f"{language}/test at 1": test_whole, f"{language}/test, chosen": test}
+
+@dataclass
+class Studies:
+    """The stages of all four studies."""
+
+    data: Path
+    adapt_steps: int
+
+    @cached_property
+    def texts(self) -> Texts:
+        return text_files({language: [self.data / f"text/{language}.txt"] for language in LANGUAGES})
+
+    @cached_property
+    def base(self) -> Product:
+        teacher = File.at(Path(e5_small_folder()))
+        return Trim(teacher=teacher, texts=self.texts, settings=TrimSettings(), verify=False).product("model")
+
+    @cached_property
+    def headed(self) -> Product:
+        return Headed(
+            base=self.base, texts=self.texts, learnt_on=HEADED_ON, settings=HEADED, block_length=BLOCK_LENGTH
+        ).product("model")
+
+    @cached_property
+    def labelled(self) -> dict[str, Labelled]:
+        """Per language, its train, dev and test sets."""
+        found = {}
+        for language in LANGUAGES:
+            files = {part: str(self.data / f"ner/{language}/{part}.txt") for part in ("train", "dev", "test")}
+            task = TaskSettings(
+                kind="token-classification", train=[files["train"]], dev=[files["dev"]],
+                test={"test": [files["test"]]}, label_map=LABEL_MAP,
+            )  # fmt: skip
+            found[language] = Labelled(task=task, source=language, digests=labelled_digests(task))
         return found
 
-    def methods(self, methods: Iterable[str], seeds: Iterable[int]) -> None:
-        """LT-SFT, with and without the target's SFT beside it, and what it is compared with."""
-        for seed in seeds:
-            for method in methods:
-                self.once(f"methods/{method}-{seed}", partial(self._scored, method, seed))
+    def sft(self, language: str, *, density: float = min(LANGUAGE_SFTS), **options: bool) -> Adapt:
+        """A language's SFT of the base; `headed`: of the base with a head; `head_only`: only a new head is trained."""
+        headed = options.get("headed", False)
+        training = TrainingSettings(
+            steps=1, batch_size=8, learning_rate=LANGUAGE_SFTS[density], checkpoint_steps=50, evaluate_steps=None
+        )
+        settings = AdaptSettings(
+            density=density, steps=HEADED_SFT_STEPS if headed else self.adapt_steps, block_length=BLOCK_LENGTH,
+            held_out=0.02, training=training,
+        )  # fmt: skip
+        return Adapt(
+            model=self.headed if headed else self.base, language=language, text=self.texts[language],
+            settings=settings, head_only=options.get("head_only", False), seed=0,
+        )  # fmt: skip
 
-    def _scored(self, method: str, seed: int) -> dict[str, Any]:
-        if method.startswith("lt-sft"):
-            return self._with_and_without(method, seed)
-        return {"without": self.scores(self.fit(method, seed)[0], ADAPTED)}
+    def sfts(self, languages: Iterable[str], **options: Any) -> dict[str, Product]:
+        return {language: self.sft(language, **options).product("sft") for language in languages}
 
-    def headed_sfts(self, seeds: Iterable[int]) -> None:
-        """Language SFTs of the base that has a masked-LM head, beside the task's."""
+    def fit(self, method: str, seed: int, start: Product | Dressed | None = None, sources: Sfts | None = None) -> Fit:
+        return Fit(
+            tokens=self.base, start=start or self.base, labelled=self.labelled, method=method, seed=seed,
+            sources=sources or {}, rate=RATES[method], warmup=WARMUP.get(method, 0.0), examples=EXAMPLES, epochs=EPOCHS,
+        )  # fmt: skip
+
+    def language_rows(self) -> Iterator[tuple[str, Adapt]]:
+        """What a language SFT does to the masked-LM loss, against the new head alone."""
         for language in ADAPTED:
-            sft = self.language_sft(language, headed=True)
-            self.once(f"language/{language}-headed", partial(dict, sft.provenance.metrics))
+            yield f"{language}-head", self.sft(language, head_only=True)
+            for density in LANGUAGE_SFTS:
+                yield f"{language}-{density}", self.sft(language, density=density)
+            yield f"{language}-headed", self.sft(language, headed=True)
+
+    def rows(self, seeds: list[int]) -> Iterator[tuple[str, int, Stage[F1]]]:
+        """Row, seed and stage of everything that is scored."""
         for seed in seeds:
-            self.once(f"headed/lt-sft long-{seed}", partial(self._with_and_without, "lt-sft long", seed, headed=True))
+            yield (
+                "sources: " + "-".join(ADAPTED),
+                seed,
+                Scores(how=self.fit("lt-sft long", seed, sources=self.sfts(ADAPTED)), languages=THIRD),
+            )
+            for density, targets in ((min(LANGUAGE_SFTS), ADAPTED), (max(LANGUAGE_SFTS), ADAPTED[1:])):
+                if density == min(LANGUAGE_SFTS) or seed == seeds[0]:
+                    english = self.sft("eng", density=density).product("sft")
+                    yield f"worn: lt-sft long, {density:.0%}", seed, WornScores(
+                        how=self.fit("lt-sft long", seed, start=Dressed(model=self.base, sft=english)),
+                        base=self.base, english=english, targets=self.sfts(targets, density=density),
+                    )  # fmt: skip
+            yield "headed: lt-sft long", seed, Scores(
+                how=self.fit("lt-sft long", seed, start=self.headed), languages=(*ADAPTED, *THIRD),
+                beside=self.sfts(ADAPTED, headed=True),
+            )  # fmt: skip
+            for method in RATES:
+                sparse = method.startswith("lt-sft")
+                yield f"methods: {method}", seed, Scores(
+                    how=self.fit(method, seed), languages=(*ADAPTED, *THIRD) if sparse else ADAPTED,
+                    beside=self.sfts(ADAPTED) if sparse else {},
+                )  # fmt: skip
 
-    def sources(self, seeds: Iterable[int]) -> None:
-        """Three languages as sources, tested on what none of them is."""
-        for seed in seeds:
-            self.once(f"sources/{'-'.join(ADAPTED)}-{seed}", partial(self._several_sources, seed))
+    def names(self, seeds: list[int]) -> dict[str, Name]:
+        """What stages are called in progress lines."""
+        names = {stage.key: Name(f"language SFT {name}") for name, stage in self.language_rows()}
+        return names | {stage.key: Name(f"{row}, seed {seed}") for row, seed, stage in self.rows(seeds)}
 
-    def _several_sources(self, seed: int) -> dict[str, Any]:
-        return {"without": self.scores(self.fit("lt-sft long", seed, ADAPTED)[0], THIRD)}
-
-    def table(self) -> dict[str, Any]:
+    def table(self, run: RunFolder, seeds: list[int]) -> dict[str, Any]:
         """All results: mean, standard deviation and number of seeds."""
         found: dict[str, dict[str, list[float]]] = {}
-        for file in [file for part in ("methods", "worn", "headed", "sources")
-                     for file in sorted(self.output.glob(f"results/{part}/*.json"))]:  # fmt: skip
-            row = f"{file.parent.name}: {file.stem.rsplit('-', 1)[0]}"
-            for dress, scores in read_json(file).items():
+        for row, _, stage in self.rows(seeds):
+            made = run.known(stage, whole=False)
+            for dress, scores in asdict(made.result).items() if made else ():
                 for part, score in scores.items():
-                    key = part if dress == "without" else f"{part}, {dress}"
+                    key = part if dress == "without" else f"{part}, language SFT"
                     found.setdefault(row, {}).setdefault(key, []).append(score)
         for row, parts in found.items():
             print(f"\n{row}")
             for part, values in sorted(parts.items()):
                 spread = stdev(values) if len(values) > 1 else 0.0
                 print(f"  {part:<28} {mean(values):5.1f} ± {spread:.1f}  ({len(values)} seeds)")
-        language = {file.stem: read_json(file) for file in sorted(self.output.glob("results/language/*.json"))}
-        for name, metrics in language.items():
-            losses = {key: round(value, 3) for key, value in metrics.items() if "loss" in key}
-            print(f"\n{name}: {losses}")
+        language = {}
+        for name, adapted in self.language_rows():
+            if (known := run.known(adapted, whole=False)) is not None:
+                language[name] = known.result.metrics
+                print(f"\n{name}: { {key: round(value, 3) for key, value in language[name].items() if 'loss' in key} }")
         return {"scores": found, "language": language}
 
 
@@ -365,17 +405,15 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
-    studies = Studies(options.data, options.output, adapt_steps=options.adapt_steps)
-    if not options.table:
-        seeds = options.seed or [0, 1, 2]
-        studies.languages()
-        studies.methods(("all", "random", "lt-sft long"), seeds[:2])
-        studies.sources(seeds[:2])
-        studies.worn(min(LANGUAGE_SFTS), seeds)
-        studies.worn(max(LANGUAGE_SFTS), seeds[:1], ADAPTED[1:])
-        studies.headed_sfts(seeds)
-        studies.methods(("lt-sft", "all", "all, half rate", "all, warm-up", "random", "lt-sft long", "biases"), seeds)
-    print(json.dumps(studies.table()))
+    studies, seeds = Studies(options.data, options.adapt_steps), options.seed or [0, 1, 2]
+    names = studies.names(seeds)
+    with RunFolder(options.output, identity={"kind": "sparse study"}, names=names, shared=True) as run:
+        if not options.table:
+            for _, adapted in studies.language_rows():
+                run.make(adapted)
+            for _, _, stage in studies.rows(seeds):
+                run.make(stage)
+        print(json.dumps(studies.table(run, seeds)))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def benchmarks(monkeypatch):
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_a_study_has_the_rows_of_all_studies_and_its_own(file: Path, benchmarks) -> None:
+@pytest.mark.usefixtures("benchmarks")
+def test_a_study_has_the_rows_of_all_studies_and_its_own(file: Path) -> None:
     import transfer_figure
 
     settings = load_study(file)
@@ -144,7 +145,8 @@ def test_what_points_share_is_made_once_and_a_changed_study_redoes_what_follows(
     assert study.student(points[0]).target_text is None
 
 
-def test_the_table_is_made_of_the_records(study, data, tmp_path, benchmarks, monkeypatch, capsys):
+@pytest.mark.usefixtures("benchmarks")
+def test_the_table_is_made_of_the_records(data, tmp_path, monkeypatch, capsys):
     import transfer
 
     output = tmp_path / "study"
@@ -182,3 +184,38 @@ def test_the_mean_gap_of_seeds_and_sets():
     # By hand: gaps 2, -1, 4, 1; resamples of the mean gap (4 - 1 + 2 + 1) / 4 and (2 - 1 + 6 + 1) / 4.
     assert gap == 1.5
     assert (low, high) == pytest.approx((1.5 + 0.0125, 2.0 - 0.0125))
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_sparse_studies_run_on_two_languages(data, tmp_path, monkeypatch, capsys):
+    import sparse_transfer
+
+    for language in ("eng", "swa", "hau"):
+        source = "en" if language == "eng" else "sw"
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / f"text/{language}.txt").write_text((data / f"text/{source}.txt").read_text())
+        for part in ("train", "dev", "test"):
+            place = tmp_path / f"ner/{language}/{part}.txt"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sentences = (data / f"{source}.conll").read_text().split("\n\n")
+            place.write_text("\n\n".join(sentences[:5] if part == "train" else sentences[5:]) + "\n")
+    small = {
+        "ADAPTED": ("swa",), "THIRD": ("hau",), "LANGUAGES": ("eng", "swa", "hau"), "HEADED_ON": ("eng", "swa"),
+        "HEADED": replace(sparse_transfer.HEADED, steps=1, batch_size=2), "HEADED_SFT_STEPS": 1, "BLOCK_LENGTH": 16,
+        "EXAMPLES": 8, "SHARES": (0.5, 1.0), "LANGUAGE_SFTS": {0.04: 1e-3, 0.3: 1e-3},
+        "RATES": {"lt-sft": 1e-3, "lt-sft long": 1e-3, "all": 1e-3, "random": 1e-3},
+    }  # fmt: skip
+    for name, value in small.items():
+        monkeypatch.setattr(sparse_transfer, name, value)
+    monkeypatch.setattr(sparse_transfer, "e5_small_folder", lambda: data / "teacher")
+    arguments = ["x", "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--adapt-steps", "1", "--seed", "0"]
+    tables = []
+    for option in ([], ["--table"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *option])
+        sparse_transfer.main()
+        tables.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert tables[0] == tables[1]
+    assert {row.split(":")[0] for row in tables[0]["scores"]} == {"sources", "worn", "headed", "methods"}
+    beside = tables[0]["scores"]["methods: lt-sft"]
+    assert {"eng/dev", "swa/test", "swa/test at 1, language SFT", "swa/test, chosen, language SFT"} <= beside.keys()
+    assert "swa-headed" in tables[0]["language"] and len(tables[0]["language"]) == 4

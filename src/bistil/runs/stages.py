@@ -98,6 +98,8 @@ class Adapt(Stage[Adapted]):
     language: str
     text: tuple[File, ...]
     settings: AdaptSettings
+    head_only: bool = False
+    """A baseline: the language changes nothing of the model, and only a new head is trained."""
     seed: int
 
     def parts(self) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ class Adapt(Stage[Adapted]):
             settings=self.settings,
             work=place.work / "training",
             seed=self.seed,
+            mask={} if self.head_only else None,
         )
         return Adapted(metrics=sft.provenance.metrics)
 
