@@ -39,9 +39,9 @@ from bistil.runs.inputs import labelled_digests, text_files
 from bistil.runs.stage import File, Place, Product, Stage
 from bistil.runs.stages import Adapt, Dressed, Nothing, Sfts, Texts, Trim
 from bistil.runtime.artefacts import whole_folder
-from bistil.settings.recipe import SparseSettings, TaskSettings, TrainingSettings, TrimSettings
+from bistil.settings.recipe import AdaptSettings, SparseSettings, TaskSettings, TrainingSettings, TrimSettings
 from bistil.sparse import SourceBatches, SparseFineTuning, baseline_mask, train_sparse
-from bistil.sparse.language import AdaptSettings, MaskedLanguageModelling
+from bistil.sparse.language import MaskedLanguageModelling
 from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.training.loop import train

@@ -10,6 +10,7 @@ from importlib import import_module
 import typer
 
 from bistil._version import __version__
+from bistil.commands.options import RENAMED
 from bistil.errors import BistilError
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
@@ -75,6 +76,9 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except _USAGE_ERROR as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
+        option = getattr(error, "option_name", "")
+        if (new := RENAMED.get(command.removeprefix("bistil "), {}).get(option)) is not None:
+            _fail(f"{option} is now {new}: see {command} --help", 2)
         # Without arguments the help has been printed.
         if type(error).__name__ != "NoArgsIsHelpError":
             _fail(f"{error.format_message().removesuffix('.')}: see {command} --help", 2)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ labelled S ------> task teacher ------> phase 2: task distillation ------> evalu
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from bistil.runs.stages import (
 from bistil.runs.summary import Candidate, Role, summarise
 from bistil.runtime.artefacts import check_apart, claim, write_json
 from bistil.settings.recipe import (
+    AdaptSettings,
     FinetuneSettings,
+    LanguageSettings,
     Phase1Settings,
     Phase2Settings,
     Recipe,
@@ -46,7 +48,6 @@ from bistil.settings.recipe import (
     to_dict,
 )
 from bistil.settings.study import Variant
-from bistil.sparse.language import AdaptSettings
 from bistil.tasks.hub import source_of
 
 MAJORITY = "majority class"
@@ -240,7 +241,6 @@ class Plan:
 
 def plan_recipe(recipe: Recipe, inputs: Inputs) -> Plan:
     """The stages of a recipe; nothing is done."""
-    language = getattr(recipe, "language", None)
     method = Method(
         teacher=inputs.teacher,
         texts=inputs.texts,
@@ -254,8 +254,8 @@ def plan_recipe(recipe: Recipe, inputs: Inputs) -> Plan:
         phase2=recipe.phase2,
         labelled=inputs.labelled,
         sfts=inputs.sfts,
-        adapt=language,
-        adapted=tuple(language.languages or [one for one in recipe.text if one not in inputs.sfts]) if language else (),
+        adapt=_adapt_settings(recipe.language) if recipe.language else None,
+        adapted=adapted_languages(recipe),
         force_sfts=recipe.force_sfts,
         seed=recipe.seed,
     )
@@ -273,6 +273,18 @@ def plan_recipe(recipe: Recipe, inputs: Inputs) -> Plan:
         # Two names for one value (copies of the same layers, say): it is made once, under the first.
         plan.names.setdefault(key, name)
     return plan
+
+
+def adapted_languages(recipe: Recipe) -> tuple[str, ...]:
+    """The languages whose SFTs the run learns itself."""
+    if recipe.language is None:
+        return ()
+    return tuple(recipe.language.languages or [one for one in recipe.text if one not in recipe.language_sfts])
+
+
+def _adapt_settings(settings: LanguageSettings) -> AdaptSettings:
+    """What is the same for all languages: learning one more changes no other."""
+    return AdaptSettings(**{f.name: getattr(settings, f.name) for f in fields(AdaptSettings)})
 
 
 def variants_of(recipe: Recipe) -> dict[str, Variant]:

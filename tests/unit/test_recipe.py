@@ -48,7 +48,8 @@ def test_a_minimal_recipe_has_defaults_and_absolute_paths(tmp_path):
 def test_a_partial_table_keeps_the_stage_s_other_defaults():
     default = Phase1Settings().training
     got = parse(Recipe, {
-        "teacher": "x", "source": "en", "target": "it", "text": {}, "phase1": {"training": {"steps": 7}},
+        "teacher": "x", "source": "en", "target": "it", "text": {"en": "a", "it": "b"},
+        "phase1": {"training": {"steps": 7}},
     }, "r").phase1.training  # fmt: skip
     assert got.steps == 7
     assert got.learning_rate == default.learning_rate == 5e-4
@@ -88,7 +89,10 @@ def test_an_alternative_replaces_the_default_one():
             "task.max_length is 0; it must be at least 4",
         ),
         (("[text]", '[language_sfts]\nfr = "sfts/fr"\n[text]'), "language_sfts has 'fr', which has no text"),
-        (("[text]", '[[students]]\nname = "a"\n[[students]]\nname = "a"\n[text]'), "name of its own"),
+        (
+            ("[text]", '[[students]]\nname = "a"\ndepth = 2\n[[students]]\nname = "a"\ndepth = 1\n[text]'),
+            "name of its own",
+        ),
         (("[text]", "phase1 = 3\n[text]"), "phase1 must be a table"),
     ],
 )
@@ -152,7 +156,8 @@ def test_what_would_have_no_effect_is_refused(tmp_path, given, message):
 
 def test_steps_are_those_of_a_dense_fine_tuning(tmp_path):
     given = "[finetune]\nsparse = false\n[finetune.training]\nsteps = 5\n"
-    finetune = load_recipe(written(tmp_path, MINIMAL + given)).finetune
+    task = '[task]\nkind = "token-classification"\ntrain = "x"\n'
+    finetune = load_recipe(written(tmp_path, MINIMAL + task + given)).finetune
     assert (finetune.training.steps, finetune.training.epochs, finetune.sparse) == (5, None, None)
     short = TASK.replace("KIND", "token-classification").replace("paper", "short")
     finetune = load_recipe(written(tmp_path, MINIMAL + short + "[finetune.training]\nsteps = 5\n")).finetune

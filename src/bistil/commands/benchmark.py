@@ -12,12 +12,15 @@ def register(app: typer.Typer) -> None:
 
 def run(
     model: list[str] = typer.Option(
-        ..., "--model", help="Model folder, hub name or e5-small; repeat it to compare. NAME=FOLDER gives it a name."
+        ...,
+        "--model",
+        "-m",
+        help="Model folder, hub name or e5-small; repeat it to compare. NAME=FOLDER gives it a name.",
     ),
     text: Path | None = typer.Option(
         None, help="Text file, one sentence per line (plain or .gz). Default: random tokens, --max-length of them."
     ),
-    output: Path | None = typer.Option(None, help="Also write the record to this JSON file."),
+    output: Path | None = typer.Option(None, "--output", "-o", help="Also write the record to this JSON file."),
     examples: int = typer.Option(50, help="Sentences to run per round, the first non-empty ones of the file."),
     rounds: int = typer.Option(7, help="Rounds over all models, after a warm-up."),
     max_length: int = typer.Option(128, help="Longer sentences are cut to this many tokens."),

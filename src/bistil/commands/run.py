@@ -4,6 +4,9 @@ from pathlib import Path
 
 import typer
 
+from bistil.errors import InputError
+from bistil.settings.recipe import load_recipe
+
 
 def register(app: typer.Typer) -> None:
     @app.command()
@@ -13,6 +16,9 @@ def register(app: typer.Typer) -> None:
             None, "--output", "-o", help="Folder for the models, records and the report; needed without --check."
         ),
         seed: int | None = typer.Option(None, help="Another seed than the recipe's."),
+        assignments: list[str] = typer.Option(
+            [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe; lists by number from 0. Repeatable."
+        ),
         check: bool = typer.Option(False, "--check", help="Only check the recipe and its files."),
     ) -> None:
         """Make small bilingual models as a recipe says, from the teacher to the report.
@@ -22,15 +28,12 @@ def register(app: typer.Typer) -> None:
         Example: bistil run recipes/ner-en-sw.toml --output runs/ner-en-sw
 
         Add --check, without --output, to see first whether the recipe and its files are sound.
+
+        Example, with changes: bistil run r.toml --set phase1.objective.cosine=1 --set students.0.reduction=3 -o runs/r
         """
-        from dataclasses import replace
-
-        from bistil.errors import InputError
-        from bistil.settings.recipe import load_recipe
-
-        resolved = load_recipe(recipe)
         if seed is not None:
-            resolved = replace(resolved, seed=seed)
+            assignments = [*assignments, f"seed={seed}"]
+        resolved = load_recipe(recipe, assignments=assignments)
         from bistil.method import run_recipe
         from bistil.runs.inputs import check_inputs
 

@@ -1,16 +1,18 @@
 """`bistil trim`: cut a model's vocabulary to what some languages use."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bistil.commands.options import FORCE, Table, takes
 from bistil.errors import InputError
+from bistil.settings.recipe import TrimSettings, parse
 
 if TYPE_CHECKING:
-    from bistil.settings.recipe import TrimSettings
     from bistil.sparse import SparseFineTuning
     from bistil.vocabulary import TrimReport
 
@@ -21,8 +23,9 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @app.command()
+    @takes(values=Table(TrimSettings, assignable=True))
     def trim(
-        model: Annotated[str, typer.Option(help="Model folder, hub name, or e5-small.")],
+        model: Annotated[str, typer.Option("--model", "-m", help="Model folder, hub name, or e5-small.")],
         text: Annotated[
             list[str],
             typer.Option(
@@ -30,16 +33,7 @@ def register(app: typer.Typer) -> None:
                 "LANGUAGE=FILE; give it again for each language."
             ),
         ],
-        output: Annotated[Path | None, typer.Option(help="New folder for the trimmed model.")] = None,
-        threshold: Annotated[
-            float | None,
-            typer.Option(help="Keep a token whose unigram probability reaches this in any corpus.  [default: 1e-6]"),
-        ] = None,
-        size: Annotated[int | None, typer.Option(help="Keep this many tokens instead.", min=1)] = None,
-        keep: Annotated[Path | None, typer.Option(help="File of tokens or words to keep besides, one a line.")] = None,
-        characters: Annotated[
-            bool, typer.Option(help="Keep the single-character token of every character seen.")
-        ] = True,
+        output: Annotated[Path | None, typer.Option("--output", "-o", help="New folder for the trimmed model.")] = None,
         verify: Annotated[
             bool, typer.Option(help="Prove on held-out lines that tokens, hidden states and logits are the same.")
         ] = True,
@@ -54,7 +48,9 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option(help="Sparse fine-tuning of the model, trimmed along to OUTPUT/sft/NAME; may be repeated."),
         ] = None,
-        force: Annotated[bool, typer.Option("--force", help="Replace the output if bistil made it.")] = False,
+        force: bool = FORCE,
+        *,
+        values: dict[str, Any],
     ) -> None:
         """Cut a model's vocabulary to what some languages use, and prove that nothing else changed.
 
@@ -63,19 +59,11 @@ def register(app: typer.Typer) -> None:
 
         Add --dry-run, without --output, to see sizes first.
         """
-        from bistil.settings.recipe import TrimSettings
-
-        if threshold is not None and size is not None:
-            raise InputError("--threshold and --size exclude each other: give one of them")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"--threshold is a probability between 0 and 1, not {threshold:g}")
+        settings = parse(TrimSettings, values, "bistil trim")
+        keep = Path(settings.keep) if settings.keep else None
+        settings = replace(settings, keep=None)
         if plot is not None and (not dry_run or plot.suffix not in (".svg", ".png", ".pdf")):
             raise InputError("--plot draws a --dry-run to a file that ends in .svg, .png or .pdf")
-        settings = TrimSettings(
-            threshold=None if size is not None else 1e-6 if threshold is None else threshold,
-            vocabulary_size=size,
-            keep_characters=characters,
-        )
         texts = parse_texts(text)
         if dry_run:
             _dry_run(model, texts, settings, keep=keep, counts=counts, plot=plot, replace=force)
@@ -105,7 +93,7 @@ def _trim(
     model: str,
     texts: dict[str, list[Path]],
     output: Path,
-    settings: "TrimSettings",
+    settings: TrimSettings,
     *,
     keep: Path | None,
     verify: bool,
@@ -199,7 +187,7 @@ def _trim_tunings(folder: Path, report: "TrimReport", *, tunings: "dict[str, Spa
 def _dry_run(
     model: str,
     texts: dict[str, list[Path]],
-    settings: "TrimSettings",
+    settings: TrimSettings,
     *,
     keep: Path | None,
     counts: Path | None,

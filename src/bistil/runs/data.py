@@ -132,7 +132,7 @@ class Exam:
 
 def sources_of(task: TaskSettings) -> dict[str, list[str]]:
     """Training files per source language, where they are in several."""
-    return dict(getattr(task, "sources", {}))
+    return dict(task.sources)
 
 
 def some(items: list[T], count: int | None) -> list[T]:

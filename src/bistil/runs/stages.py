@@ -16,8 +16,8 @@ from bistil.measuring.evaluation import measure
 from bistil.runs.data import Exam, Labelled, TargetText
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic
 from bistil.runtime.artefacts import whole_folder
-from bistil.settings.recipe import FinetuneSettings, Phase1Settings, StudentSettings, TrimSettings
-from bistil.sparse.language import AdaptSettings, adapt
+from bistil.settings.recipe import AdaptSettings, FinetuneSettings, Phase1Settings, StudentSettings, TrimSettings
+from bistil.sparse.language import adapt
 from bistil.sparse.wearing import dressed_copy
 from bistil.tasks.base import Metrics, resampled
 from bistil.text.lines import read_sentences

@@ -163,7 +163,7 @@ def _data_records(recipe: Recipe, inputs: Inputs) -> dict[str, DataRecord]:
     groups: list[tuple[str, str, list[str]]] = [("text", language, files) for language, files in recipe.text.items()]
     if recipe.task is not None and inputs.labelled is not None:
         digests |= inputs.labelled.digests
-        sources = getattr(recipe.task, "sources", None) or {recipe.source: recipe.task.train}
+        sources = recipe.task.sources or {recipe.source: recipe.task.train}
         groups += [("train", language, files) for language, files in sources.items()]
         groups += [("dev", recipe.source, recipe.task.dev)]
         groups += [("test", language, files) for language, files in recipe.task.test.items()]

@@ -5,7 +5,6 @@ wears them in phase 1 (paper, section 3.2).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import ArtefactError
 from bistil.models.families import check_length, family_of
 from bistil.models.masked_lm import masked_lm_loss, masked_lm_model, start_at_frequencies
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.fast_linear import fast_linear
-from bistil.settings.recipe import SparseSettings, TrainingSettings, option
+from bistil.settings.schema import AdaptSettings, SparseSettings
 from bistil.sparse import SparseFineTuning, train_sparse
 from bistil.text import IGNORED
-from bistil.text.blocks import check_block_length, token_blocks
+from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, batches, language_schedule, split_held_out
 from bistil.training.loop import processes
 
 # Held-out blocks beyond these cost time and tell little more.
 MOST_HELD_OUT = 200
-
-
-@dataclass(kw_only=True, frozen=True)
-class AdaptSettings:
-    """How a language SFT is learnt (paper, section 4.3)."""
-
-    density: float = option(0.04, "share of the maskable entries that the language may change")
-    steps: int | None = option(None, "length of each phase; default: the paper's rule, see `paper_steps`")
-    block_length: int = option(256, "tokens per training block")
-    held_out: float = option(0.05, "share of the blocks kept for the held-out loss, which chooses the weights")
-    freeze_embeddings: bool = option(False, "input embeddings are neither masked nor trained")
-    freeze_layer_norms: bool = option(False, "layer norms are neither masked nor trained")
-    training: TrainingSettings = option(
-        factory=lambda: TrainingSettings(steps=1, batch_size=8, learning_rate=5e-5, evaluate_steps=1000),
-        help="everything else of both phases; steps and epochs are overridden",
-    )
 
 
 def paper_steps(blocks: int, batch_size: int) -> int:
@@ -112,9 +95,6 @@ def adapt(
         DivergenceError: the loss became NaN or infinite.
     """
     claim(folders=[output], work=work, inputs=[model, *files], force=replace)
-    if settings.steps is not None and settings.steps < 1:
-        raise InputError(f"steps is {settings.steps}; each phase needs at least 1 (or none, for the paper's length)")
-    check_block_length(settings.block_length)
     tokenizer = load_tokenizer(model)
     if tokenizer.mask_token_id is None:
         raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")

@@ -1,0 +1,238 @@
+"""Options of commands made out of settings: names, help, choices and defaults are those of the dataclasses."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from bistil.errors import InputError
+from bistil.settings.parsing import assigned, plain_value, settled
+from bistil.settings.recipe import Recipe
+from bistil.settings.schema import MOST_SEED, help_of
+
+# What several commands take besides settings.
+FORCE = typer.Option(False, "--force", help="Replace the output if bistil made it.")
+SEED = typer.Option(0, min=0, max=MOST_SEED, help=help_of(Recipe, "seed"))
+SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
+
+# Options of version 0.1 by command, and what does the same now.
+RENAMED = {
+    "distill": {"--masked-lm": "--hard-labels", "--random-start": "--start random"},
+    "finetune": {"--dense": "--no-sparse, whose length is --epochs"},
+    "trim": {
+        "--size": "--vocabulary-size",
+        "--characters": "--keep-characters",
+        "--no-characters": "--no-keep-characters",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Settings whose keys become options.
+
+    Args:
+        base: the settings class, or settings whose values are the defaults that are shown.
+        only, without: keys, with dots; those of a table stand for all in it.
+        each: keys whose options may be repeated, for one item each; their values are lists.
+        assignable: whether `--set` changes these settings.
+    """
+
+    base: Any
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    assignable: bool = False
+
+    @property
+    def settings(self) -> type:
+        """The settings class."""
+        return self.base if isinstance(self.base, type) else type(self.base)
+
+    def takes(self, path: tuple[str, ...]) -> bool:
+        """Whether a key is an option."""
+        above = [".".join(path[:i]) for i in range(1, len(path) + 1)]
+        return not set(above) & set(self.without) and (not self.only or bool(set(above) & set(self.only)))
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A key of settings as an option."""
+
+    path: tuple[str, ...]
+    hint: Any
+    default: Any
+    metadata: Any
+    each: bool = False
+
+    @property
+    def flag(self) -> str:
+        name: str = self.metadata["flag"] or self.path[-1].replace("_", "-")
+        return f"--no-{name}" if self.is_table else f"--{name}"
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table that may be none; the option says that it is."""
+        return is_dataclass(settled(self.hint))
+
+    def is_given(self, value: Any) -> bool:
+        """Whether a value of the parameter comes from the command line."""
+        return bool(value) if self.is_table else value not in (None, [])
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """The parameter of a command's function; None where nothing is given."""
+        kind, help = settled(self.hint), self.metadata["help"]
+        declared, metavar = [self.flag], None
+        annotation: Any = bool | None
+        if kind is bool:
+            declared = [f"{self.flag}/--no-{self.flag[2:]}"]
+        elif self.is_table:
+            annotation, help = bool, f"none of this: {help}"
+        else:
+            repeated = self.each or get_origin(kind) in (list, dict)
+            annotation, metavar = (list[str] | None if repeated else str | None), self._metavar(kind)
+            help += "; repeatable" if repeated else ""
+        if self.default is not MISSING and not self.is_table and self.default not in (None, [], {}):
+            shown = str(self.default).lower() if isinstance(self.default, bool) else self.default
+            help = f"{help}  [default: {shown}]"
+        option = typer.Option(
+            ... if self.default is MISSING else False if annotation is bool else None,
+            *declared,
+            # In rich text a bracket would begin a style.
+            help=help.replace("[", r"\["),
+            metavar=metavar,
+            show_default=False,
+            rich_help_panel=f"Options of {self.path[-2]}" if len(self.path) > 1 else None,
+        )
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+    def _metavar(self, kind: Any) -> str:
+        if get_origin(kind) is Literal:
+            return f"[{'|'.join(get_args(kind))}]"
+        if get_origin(kind) is dict:
+            return str(self.metadata["entry"])
+        if get_origin(kind) is list:
+            item = get_args(kind)[0].__name__
+            return f"<{item},...>" if self.each else f"<{item}>"
+        return f"<{kind.__name__}>"
+
+    def value(self, given: Any) -> Any:
+        """The plain value for what the command line gave."""
+        kind = settled(self.hint)
+        if self.is_table:
+            return False
+        if isinstance(given, bool):
+            return given
+        if get_origin(kind) is dict:
+            item = get_args(kind)[1]
+            return {name: plain_value(item, one) for name, one in pairs(given, self.flag, self.metadata["entry"])}
+        if self.each or get_origin(kind) is list:
+            item = self.hint if self.each else get_args(kind)[0]
+            return [plain_value(item, one) for one in given]
+        return plain_value(self.hint, given)
+
+
+def takes(**tables: Table) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command's function an option for each key of some settings.
+
+    Args:
+        tables: by the name of the function's parameter that gets the plain values of what was given, for `parse`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        own = [one for one in signature.parameters.values() if one.name not in tables]
+        keys = {f"{table}__{'__'.join(key.path)}": (table, key) for table, one in tables.items() for key in _keys(one)}
+        made = [key.parameter(name) for name, (_, key) in keys.items()]
+        assignable = any(one.assignable for one in tables.values())
+        if assignable:
+            made.append(
+                inspect.Parameter("assignments", inspect.Parameter.KEYWORD_ONLY, default=SET, annotation=list[str])
+            )
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            values: dict[str, dict[str, Any]] = {table: {} for table in tables}
+            for name, (table, key) in keys.items():
+                if (one := given.pop(name)) not in (None, []) and not (
+                    one is False and is_dataclass(settled(key.hint))
+                ):
+                    _put(values[table], key, key.value(one))
+            assignments = given.pop("assignments") if assignable else []
+            for table, one in tables.items():
+                if one.assignable:
+                    values[table] = assigned(one.settings, values[table], assignments)
+            command(**given, **values)
+
+        run.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in (*own, *made)}
+        return run
+
+    return decorate
+
+
+def _keys(table: Table) -> Iterator[_Key]:
+    """The keys of a table and of the tables within; of two with one name the outer one."""
+    seen: set[str] = set()
+    for key in _all_keys(table.base, ()):
+        if table.takes(key.path) and key.flag not in seen:
+            seen.add(key.flag)
+            yield _Key(key.path, key.hint, key.default, key.metadata, ".".join(key.path) in table.each)
+
+
+def _all_keys(base: Any, path: tuple[str, ...]) -> Iterator[_Key]:
+    hints = get_type_hints(base if isinstance(base, type) else type(base))
+    for one in fields(base):
+        hint, default = hints[one.name], getattr(base, one.name, one.default)
+        if isinstance(base, type) and one.default_factory is not MISSING:
+            default = one.default_factory()
+        inner = settled(hint)
+        if not is_dataclass(inner):
+            # A list of tables is no option.
+            if not (get_origin(inner) is list and is_dataclass(get_args(inner)[0])):
+                yield _Key((*path, one.name), hint, default, one.metadata)
+            continue
+        if inner is not hint:
+            yield _Key((*path, one.name), hint, default, one.metadata)
+        yield from _all_keys(default if is_dataclass(default) else inner, (*path, one.name))
+
+
+def _put(values: dict[str, Any], key: _Key, value: Any) -> None:
+    for name in key.path[:-1]:
+        values = values.setdefault(name, {})
+        if values is False:
+            raise InputError(f"--no-{name} and {key.flag} exclude each other: leave one out")
+    values[key.path[-1]] = value
+
+
+def pairs(values: list[str], flag: str, form: str) -> list[tuple[str, str]]:
+    """`["sw=a.txt"]` as `[("sw", "a.txt")]`.
+
+    Args:
+        flag: the option's name, for messages.
+        form: such as LANGUAGE=FILE.
+
+    Raises:
+        InputError: an entry is not of this form, or one that is no file is given twice.
+    """
+    found: list[tuple[str, str]] = []
+    for value in values:
+        name, sign, rest = value.partition("=")
+        if not (name and sign and rest):
+            raise InputError(f"{flag} {value!r}: write {form}, such as {_EXAMPLES.get(form, 'sw=swahili.txt')}")
+        if not form.endswith("=FILE") and name in dict(found):
+            raise InputError(f"{flag} {name}= is given twice: {dict(found)[name]} and {rest}")
+        found.append((name, rest))
+    return found
+
+
+_EXAMPLES = {
+    "LANGUAGE=NUMBER": "sw=0.5",
+    "LANGUAGE=SHARE": "sw=0.05",
+    "LANGUAGE=SFT": "sw=sfts/sw",
+    "OLD=NEW": "B-DATE=O",
+    "NAME=COLUMN": "tags=3",
+}

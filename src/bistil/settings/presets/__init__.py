@@ -1,0 +1,60 @@
+"""Settings that go together, as in the TOML files beside this module; what is given explicitly wins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bistil.settings.parsing import load_toml, overlaid, parse
+from bistil.settings.schema import (
+    FinetuneSettings,
+    Kind,
+    Phase1Settings,
+    Phase2Settings,
+    PresetName,
+    SparseSettings,
+    TrainingSettings,
+)
+
+Stage = TypeVar("Stage", bound=FinetuneSettings)
+
+
+@dataclass(kw_only=True, frozen=True)
+class TaskPreset:
+    """Settings of one task that go together; what a recipe or a command line gives explicitly wins."""
+
+    max_length: int
+    finetune: FinetuneSettings
+    phase2: Phase2Settings
+
+
+@cache
+def _values(name: PresetName) -> dict[str, Any]:
+    return load_toml(Path(__file__).with_name(f"{name}.toml"))
+
+
+def phase1_preset(name: PresetName) -> Phase1Settings:
+    """The settings of a preset for phase 1."""
+    return parse(Phase1Settings, _values(name)["phase1"], f"preset {name}: phase1")
+
+
+def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
+    """The settings of a preset for a task: `paper` (sparse, no target text) or `short` (dense, with target text)."""
+    values = _values(name)
+    own = values["task"][kind]
+    finetune = overlaid(values["finetune"], own["finetune"])
+    phase2 = overlaid(finetune, values["phase2"])
+    return TaskPreset(
+        max_length=own["max_length"],
+        finetune=_stage(FinetuneSettings, finetune),
+        phase2=_stage(Phase2Settings, phase2),
+    )
+
+
+def _stage(settings: type[Stage], values: Mapping[str, Any]) -> Stage:
+    # Class by class: epochs of a sparse fine-tuning are there for those who make it dense.
+    sparse, training, others = values["sparse"], values["training"], dict(values)
+    others["sparse"] = parse(SparseSettings, sparse, "preset: sparse") if sparse else None
+    others["training"] = parse(TrainingSettings, training, "preset: training")
+    return settings(**others)
