@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -290,8 +292,6 @@ def test_the_undistilled_teacher_equals_the_trimmed_one_on_kept_tokens(finished)
 
 
 def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_folder, finished, tmp_path):
-    import shutil
-
     output = tmp_path / "run"
     shutil.copytree(finished[0], output)
     before = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
@@ -299,8 +299,6 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
     summary = run_recipe(recipe, output)
     assert all(stage.skipped for stage in summary.stages)
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
-
-    from dataclasses import replace
 
     without = replace(recipe, compare=replace(recipe.compare, majority=False, copied=False))
     summary = run_recipe(without, output)
@@ -323,8 +321,6 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
 
 def test_the_readme_s_example_is_true(recipe_folder, finished, tmp_path, monkeypatch, capsys):
     """Word for word, but for the task of this recipe; the run is there already, so its stages are skipped."""
-    import shutil
-
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     code = readme.split("```python\n")[1].split("```")[0].replace("token-classification", "text-classification")
     inputs = [path for path in recipe_folder.iterdir() if path.suffix in (".txt", ".jsonl")]
@@ -342,6 +338,80 @@ def test_the_readme_s_example_is_true(recipe_folder, finished, tmp_path, monkeyp
     student = next(model for model in finished[1].models if model.name == "lrf2")
     assert f"lrf2 {student.parameters} {student.target_score}" in out
     assert "'label': 'even" in out
+
+
+LANGUAGE = """
+[language]
+density = 0.1
+steps = 3
+block_length = 16
+[language.training]
+batch_size = 4
+learning_rate = 5e-3
+"""
+
+
+def test_a_run_learns_language_sfts_and_from_labels_in_several_languages(recipe_folder, finished, tmp_path):
+    """Phase 1 wears the SFTs; the task teacher learns beside those of its sources and wears the source's for good."""
+    from bistil.models import load_model
+    from bistil.sparse import SparseFineTuning
+
+    several = RECIPE.replace('train = "train.jsonl"', 'sources = { en = "train.jsonl", sw = "test.sw.jsonl" }').replace(
+        'sw = "test.sw.jsonl" }\nmax', 'sw = "dev.jsonl" }\nmax'
+    )
+    (recipe_folder / "language.toml").write_text(several + LANGUAGE)
+    recipe, output = load_recipe(recipe_folder / "language.toml"), tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    summary = run_recipe(recipe, output)
+    # The vocabulary is that of the finished run.
+    done = {stage.name: stage.skipped for stage in summary.stages}
+    assert done["trim"] and not done["phase1"]
+    assert [name for name in done if name.startswith("adapt")] == ["adapt-en", "adapt-sw"]
+    sfts = {language: SparseFineTuning.load(output / f"sfts/language-{language}") for language in ("en", "sw")}
+    assert sfts["en"].digest() != sfts["sw"].digest()
+    assert record(output, "adapt-sw")["result"]["metrics"]["language"] == "sw"
+    # Phase 1 is another with a dressed teacher.
+    first, dressed = (weights(folder / "phase1/lrf2") for folder in (finished[0], output))
+    assert any(not torch.equal(first[name], dressed[name]) for name in first)
+    # The teacher: its base plus the task's SFT plus the source's.
+    assert record(output, "task-teacher")["result"]["sources"] == {"en": 6, "sw": 4}  # less what is in a test set
+    teacher, _ = load_model(output / "task-teacher")
+    base, _ = load_model(output / "task-teacher")
+    trimmed, _ = load_model(output / "trimmed")
+    base.bert.load_state_dict(trimmed.state_dict(), strict=False)
+    task = SparseFineTuning.load(output / "sfts/task-teacher")
+    with task.applied(base), sfts["en"].applied(base, heads=False):
+        for name, value in base.state_dict().items():
+            if "pooler" not in name:
+                assert torch.allclose(value, teacher.state_dict()[name], atol=1e-6), name
+    assert all(stage.skipped for stage in run_recipe(recipe, output).stages)
+    # One language learnt otherwise is that language's, and what follows.
+    swahili = replace(recipe, language=replace(recipe.language, languages=["sw"]))
+    names = {stage.name: stage.skipped for stage in run_recipe(swahili, output).stages}
+    assert names["adapt-sw"] and "adapt-en" not in names and not names["phase1"]
+
+
+def test_names_may_change_without_anything_being_done_again(recipe_folder, finished, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    (recipe_folder / "renamed.toml").write_text(
+        RECIPE.replace('name = "tiny"', 'name = "new"').replace('"lrf2"', '"x"').replace('"lrf3"', '"lrf2"')
+    )
+    summary = run_recipe(load_recipe(recipe_folder / "renamed.toml"), output)
+    assert all(stage.skipped for stage in summary.stages)
+    assert summary.name == "new"
+    for folder, old in (
+        ("students/x", "students/lrf2"),
+        ("students/lrf2", "students/lrf3"),
+        ("phase1/lrf2", "phase1/lrf3"),
+    ):
+        ours, theirs = weights(output / folder), weights(finished[0] / old)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert not (output / "students/lrf3").exists() and (output / "sfts/x").is_dir()
+    shown, before = ({m.name: m for m in one.models} for one in (summary, finished[1]))
+    assert shown["x"].folder == "students/x"
+    assert shown["x, copied"].target_score == before["lrf2, copied"].target_score
+    assert summary.phase1["lrf2"] == finished[1].phase1["lrf3"]
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_path):
@@ -444,8 +514,6 @@ def test_checking_tells_what_was_left_out(recipe_folder):
 
 
 def test_too_little_disk_is_said_before_anything_is_written(recipe_folder, tmp_path, command_line, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     code, said = command_line("run", recipe_folder / "recipe.toml", "--output", tmp_path / "run")

@@ -13,6 +13,7 @@ from bistil.runs.inputs import Inputs
 from bistil.runs.stage import File, Product, Stage
 from bistil.settings.recipe import (
     CompareSettings,
+    LanguageSettings,
     Phase2Settings,
     Recipe,
     SparseSettings,
@@ -33,6 +34,7 @@ def recipe(**changes):
         "task": TaskSettings(kind="token-classification", train=["train"], dev=["dev"], test=TEST_FILES),
         "compare": CompareSettings(self_taught=True, no_target_text=True),
         "language_sfts": {"en": "sft"},
+        "language": LanguageSettings(languages=["sw"]),
     }
     return Recipe(**{**values, **changes})
 
@@ -139,6 +141,7 @@ FIRST = {
     "text": {"trim", "phase1", "benchmark"} - {"benchmark"},
     "trim": {"trim"},
     "language_sfts": {"phase1", "task-teacher"},
+    "language": {"adapt-sw"},
     "force_sfts": {"phase1", "task-teacher"},
     "students": {"phase1"},
     "phase1": {"phase1"},
@@ -157,6 +160,7 @@ def test_what_a_part_of_a_recipe_decides(part):
         "text": {"en": ["en.txt", "more.txt"], "sw": ["sw.txt"]},
         "trim": replace(recipe().trim, threshold=1e-5),
         "language_sfts": {"en": "other sft"},
+        "language": LanguageSettings(languages=["sw"], density=0.1),
         "force_sfts": True,
         "students": [*recipe().students, StudentSettings(name="c", reduction=6)],
         "phase1": replace(recipe().phase1, block_length=64),
@@ -243,3 +247,19 @@ def test_two_names_for_one_value_are_made_once():
     students = [one for one in own.candidates if one.role == "student"]
     assert len({one.model.stage.key for one in students}) == 2
     assert len(list(itertools.chain(own.scores()))) == 7
+
+
+def test_a_teacher_that_learns_from_several_languages_wears_their_sfts_and_then_the_source_s():
+    task = TaskSettings(kind="token-classification", sources={"en": ["train"], "sw": ["dev"]}, dev=["dev"])
+    several = recipe(task=task, compare=CompareSettings())
+    stages = all_stages(several)
+    fine_tuned, worn = stages["task-teacher"], stages["dress-task-teacher"]
+    assert list(fine_tuned.sfts) == ["en", "sw"] and isinstance(fine_tuned.start, Product)
+    assert fine_tuned.sfts["sw"] == Product(stages["adapt-sw"], "sft")
+    assert worn.sft == fine_tuned.sfts["en"] and worn.model == fine_tuned.product("model")
+    assert stages["phase2-a"].teacher == worn.product("model")
+    assert plan(several).names[worn.key].places == {"model": "task-teacher"}
+    # Dense: all labels together, learnt by a model that wears the source's SFT.
+    dense = all_stages(replace(several, finetune=replace(several.finetune, sparse=None)))
+    assert not dense["task-teacher"].sfts and dense["task-teacher"].start.sft == file("sft")
+    assert "dress-task-teacher" not in dense

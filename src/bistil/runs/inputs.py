@@ -15,6 +15,7 @@ from bistil.runtime.artefacts import check_product, file_digest, folder_digest
 from bistil.settings.recipe import Recipe, TaskSettings
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.hub import sft_folder
+from bistil.sparse.language import check_adapt
 from bistil.tasks.hub import labelled_digest
 from bistil.text.lines import check_text, read_sentences
 
@@ -134,6 +135,8 @@ def labelled_digests(task: TaskSettings) -> dict[str, str]:
 def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | None) -> None:
     """Ask every stage what it would refuse after hours."""
     worn: dict[str, Any] = dict(recipe.language_sfts)
+    if recipe.language is not None:
+        check_adapt(str(teacher), recipe.language)
     check_general(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
     if recipe.task is not None:
         length = recipe.task.max_length

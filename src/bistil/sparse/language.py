@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError
 from bistil.models.families import check_length, family_of
-from bistil.models.masked_lm import masked_lm_loss, masked_lm_model, start_at_frequencies
+from bistil.models.masked_lm import masked_lm_loss, masked_lm_model, start_at_frequencies, supported_config
+from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.fast_linear import fast_linear
@@ -25,7 +26,7 @@ from bistil.sparse import SparseFineTuning, train_sparse
 from bistil.text import IGNORED
 from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, batches, language_schedule, split_held_out
-from bistil.training.loop import processes
+from bistil.training.loop import check_training, processes
 
 # Held-out blocks beyond these cost time and tell little more.
 MOST_HELD_OUT = 200
@@ -62,6 +63,18 @@ class MaskedLanguageModelling(nn.Module):
             return {"loss": masked_lm_loss(self.family.masked_lm_logits(self.model, states[masked]), labels[masked])}
 
 
+def check_adapt(model: str, settings: AdaptSettings) -> None:
+    """Find what `adapt` would refuse, as far as settings, configuration and tokenizer tell: no weights.
+
+    Raises:
+        BistilError: as `adapt`.
+    """
+    if load_tokenizer(model).mask_token_id is None:
+        raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
+    check_length(supported_config(model_folder(model)), settings.block_length, name="block_length")
+    check_training(settings.training)
+
+
 def adapt(
     model: str,
     files: Sequence[Path],
@@ -95,11 +108,9 @@ def adapt(
         DivergenceError: the loss became NaN or infinite.
     """
     claim(folders=[output], work=work, inputs=[model, *files], force=replace)
+    check_adapt(model, settings)
     tokenizer = load_tokenizer(model)
-    if tokenizer.mask_token_id is None:
-        raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
     masked_lm, dense = masked_lm_model(model, seed=seed)
-    check_length(masked_lm.config, settings.block_length, name="block_length")
     with processes().main_process_first():
         open_work(work)
         blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
