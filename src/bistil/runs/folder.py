@@ -281,7 +281,9 @@ class RunFolder:
 
     def _records_at(self, places: Any) -> dict[Path, dict[str, Any]]:
         """The records of what lies at some of the places, whoever put it there."""
-        wanted = set(places)
+        wanted = {place for place in places if (self.folder / place).exists()}
+        if not wanted:
+            return {}
         found = {path: _sealed(path, path.stem) for path in sorted((self.folder / "stages").glob("*.json"))}
         return {path: one for path, one in found.items() if wanted & set(one.get("places", {}).values())}
 
@@ -309,6 +311,8 @@ class RunFolder:
     def _move_to_new_names(self) -> None:
         """Move what lies under another name than the plan's. By way of the work folder, for two may change places."""
         moves: list[_Move] = []
+        if not any(name.places for name in self.names.values()):
+            return
         for path in sorted((self.folder / "stages").glob("*.json")):
             record = _sealed(path, path.stem)
             wanted = self.names[record["key"]].places if record.get("key") in self.names else {}
