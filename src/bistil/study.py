@@ -23,6 +23,7 @@ from bistil.runs.stage import File, Product
 from bistil.runs.stages import Distil, Evaluate, FineTune, Score
 from bistil.runtime.artefacts import json_digest
 from bistil.settings.study import StudySettings, Variant
+from bistil.tasks.hub import labelled_digest
 
 UNDISTILLED, TRIM_ONLY = "undistilled", "trim only"
 
@@ -96,10 +97,9 @@ class Study:
     def _kept_out(self) -> str:
         """Evaluation sets decide what may be learnt from; here they count as wholes, so that planning reads no text."""
         task = self._task()
-        return json_digest([labelled_digests(replace(task, train=[]))[file] for file in self._evaluated(task)])
-
-    def _evaluated(self, task: Any) -> list[str]:
-        return [*task.dev, *(file for part in task.test.values() for file in part)]
+        return json_digest(
+            [labelled_digest(file) for file in [*task.dev, *(file for own in task.test.values() for file in own)]]
+        )
 
     def languages(self, group: str) -> tuple[str, ...]:
         """Source and targets of a group."""
