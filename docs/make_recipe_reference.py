@@ -36,7 +36,7 @@ test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
 def main() -> None:
     """Write the page beside this script."""
     # What a recipe of nothing but the required keys comes to: a stage's own defaults, not its settings classes'.
-    recipe = Recipe(teacher="", source="", target="", text={})
+    recipe = Recipe(teacher="x", source="en", target="sw", text={"en": ["en.txt"], "sw": ["sw.txt"]})
     lines = [INTRODUCTION, *section(Recipe, "", recipe), *presets()]
     Path(__file__).with_name("recipe.md").write_text("\n".join(lines), encoding="utf-8")
 

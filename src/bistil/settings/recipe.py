@@ -104,7 +104,9 @@ class Recipe(Checked):
         factory=dict, help="per language, the teacher's language SFT", flag="language-sft", entry="LANGUAGE=SFT"
     )
     force_sfts: bool = option(False, "wear language SFTs although they were made for another base")
-    language: LanguageSettings | None = option(None, "learn language SFTs in the run; without it none is learnt")
+    language: LanguageSettings | None = option(
+        None, "learn language SFTs in the run; without this table none is learnt", empty=True
+    )
     students: list[StudentSettings] = option(
         factory=lambda: [StudentSettings(name="lrf2", reduction=2)], help="the students to make"
     )

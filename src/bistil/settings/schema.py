@@ -31,6 +31,7 @@ def option(
     below: float | None = None,
     flag: str = "",
     entry: str = "",
+    empty: bool = False,
 ) -> Any:
     """A dataclass field that carries its own help text and limits; without default the recipe must give it.
 
@@ -38,10 +39,11 @@ def option(
         least, above, most, below: limits of the number, or of each number of a table; see `Checked`.
         flag: what the command line calls it where that is not the field's name: one entry of a list or table.
         entry: how the command line writes one entry of a table, such as LANGUAGE=NUMBER.
+        empty: of a table that may be none: one in which nothing is given is all defaults, instead of changing nothing.
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     given = {how: limit for how, limit in limits.items() if limit is not None}
-    metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "limits": given}
+    metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "empty": empty, "limits": given}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -211,7 +213,7 @@ class StudentSettings(Checked):
     def __post_init__(self) -> None:
         """Also refuses a name that no folder can have, and layers that no student can have."""
         super().__post_init__()
-        if not re.fullmatch(r"\w[^./\\:\x00-\x1f]*(?<! )", self.name):
+        if not re.fullmatch(r"[^\W_][^./\\:\x00-\x1f]*(?<! )", self.name):
             raise RecipeError(
                 f"name is {self.name!r}; a student's folder is called so: begin with a letter or digit, without dots, "
                 "slashes or colons"
@@ -342,7 +344,8 @@ class TaskSettings(Checked):
         None, "`paper` or `short` (two CPU cores): this task's defaults of finetune, phase2 and max_length"
     )
     train: list[str] = option(
-        factory=list, help="labelled files in the source language, or data sets: dataset:NAME[:CONFIG]:SPLIT"
+        factory=list,
+        help="labelled files in the source language, or data sets: dataset:NAME[:CONFIG]:SPLIT; this or sources",
     )
     sources: dict[str, list[str]] = option(
         factory=dict,
