@@ -12,7 +12,7 @@ from typing import Any
 
 from bistil.errors import RecipeError
 from bistil.settings.parsing import Settings, assigned, load_toml, parse, to_dict
-from bistil.settings.presets import TaskPreset, phase1_preset, task_preset
+from bistil.settings.presets import SHORT_LEAST_STEPS, SHORT_MOST_STEPS, TaskPreset, phase1_preset, task_preset
 from bistil.settings.schema import (
     MOST_SEED,
     AdaptSettings,
@@ -37,6 +37,8 @@ from bistil.settings.schema import (
 )
 
 __all__ = [
+    "SHORT_LEAST_STEPS",
+    "SHORT_MOST_STEPS",
     "AdaptSettings",
     "Checked",
     "CompareSettings",
@@ -202,6 +204,10 @@ class Recipe(Checked):
             raise RecipeError(
                 f"task.sources has no files for the source, {self.source!r}: add task.sources.{self.source}"
             )
+        for name in ("sources", "test"):
+            for language, files in getattr(task, name).items():
+                if not files:
+                    raise RecipeError(f"task.{name}.{language} is empty: name labelled files or leave it out")
         for language in task.sources:
             if not re.fullmatch(r"[\w-]+", language):
                 raise RecipeError(f"task.sources has the language {language!r}; codes are letters, digits, - and _")

@@ -191,7 +191,7 @@ class ObjectiveSettings(Checked):
         """Also refuses an objective without any term."""
         super().__post_init__()
         if not any(getattr(self, name) for name in self.WEIGHTS):
-            raise RecipeError(f"every weight is 0: give one of {', '.join(self.WEIGHTS)}")
+            raise RecipeError(f"every weight of the objective is 0: give one of {', '.join(self.WEIGHTS)}")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -220,8 +220,7 @@ class StudentSettings(Checked):
             )
         given = [name for name in self.ALTERNATIVES[0] if getattr(self, name) is not None]
         if len(given) != 1:
-            shown = ", ".join(given) or "none of them"
-            raise RecipeError(f"reduction, layers and depth: give one of them for student {self.name!r}, not {shown}")
+            raise RecipeError(f"reduction: give one of reduction, layers, depth; given: {', '.join(given) or 'none'}")
         layers = self.layers
         if layers is not None and (not layers or sorted(set(layers)) != layers or layers[0] < 1):
             raise RecipeError(f"layers is {layers}; teacher layers must ascend, without repeats, from 1")
@@ -383,10 +382,6 @@ class TaskSettings(Checked):
         if bool(self.train) == bool(self.sources):
             both = "both are given" if self.train else "none is given"
             raise RecipeError(f"train or sources must name labelled files, and {both}: give one of them")
-        for name in ("sources", "test"):
-            for language, files in getattr(self, name).items():
-                if not files:
-                    raise RecipeError(f"{name}.{language} is empty: name labelled files or leave it out")
         for name, kind in (("parser_projection", "dependency-parsing"), ("scheme", "token-classification")):
             if getattr(self, name) is not None and self.kind != kind:
                 raise RecipeError(f"{name} is of {kind}; {self.kind} has no use for it: leave it out")

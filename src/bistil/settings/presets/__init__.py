@@ -67,3 +67,8 @@ def _stage(settings: type[Stage], values: Mapping[str, Any]) -> Stage:
     others["sparse"] = parse(SparseSettings, sparse, "preset: sparse") if sparse else None
     others["training"] = parse(TrainingSettings, training, "preset: training")
     return settings(**others)
+
+
+# The bounds of the `short` preset's lengths, which are those of every task.
+_SHORT = _values("short")["finetune"]["training"]
+SHORT_LEAST_STEPS, SHORT_MOST_STEPS = _SHORT["least_steps"], _SHORT["most_steps"]
