@@ -153,7 +153,8 @@ class TrainingSettings(Checked):
             )
         if self.batch_size % self.accumulation:
             raise RecipeError(
-                f"accumulation is {self.accumulation}, which does not divide batch_size {self.batch_size}"
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulation} equal parts (accumulation): "
+                "choose a multiple"
             )
         if self.patience is not None and self.evaluate_steps is None:
             raise RecipeError(f"patience is {self.patience}, but nothing is evaluated before the end: evaluate_steps")
