@@ -130,7 +130,7 @@ WRONG_COMBINATIONS = [
     (["target=sw"], "text has no files for sw"),
     (["source=sw"], "text has no files for sw"),
     (["text.fr=[]"], "text has no files for fr"),
-    (["phase1.training.accumulation=3"], "phase1.training.batch_size 16 cannot be cut into 3 equal parts (accumulation)"),
+    (["phase1.training.accumulation=3"], "phase1.training.batch_size 16 cannot be cut into 3 equal parts"),
     (["phase1.training.warmup_steps=1.5"], "phase1.training.warmup_steps is 1.5; give a whole number"),
     (["phase1.training.steps=false"], "phase1.training.steps and training.epochs are both none"),
     (["phase1.training={steps=1, epochs=1}"], "give only one of 'steps' and 'epochs'"),
