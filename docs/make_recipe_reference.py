@@ -11,7 +11,9 @@ INTRODUCTION = """# The recipe
 
 A recipe is a TOML file. `bistil run RECIPE.toml --check` says what is wrong with it without doing any work;
 relative paths are relative to the recipe's own folder. Every table may be left out or given in part: what is not given
-keeps its default. This page is written from the code (`make docs`).
+keeps its default. `--set KEY=VALUE` changes a key for one run, items of lists by their numbers from 0:
+`bistil run r.toml --set phase1.objective.cosine=1 --set students.0.reduction=3`. This page is written from the code
+(`make docs`).
 
 Shortest recipe, for your own language and labels:
 
@@ -36,7 +38,7 @@ test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
 def main() -> None:
     """Write the page beside this script."""
     # What a recipe of nothing but the required keys comes to: a stage's own defaults, not its settings classes'.
-    recipe = Recipe(teacher="", source="", target="", text={})
+    recipe = Recipe(teacher="x", source="en", target="sw", text={"en": ["en.txt"], "sw": ["sw.txt"]})
     lines = [INTRODUCTION, *section(Recipe, "", recipe), *presets()]
     Path(__file__).with_name("recipe.md").write_text("\n".join(lines), encoding="utf-8")
 

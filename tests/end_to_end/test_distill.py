@@ -239,7 +239,7 @@ def test_the_command(tmp_path, texts):
     arguments = ["--teacher", str(teacher), "--text", f"en={texts['en'][0]}", "--text",
                  f"sw={texts['sw'][0]}", "--layers", "2,6", "--depth", "4", "--steps", "4", "--batch-size", "4",
                  "--block-length", "16", "--evaluate-steps", "2", "--spread", "first", "--probability", "en=3",
-                 "--probability", "sw=1", "--held-out", "0.1", "--held-out", "sw=0.3", "--logger", "tensorboard",
+                 "--probability", "sw=1", "--held-out", "0.1", "--held-out-shares", "sw=0.3", "--logger", "tensorboard",
                  "-o", str(tmp_path / "out")]  # fmt: skip
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -268,7 +268,7 @@ def test_the_paper_s_preset_and_recipe_are_the_paper_s_settings(monkeypatch):
     app = typer.Typer()
     distill.register(app)
     files = ["--text", "en=a", "--text", "sw=b", "-t", "x", "-o", "y"]
-    CliRunner().invoke(app, ["--preset", "paper", "--held-out", "en=0.01", *files])
+    CliRunner().invoke(app, ["--preset", "paper", "--held-out-shares", "en=0.01", *files])
     for settings in (seen["settings"], load_recipe(ROOT / "recipes" / "paper-mbert.toml").phase1):
         training = settings.training
         assert (training.steps, training.batch_size, settings.block_length) == (200_000, 8, 256)

@@ -485,10 +485,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, comma
         (("[phase1.training]\n", "[phase1.training]\naccumulation = 3\n"), "batch_size 4 cannot be cut into 3"),
         (("[phase2.training]\n", "[phase2.training]\naccumulation = 3\n"), "batch_size 4 cannot be cut into 3"),
         (("[phase2.training]\n", '[phase2.training]\nloggers = "nolog"\n'), "unknown logger 'nolog'"),
-        (("[finetune.sparse]\n", "[finetune.sparse]\ndensity = 2.0\n"), "density 2.0 means"),
+        (
+            ("[finetune.sparse]\n", "[finetune.sparse]\ndensity = 2.0\n"),
+            "finetune.sparse.density is 2.0; it must be above 0 and at most 1",
+        ),
         (("target_text = 0.5", "target_text = 0.5\ntarget_sentences = 0"), "target_sentences is 0"),
-        (("block_length = 16", "block_length = 16\nheld_out = 2.0"), "held-out share"),
-        (("block_length = 16", "block_length = 16\nprobabilities = { en = 1 }"), "probabilities are given for en"),
+        (("block_length = 16", "block_length = 16\nheld_out = 2.0"), "held_out is 2.0; it must"),
+        (
+            ("block_length = 16", "block_length = 16\nprobabilities = { en = 1 }"),
+            "phase1.probabilities has no number for 'sw'",
+        ),
         (
             ("block_length = 16", "block_length = 16\nobjective = { attention = 0.0, hidden = 0.0 }"),
             "every weight of the objective is 0",

@@ -201,8 +201,8 @@ def test_alignment_comes_from_the_students_configuration(tmp_path):
     ],
 )
 def test_what_cannot_be_compared_is_said(student, weights, message):
-    objective = ObjectiveSettings(**{"attention": 0.0, "hidden": 0.0, **weights})
     with pytest.raises(RecipeError, match=message):
+        objective = ObjectiveSettings(**{"attention": 0.0, "hidden": 0.0, **weights})
         Distiller(tiny.model("bert"), {"s": tiny.model("bert", layers=3, **student)}, objectives={"s": objective})
 
 

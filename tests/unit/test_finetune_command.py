@@ -52,7 +52,7 @@ def test_teacher_and_student_with_evaluation_text_kept_out(folder):
 
 
 def test_without_preset_the_defaults_are_those_of_a_recipe(folder):
-    record, _ = finetune(folder, folder / "teacher", "--dense", "--dense-epochs", "0.2")
+    record, _ = finetune(folder, folder / "teacher", "--no-sparse", "--epochs", "0.2")
     default = to_dict(FinetuneSettings())
     assert record["settings"]["sparse"] is None
     assert record["settings"]["training"] == {**default["training"], "epochs": 0.2}
@@ -75,12 +75,12 @@ def test_a_preset_and_what_is_given_beside_it(folder):
     ("options", "epochs", "sparse"),
     [
         (["--preset", "short"], {"teacher": 2.0, "student": 1.0}, None),
-        (["--preset", "short", "--dense"], {"teacher": 2.0, "student": 1.0}, None),
-        (["--preset", "short", "--dense-epochs", "4"], {"teacher": 4.0, "student": 4.0}, None),
+        (["--preset", "short", "--no-sparse"], {"teacher": 2.0, "student": 1.0}, None),
+        (["--preset", "short", "--epochs", "4"], {"teacher": 4.0, "student": 4.0}, None),
         (["--preset", "short", "--learning-rate", "1e-5"], {"teacher": 2.0, "student": 1.0}, None),
         (["--preset", "short", "--density", "0.1"], None, {"density": 0.1, "dense_epochs": 3.0, "sparse_epochs": 5.0}),
-        (["--preset", "paper", "--dense"], {"teacher": 3.0, "student": 3.0}, None),
-        (["--dense"], {"teacher": 3.0, "student": 3.0}, None),
+        (["--preset", "paper", "--no-sparse"], {"teacher": 3.0, "student": 3.0}, None),
+        (["--no-sparse"], {"teacher": 3.0, "student": 3.0}, None),
         ([], None, {"density": 0.08, "dense_epochs": 3.0, "sparse_epochs": 5.0}),
     ],
 )
@@ -102,12 +102,19 @@ def test_a_preset_stays_dense_unless_something_sparse_is_given(folder, monkeypat
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--dense", "--density", "0.1"], InputError, "--dense and --density exclude each other"),
-        (["--dense", "--sparse-epochs", "1"], InputError, "--dense and --sparse-epochs exclude each other"),
+        (["--no-sparse", "--density", "0.1"], InputError, "--no-sparse and --density exclude each other"),
+        (["--no-sparse", "--sparse-epochs", "1"], InputError, "--no-sparse and --sparse-epochs exclude each other"),
+        (["--preset", "short", "--dense-epochs", "4"], InputError, "the preset short is dense: give --epochs"),
+        (["--hidden", "2"], InputError, "objective is learnt from through a task teacher: give --teacher too"),
+        (["--set", "training.batch_sise=2"], RecipeError, "unknown key 'batch_sise'; did you mean 'batch_size'"),
+        (["--set", "training.batch_size=many"], RecipeError, "training.batch_size is 'many'; expected int"),
+        (["--set", "training"], RecipeError, "write KEY=VALUE"),
+        (["--set", "sparse.density=2"], RecipeError, "sparse.density is 2.0; it must be above 0 and at most 1"),
         (["--preset", "papr"], RecipeError, "'papr'; it must be one of 'paper', 'short'"),
         (["--text", "sw.txt"], InputError, "give --teacher too"),
-        (["--target-sentences", "5"], InputError, "give --text too"),
-        (["--target-text", "0.5"], InputError, "give --text too"),
+        (["--target-sentences", "5"], InputError, "give --teacher too"),
+        (["--target-text", "0.5"], InputError, "give --teacher too"),
+        (["--teacher", "t", "--target-text", "0.5"], InputError, "give --text too"),
         (["--label-map", "B-Y"], InputError, "OLD=NEW"),
         (["--column", "tags"], InputError, "NAME=COLUMN"),
         (["--column", "tags=1", "--column", "tags=2"], InputError, "given twice"),

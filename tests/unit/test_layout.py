@@ -74,7 +74,7 @@ def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
     (tmp_path / "recipe.toml").write_text(
         'teacher = "x"\nsource = "en"\ntarget = "sw"\ntext = { en = "en.txt", sw = "sw.txt" }\n'
         '[[students]]\nname = "a"\nreduction = 2\n[students.objective]\ntemperature = 2.0\n'
-        '[task]\nkind = "token-classification"\ntrain = "train.txt"\n'
+        '[language]\n[task]\nkind = "token-classification"\ntrain = "train.txt"\n'
     )
     recipe = load_recipe(tmp_path / "recipe.toml")
     page, compared = (ROOT / "docs" / "recipe.md").read_text(), 0
@@ -91,7 +91,7 @@ def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
             if shown.startswith("`"):
                 assert shown == f"`{str(value).lower() if isinstance(value, bool) else value}`", f"{title}: {key}"
                 compared += 1
-            elif shown == "none" and key not in ("reduction", "task", "objective"):
+            elif shown == "none" and key not in ("reduction", "task", "objective", "language"):
                 assert value is None, f"{title}: {key} is {value}"
                 compared += 1
     assert compared > 80

@@ -1,5 +1,7 @@
 """Recipes: what is right is read, what is wrong is named."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ from bistil.settings.recipe import (
     load_recipe,
     parse,
     task_preset,
+    to_dict,
 )
 from bistil.tasks import KINDS
 from bistil.training.loop import planned_steps
 
+ROOT = Path(__file__).parents[2]
 MINIMAL = """
 teacher = "e5-small"
 source = "en"
@@ -214,7 +218,46 @@ def test_every_task_has_both_presets_and_target_text_outside_the_paper_s():
 
 
 def test_the_paper_recipe_is_its_preset_written_out():
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "paper-mbert.toml")
+    recipe = load_recipe(ROOT / "recipes" / "paper-mbert.toml")
     preset = task_preset("paper", recipe.task.kind)
     assert recipe.task.max_length == preset.max_length
     assert (recipe.finetune, recipe.phase2) == (preset.finetune, preset.phase2)
+
+
+def flat(value, path=""):
+    """Nested tables and lists of tables as one table, keys with dots."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {key: one for name, part in value.items() for key, one in flat(part, f"{path}.{name}".lstrip(".")).items()}
+
+
+RECORDED = json.loads((ROOT / "tests/recorded/recipes.json").read_text())
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_shipped_recipes_mean_what_they_meant(name, tmp_path):
+    """Recorded by version 0.1 (commit 7aa61ec): the first recipe, and of the others what differs from it."""
+    place, _, number = name.partition("#")
+    path = ROOT / place
+    if number:
+        block = re.findall(r"```toml\n(.*?)```", path.read_text(), flags=re.S)[int(number)]
+        path = written(tmp_path, "\n".join(line.removeprefix("   ") for line in block.splitlines()))
+    got = flat(json.loads(json.dumps(to_dict(load_recipe(path, folder=Path("/recipes"))))))
+    wanted = {**next(iter(RECORDED.values())), **RECORDED[name]}
+    assert {key: got.get(key, "(absent)") for key in wanted} == wanted
+
+
+def test_all_names_of_the_recipe_s_module_of_version_0_1_are_there():
+    import bistil.settings.recipe as module
+
+    old = {
+        "CompareSettings", "FinetuneSettings", "Kind", "ObjectiveSettings", "Phase1Settings", "Phase2Settings",
+        "PresetName", "Recipe", "SHORT_LEAST_STEPS", "SHORT_MOST_STEPS", "Settings", "SparseSettings",
+        "StudentSettings", "TagScheme", "TaskPreset", "TaskSettings", "TrainingSettings", "TrimSettings", "help_of",
+        "load_recipe", "load_toml", "option", "parse", "task_preset", "to_dict", "without_target_text",
+    }  # fmt: skip
+    assert old <= set(module.__all__) <= set(dir(module))
+    short = task_preset("short", "token-classification").phase2.training
+    assert (short.least_steps, short.most_steps) == (module.SHORT_LEAST_STEPS, module.SHORT_MOST_STEPS)

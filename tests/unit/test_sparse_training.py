@@ -175,7 +175,7 @@ def test_frozen_parts_are_neither_masked_nor_trained(tmp_path):
         density=0.05, dense_steps=2, sparse_steps=2, freeze_embeddings=True, freeze_layer_norms=True
     )
     base = bits(tagger().model)
-    module, sft = run(tmp_path, settings=settings)
+    module, sft = run(tmp_path, settings=SparseSettings(**settings))
     frozen = sft.provenance.roles["frozen"]
     assert "bert.embeddings.word_embeddings.weight" in frozen
     assert sum("LayerNorm" in name for name in frozen) == 10
@@ -284,15 +284,16 @@ def test_a_given_mask_skips_the_dense_phase(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (SparseSettings(density=0.0), "at least 1"),
-        (SparseSettings(density=1.5), "at most all"),
-        (SparseSettings(density=None, count=None), "either a density or a count"),
-        (SparseSettings(dense_epochs=None), "dense phase has no length"),
+        ({"density": 0.0}, "density is 0.0; it must be above 0"),
+        ({"density": 1.5}, "density is 1.5; it must be above 0 and at most 1"),
+        ({"density": None, "count": None}, "density and count are both none"),
+        ({"dense_epochs": None}, "dense_epochs and dense_steps are both none"),
+        ({"density": None, "count": 10**9}, "at most all"),
     ],
 )
 def test_impossible_settings(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        run(tmp_path, settings=settings)
+        run(tmp_path, settings=SparseSettings(**settings))
 
 
 def test_unknown_head(tmp_path):

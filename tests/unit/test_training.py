@@ -157,9 +157,10 @@ def test_epoch_order_sees_every_example_once_per_epoch():
 
 def test_steps_and_epochs_exclude_each_other():
     assert planned_steps(10, TrainingSettings(epochs=2.0, batch_size=4)) == 5
-    for wrong in (TrainingSettings(), TrainingSettings(steps=1, epochs=1.0)):
-        with pytest.raises(RecipeError, match="either steps or epochs"):
-            planned_steps(10, wrong)
+    with pytest.raises(RecipeError, match="either steps or epochs"):
+        planned_steps(10, TrainingSettings())
+    with pytest.raises(RecipeError, match="give only one of them"):
+        TrainingSettings(steps=1, epochs=1.0)
 
 
 class TwoParts(nn.Module):

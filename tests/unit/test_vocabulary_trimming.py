@@ -428,8 +428,9 @@ def test_dry_run_shows_and_draws_the_sizes_that_trimming_gives(run, texts, tmp_p
     ("arguments", "message"),
     [
         (("--text", "nowhere.txt", "--output", "x"), "nowhere.txt: no such file"),
-        (("--output", "x", "--threshold", "2"), "between 0 and 1"),
-        (("--output", "x", "--threshold", "0.1", "--size", "9"), "exclude each other"),
+        (("--output", "x", "--threshold", "2"), "threshold is 2.0; it must be at least 0 and at most 1"),
+        (("--output", "x", "--threshold", "0.1", "--vocabulary-size", "9"), "give only one of"),
+        (("--output", "x", "--set", "vocabulary_sise=9"), "did you mean 'vocabulary_size'"),
         ((), "--output is missing"),
         (("--output", "x", "--plot", "a.svg"), "--dry-run"),
     ],

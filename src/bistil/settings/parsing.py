@@ -43,8 +43,9 @@ def parse(
         if name not in known:
             raise RecipeError(f"{where}: unknown key {name!r}; {_suggest(name, list(known))}")
         default = defaults[name] if name in defaults else _default(known[name], base)
-        help = known[name].metadata.get("help", "")
-        parsed[name] = _value(hints[name], value, f"{where}.{name}", base=default, help=help)
+        said = known[name].metadata
+        hint = settled(hints[name]) if value == {} and said.get("empty") else hints[name]
+        parsed[name] = _value(hint, value, f"{where}.{name}", base=default, help=said.get("help", ""))
     for group in getattr(settings, "ALTERNATIVES", ()):
         given = [name for name in group if parsed.get(name) is not None]
         if len(given) > 1:
@@ -156,10 +157,7 @@ def assigned(settings: type, values: Mapping[str, Any], assignments: Iterable[st
     changed: Any = dict(values)
     for assignment in assignments:
         path, text = _assignment(assignment)
-        new: Any = plain_value(_hint_at(settings, path), text)
-        for key in reversed(path):
-            new = {key: new}
-        changed = overlaid(changed, new, settings)
+        changed = _replaced(changed, path, plain_value(_hint_at(settings, path), text), settings)
     return cast(dict[str, Any], changed)
 
 
@@ -189,37 +187,23 @@ def _hint_at(hint: Any, path: Sequence[str]) -> Any:
     return hint
 
 
-def overlaid(old: Any, new: Any, hint: Any = None, where: str = "--set ") -> Any:
-    """Plain values with others laid over them, table by table; lists by the numbers of their items.
-
-    Args:
-        hint: the type that the values are for: of its alternatives the new one takes the old one's place.
-    """
-    hint = settled(hint)
-    if not isinstance(new, dict):
-        return new
+def _replaced(old: Any, path: Sequence[str], value: Any, hint: Any, above: str = "") -> Any:
+    """Plain values with another one at a path: of a table, with its alternatives gone; of a list, by number."""
+    if not path:
+        return value
+    hint, key = settled(hint), path[0]
+    below, where = _hint_at(hint, [key]), f"{above}{key}"
     if get_origin(hint) is list:
         items = list(old) if isinstance(old, list) else [] if old is None else [old]
-        for key, value in new.items():
-            if not key.isdecimal() or int(key) > len(items):
-                raise RecipeError(f"{where}{key}: there are {len(items)} of them, numbered from 0")
-            place = int(key)
-            items[place:] = [
-                overlaid((items[place:] or [None])[0], value, get_args(hint)[0], f"{where}{key}."),
-                *items[place + 1 :],
-            ]
-        return items
-    replaced = {
-        name
-        for group in getattr(hint, "ALTERNATIVES", ())
-        if any(name in new for name in group)
-        for name in group
-        if name not in new
-    }
-    table = {key: value for key, value in old.items() if key not in replaced} if isinstance(old, dict) else {}
-    for key, value in new.items():
-        table[key] = overlaid(table.get(key), value, _hint_at(hint, [key]), f"{where}{key}.")
-    return table
+        if not key.isdecimal() or int(key) > len(items):
+            raise RecipeError(f"--set {where}: there are {len(items)} of them, numbered from 0")
+        place = int(key)
+        new = _replaced(items[place] if place < len(items) else None, path[1:], value, below, f"{where}.")
+        return [*items[:place], new, *items[place + 1 :]]
+    groups = [group for group in getattr(hint, "ALTERNATIVES", ()) if key in group]
+    kept = {k: v for k, v in old.items() if not any(k in group for group in groups)} if isinstance(old, dict) else {}
+    new = _replaced(old.get(key) if isinstance(old, dict) else None, path[1:], value, below, f"{where}.")
+    return {**kept, key: new}
 
 
 def load_toml(path: Path) -> dict[str, Any]:

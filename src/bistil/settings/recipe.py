@@ -12,7 +12,7 @@ from typing import Any
 
 from bistil.errors import RecipeError
 from bistil.settings.parsing import Settings, assigned, load_toml, parse, to_dict
-from bistil.settings.presets import TaskPreset, phase1_preset, task_preset
+from bistil.settings.presets import SHORT_LEAST_STEPS, SHORT_MOST_STEPS, TaskPreset, phase1_preset, task_preset
 from bistil.settings.schema import (
     MOST_SEED,
     AdaptSettings,
@@ -37,6 +37,8 @@ from bistil.settings.schema import (
 )
 
 __all__ = [
+    "SHORT_LEAST_STEPS",
+    "SHORT_MOST_STEPS",
     "AdaptSettings",
     "Checked",
     "CompareSettings",
@@ -104,7 +106,9 @@ class Recipe(Checked):
         factory=dict, help="per language, the teacher's language SFT", flag="language-sft", entry="LANGUAGE=SFT"
     )
     force_sfts: bool = option(False, "wear language SFTs although they were made for another base")
-    language: LanguageSettings | None = option(None, "learn language SFTs in the run; without it none is learnt")
+    language: LanguageSettings | None = option(
+        None, "learn language SFTs in the run; without this table none is learnt", empty=True
+    )
     students: list[StudentSettings] = option(
         factory=lambda: [StudentSettings(name="lrf2", reduction=2)], help="the students to make"
     )
@@ -200,6 +204,10 @@ class Recipe(Checked):
             raise RecipeError(
                 f"task.sources has no files for the source, {self.source!r}: add task.sources.{self.source}"
             )
+        for name in ("sources", "test"):
+            for language, files in getattr(task, name).items():
+                if not files:
+                    raise RecipeError(f"task.{name}.{language} is empty: name labelled files or leave it out")
         for language in task.sources:
             if not re.fullmatch(r"[\w-]+", language):
                 raise RecipeError(f"task.sources has the language {language!r}; codes are letters, digits, - and _")

@@ -31,6 +31,7 @@ def option(
     below: float | None = None,
     flag: str = "",
     entry: str = "",
+    empty: bool = False,
     cosmetic: bool = False,
 ) -> Any:
     """A dataclass field that carries its own help text and limits; without default the recipe must give it.
@@ -39,11 +40,13 @@ def option(
         least, above, most, below: limits of the number, or of each number of a table; see `Checked`.
         flag: what the command line calls it where that is not the field's name: one entry of a list or table.
         entry: how the command line writes one entry of a table, such as LANGUAGE=NUMBER.
+        empty: of a table that may be none: one in which nothing is given is all defaults, instead of changing nothing.
         cosmetic: it only says what something is called: no result depends on it (`runs.stage`).
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     given = {how: limit for how, limit in limits.items() if limit is not None}
-    metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "limits": given, "cosmetic": cosmetic}
+    metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "empty": empty, "limits": given}
+    metadata["cosmetic"] = cosmetic
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -153,7 +156,8 @@ class TrainingSettings(Checked):
             )
         if self.batch_size % self.accumulation:
             raise RecipeError(
-                f"accumulation is {self.accumulation}, which does not divide batch_size {self.batch_size}"
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulation} equal parts (accumulation): "
+                "choose a multiple"
             )
         if self.patience is not None and self.evaluate_steps is None:
             raise RecipeError(f"patience is {self.patience}, but nothing is evaluated before the end: evaluate_steps")
@@ -191,7 +195,7 @@ class ObjectiveSettings(Checked):
         """Also refuses an objective without any term."""
         super().__post_init__()
         if not any(getattr(self, name) for name in self.WEIGHTS):
-            raise RecipeError(f"every weight is 0: give one of {', '.join(self.WEIGHTS)}")
+            raise RecipeError(f"every weight of the objective is 0: give one of {', '.join(self.WEIGHTS)}")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -213,15 +217,14 @@ class StudentSettings(Checked):
     def __post_init__(self) -> None:
         """Also refuses a name that no folder can have, and layers that no student can have."""
         super().__post_init__()
-        if not re.fullmatch(r"\w[^./\\:\x00-\x1f]*(?<! )", self.name):
+        if not re.fullmatch(r"[^\W_][^./\\:\x00-\x1f]*(?<! )", self.name):
             raise RecipeError(
                 f"name is {self.name!r}; a student's folder is called so: begin with a letter or digit, without dots, "
                 "slashes or colons"
             )
         given = [name for name in self.ALTERNATIVES[0] if getattr(self, name) is not None]
         if len(given) != 1:
-            shown = ", ".join(given) or "none of them"
-            raise RecipeError(f"reduction, layers and depth: give one of them for student {self.name!r}, not {shown}")
+            raise RecipeError(f"reduction: give one of reduction, layers, depth; given: {', '.join(given) or 'none'}")
         layers = self.layers
         if layers is not None and (not layers or sorted(set(layers)) != layers or layers[0] < 1):
             raise RecipeError(f"layers is {layers}; teacher layers must ascend, without repeats, from 1")
@@ -344,7 +347,8 @@ class TaskSettings(Checked):
         None, "`paper` or `short` (two CPU cores): this task's defaults of finetune, phase2 and max_length"
     )
     train: list[str] = option(
-        factory=list, help="labelled files in the source language, or data sets: dataset:NAME[:CONFIG]:SPLIT"
+        factory=list,
+        help="labelled files in the source language, or data sets: dataset:NAME[:CONFIG]:SPLIT; this or sources",
     )
     sources: dict[str, list[str]] = option(
         factory=dict,
@@ -382,10 +386,6 @@ class TaskSettings(Checked):
         if bool(self.train) == bool(self.sources):
             both = "both are given" if self.train else "none is given"
             raise RecipeError(f"train or sources must name labelled files, and {both}: give one of them")
-        for name in ("sources", "test"):
-            for language, files in getattr(self, name).items():
-                if not files:
-                    raise RecipeError(f"{name}.{language} is empty: name labelled files or leave it out")
         for name, kind in (("parser_projection", "dependency-parsing"), ("scheme", "token-classification")):
             if getattr(self, name) is not None and self.kind != kind:
                 raise RecipeError(f"{name} is of {kind}; {self.kind} has no use for it: leave it out")

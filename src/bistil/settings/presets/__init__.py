@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bistil.settings.parsing import load_toml, overlaid, parse
+from bistil.settings.parsing import load_toml, parse
 from bistil.settings.schema import (
     FinetuneSettings,
     Kind,
@@ -43,13 +43,22 @@ def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
     """The settings of a preset for a task: `paper` (sparse, no target text) or `short` (dense, with target text)."""
     values = _values(name)
     own = values["task"][kind]
-    finetune = overlaid(values["finetune"], own["finetune"])
-    phase2 = overlaid(finetune, values["phase2"])
+    finetune = _merged(values["finetune"], own["finetune"])
+    phase2 = _merged(finetune, values["phase2"])
     return TaskPreset(
         max_length=own["max_length"],
         finetune=_stage(FinetuneSettings, finetune),
         phase2=_stage(Phase2Settings, phase2),
     )
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tables as one, table by table; the second wins."""
+    both = old.keys() & new.keys()
+    return {
+        **old,
+        **{key: _merged(old[key], one) if key in both and isinstance(one, dict) else one for key, one in new.items()},
+    }
 
 
 def _stage(settings: type[Stage], values: Mapping[str, Any]) -> Stage:
@@ -58,3 +67,8 @@ def _stage(settings: type[Stage], values: Mapping[str, Any]) -> Stage:
     others["sparse"] = parse(SparseSettings, sparse, "preset: sparse") if sparse else None
     others["training"] = parse(TrainingSettings, training, "preset: training")
     return settings(**others)
+
+
+# The bounds of the `short` preset's lengths, which are those of every task.
+_SHORT = _values("short")["finetune"]["training"]
+SHORT_LEAST_STEPS, SHORT_MOST_STEPS = _SHORT["least_steps"], _SHORT["most_steps"]
