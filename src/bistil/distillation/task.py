@@ -3,6 +3,7 @@
 The task teacher is made here too: it is the multilingual model, fine-tuned from labels only.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder
 from bistil.runtime.fast_linear import fast_linear
-from bistil.runtime.progress import say
 from bistil.settings.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.sparse.delta import RECORD
@@ -33,6 +33,8 @@ from bistil.tasks.base import Example, Feature
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
 from bistil.tasks.reading import Reading, RowReport
 from bistil.training.loop import check_training, epoch_order, processes, train
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -112,11 +114,15 @@ def read_task_data(
     if target_sentences and not sentences:
         raise InputError("every line of the target language's text stands in a dev or test set: give other text")
     if repeats and not quiet:
-        say(f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
-            f"(the first: {repeats[0].where})")  # fmt: skip
+        logger.warning(
+            f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
+            f"(the first: {repeats[0].where})"
+        )
     if seen and not quiet:
-        say(f"{len(seen):,} of {len(target_sentences or []):,} lines of target text are left out, for they stand in a "
-            f"dev or test set (the first: {seen[0][:60]!r})")  # fmt: skip
+        logger.warning(
+            f"{len(seen):,} of {len(target_sentences or []):,} lines of target text are left out, for they stand in a "
+            f"dev or test set (the first: {seen[0][:60]!r})"
+        )
     gone = {id(example) for example in repeats}
     return TaskData(
         task=task,
@@ -489,8 +495,10 @@ def _compared(
             features, others = with_teacher_ids(features, encode(theirs))
             differing[name] = {"differing": len(others), "of": total}
             if others:
-                say(f"{label}: {len(others):,} of {total:,} {name} are left out, for the teacher's tokens begin or end "
-                    "elsewhere there than the student's")  # fmt: skip
+                logger.warning(
+                    f"{label}: {len(others):,} of {total:,} {name} are left out, for the teacher's tokens begin or end "
+                    "elsewhere there than the student's"
+                )
             if not features:
                 raise InputError(
                     f"the teacher's tokens begin or end elsewhere than the student's in all {total:,} {name}: "

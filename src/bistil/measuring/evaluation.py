@@ -1,5 +1,6 @@
 """A task model on labelled files: scores, a bootstrap interval, predictions; and the majority baseline."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from bistil.models.families import check_length
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
 from bistil.runtime.ownership import is_our_file
-from bistil.runtime.progress import say
 from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.base import Feature
 from bistil.tasks.hub import labelled_digest, source_of
 from bistil.tasks.reading import Reading, RowReport
+
+logger = logging.getLogger(__name__)
 
 # From this share of unknown tokens on, a vocabulary does not fit the text that it is to read.
 WORTH_A_WARNING = 0.01
@@ -144,7 +146,7 @@ def score_examples(
     unknown = unknown_share(features, tokenizer)
     if unknown >= WORTH_A_WARNING:
         files = ", ".join(dict.fromkeys(example.file for example in examples))
-        say(
+        logger.warning(
             f"{folder}: {unknown:.1%} of the tokens in {files} are unknown to the model's vocabulary; was it trimmed "
             "on text of another script, spelling or domain?"
         )

@@ -1,36 +1,28 @@
 """Names to models: hub names, folders, and the teacher that comes with a package; and the one loader of weights."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers import logging as transformers_logging
-from transformers.utils.logging import disable_progress_bar
 
 from bistil.errors import ArtefactError, BistilError, first_line
 from bistil.models.families import base_prefix, head_names
 from bistil.models.parser import parser_class
 from bistil.runtime.artefacts import check_product
+from bistil.runtime.quiet import quiet_transformers
 
 HeadRule = Literal["whole", "optional", "new"]
 """What a folder must give a model besides its encoder. "whole": its head; "optional": what it lacks of the head is made
 anew; "new": all of the head is made anew, whatever the folder has. A pooler counts as head where a head reads it."""
-
-# A run loads and writes dozens of models: transformers' bar for each would drown what the run itself says. Downloads,
-# which can take minutes, keep theirs.
-disable_progress_bar()
-enable_progress_bars()
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -199,17 +191,3 @@ def _no_head(folder: str | Path, task: str) -> ArtefactError:
     if task in _FINE_TUNED:
         remedy = "fine-tune it first, with `bistil finetune`"
     return ArtefactError(f"{folder} has no head for {task}: {remedy}")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the report of newly initialised weights: `load_model` says itself what may be new."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

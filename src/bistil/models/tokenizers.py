@@ -6,6 +6,7 @@ gets other ids than its model was trained with. Here the file decides.
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from bistil.errors import ArtefactError, MissingExtraError, first_line
 from bistil.models.names import model_folder
 from bistil.runtime.artefacts import check_product, read_json, write_json
-from bistil.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spm.model", "spiece.model", "tokenizer.model", "source.spm")
@@ -80,7 +82,9 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     kind = read_json(folder / CONFIG_FILE).get("tokenizer_class") if (folder / CONFIG_FILE).is_file() else None
     if loaded is None or any(_ids(loaded, text) != _ids(plain, text) for text in PROBE):
         kind = type(loaded).__name__ if loaded is not None else kind
-        say(f"{name}: {kind} would give other tokens than {TOKENIZER_FILE} says; {TOKENIZER_FILE} is followed")
+        logger.warning(
+            f"{name}: {kind} would give other tokens than {TOKENIZER_FILE} says; {TOKENIZER_FILE} is followed"
+        )
     return plain
 
 
@@ -282,7 +286,7 @@ def _from_other_files(folder: Path, name: str) -> PreTrainedTokenizerFast:
     if not getattr(loaded, "is_fast", False):
         raise ArtefactError(f"{name} has a slow tokenizer only; save it with a tokenizer.json (AutoTokenizer, fast)")
     if pieces is not None and not others and (differing := _unlike_sentencepiece(pieces, loaded)):
-        say(
+        logger.warning(
             f"{name}: {type(loaded).__name__} gives other pieces than sentencepiece does with {pieces.name}, in "
             f"{differing} of {len(PROBE)} probe sentences"
         )

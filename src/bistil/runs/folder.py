@@ -5,13 +5,13 @@ the same the stage is skipped, when one is another the stage is done again, and 
 gone on with.
 """
 
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +35,10 @@ from bistil.runtime.artefacts import (
 )
 from bistil.runtime.ownership import is_run
 from bistil.runtime.progress import say
+
+fcntl: Any = None
+with suppress(ImportError):  # there is none on Windows
+    fcntl = import_module("fcntl")
 
 # How often memory is sampled and the time spent is put on record, in seconds.
 SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0
@@ -100,7 +104,8 @@ class RunFolder:
         check_plain(folder / ".lock")
         self._lock = (folder / ".lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise InputError(f"another process is working in {folder}: wait for it or name another folder") from error

@@ -3,6 +3,7 @@
 Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, section 3.1.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
-from bistil.runtime.progress import say
 from bistil.settings.recipe import SparseSettings, TrainingSettings, to_dict
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.base import fingerprint
@@ -37,6 +37,8 @@ from bistil.training.loop import (
     read_identity,
     train,
 )
+
+logger = logging.getLogger(__name__)
 
 MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
 
@@ -228,7 +230,9 @@ def _finished_mask(folder: Path) -> TrainingResult | None:
             return TrainingResult(**saved["result"])
     except ArtefactError:
         damaged = MASK_DONE
-    say(f"{folder / damaged} was damaged or deleted since: the dense phase is done again, and the sparse one after it")
+    logger.warning(
+        f"{folder / damaged} was damaged or deleted since: the dense phase is done again, and the sparse one after it"
+    )
     done.unlink()
     for phase in ("dense", "sparse"):
         shutil.rmtree(folder / phase, ignore_errors=True)
