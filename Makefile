@@ -30,6 +30,8 @@ check: install  ## formatter, linter, direction of imports, type checker
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .

@@ -149,7 +149,8 @@ class Studies:
         file = self.output / "results" / f"{name}.json"
         if not file.exists():
             write_json(file, action())
-        return read_json(file)
+        record: dict[str, Any] = read_json(file)
+        return record
 
     # Fine-tuning for the task.
 

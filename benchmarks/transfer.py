@@ -433,7 +433,8 @@ class Study:
 
     def _resamples(self, where: str, part: str) -> np.ndarray:
         """(RESAMPLES,) scores of a result on resampled examples."""
-        return np.load(self._resamples_file(where, part))
+        scores: np.ndarray = np.load(self._resamples_file(where, part))
+        return scores
 
     def _resamples_file(self, where: str, part: str) -> Path:
         return self.output / "resamples" / where / f"{part.replace('/', '-')}.npy"

@@ -1,6 +1,7 @@
 """`bistil distill`: bilingual students out of a multilingual teacher, from plain text (phase 1)."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -77,8 +78,6 @@ def register(app: typer.Typer) -> None:
         Example:
         bistil distill --teacher trimmed --text en=en.txt --text sw=sw.txt --reduction 2 --reduction 3 -o runs/phase1
         """
-        from typing import Any
-
         from bistil.distillation.general import distill_general
         from bistil.errors import RecipeError
         from bistil.runtime.artefacts import claim, discard_work, work_beside
@@ -172,7 +171,7 @@ def register(app: typer.Typer) -> None:
 
 # Presets of the whole phase; `paper` is section 3.2 and appendix of the paper, for a GPU and hours. The paper holds 5%
 # of the text out and looks at it every 1,000 steps; of high-resource languages 1%, every 5,000 steps.
-PRESETS: dict[str, dict] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "short": {
         "block_length": 128,
         "held_out_blocks": 64,

@@ -226,7 +226,9 @@ def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
         config.num_labels = len(labels)
         config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     if not with_head:
-        return load_model(folder, config=config)[0]
+        whole: PreTrainedModel = load_model(folder, config=config)[0]
+        return whole
+    model: PreTrainedModel
     model, made = load_model(folder, head="new", config=config)
     made -= {name for sft in sfts for name in resolve_names(model, sft.dense, what=sft.name).values()}
     if made:

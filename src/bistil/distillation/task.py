@@ -18,6 +18,7 @@ from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.models.families import check_length, head_names
+from bistil.models.loading import labels_of
 from bistil.models.masked_lm import supported_config
 from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
@@ -524,8 +525,7 @@ def _task_teacher(folder: Path, data: TaskData, *, max_length: int) -> PreTraine
     """The task teacher, after making sure that its classes are the data's."""
     teacher = data.task.build_model(folder, None)
     check_length(teacher.config, max_length)
-    known = teacher.config.id2label
-    if data.task.kind != "question-answering" and [known[i] for i in sorted(known)] != data.labels:
+    if data.task.kind != "question-answering" and labels_of(teacher.config) != data.labels:
         raise ArtefactError(f"the task teacher {folder} has other labels than the training data: fine-tune it on them")
     return teacher
 

@@ -35,7 +35,8 @@ def model_class(config: PreTrainedConfig) -> Any:
     """
     name = next(iter(config.architectures or []), "AutoModel")
     if name.endswith("ForDependencyParsing"):
-        return parser_class(config.__class__)
+        kind: Any = type(config)
+        return parser_class(kind)
     found = getattr(transformers, name, None)
     # Names come from files: transformers has functions and modules beside its model classes.
     if not (isinstance(found, type) and (issubclass(found, PreTrainedModel) or name == "AutoModel")):
@@ -62,6 +63,11 @@ def read_config(folder: str | Path) -> Any:
 def task_of(class_name: str) -> str:
     """What a model class is for: "token-classification" of `BertForTokenClassification`, "" of `BertModel`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", class_name.partition("For")[2]).lower()
+
+
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """The names of a model's classes, in the order of their logits."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
 
 
 def load_model(

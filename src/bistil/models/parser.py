@@ -67,7 +67,7 @@ class DependencyParser(PreTrainedModel):
         self.project_heads = Projection(config.hidden_size, width) if size else nn.Identity()
         self.arcs = Biaffine(1, width + 1, width)
         self.relations = Biaffine(config.num_labels, width + 1, width + 1)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Biaffine):
@@ -76,7 +76,7 @@ class DependencyParser(PreTrainedModel):
             draw_new(module.weight, std=self.config.hidden_size**-0.5)
             zero_new(module.bias)
         else:
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
 
     def forward(
         self,

@@ -21,7 +21,6 @@ from bistil._version import __version__
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained.packed_file import PackedFile, read_packed_file
 from bistil.runtime.artefacts import (
-    RECORD,
     discard_output,
     file_digest,
     is_as_stamped,
@@ -33,6 +32,7 @@ from bistil.runtime.artefacts import (
     write_json,
     write_sealed,
 )
+from bistil.runtime.ownership import RECORD
 
 logger = logging.getLogger(__name__)
 

@@ -86,7 +86,7 @@ def is_as_stamped(path: Path, known: Any) -> bool:
             return False
         if key[3] == changed:
             _digests[key] = digest
-        return file_digest(path) == digest
+        return bool(file_digest(path) == digest)
     except (OSError, InputError, TypeError, ValueError):
         return False
 

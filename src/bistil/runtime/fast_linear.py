@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from bistil.runtime.insides import has_linear_pointwise, linear_pointwise
+from bistil.runtime.insides import apply, has_linear_pointwise, linear_pointwise
 
 # Below this many rows the product is too small to gain.
 _ROWS = 32
@@ -74,7 +74,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not suits:
         return F.linear(input, weight, bias)
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        return _Linear.apply(input, weight, bias)
+        result: Tensor = apply(_Linear, input, weight, bias)
+        return result
     return linear_pointwise(input, weight, bias)
 
 

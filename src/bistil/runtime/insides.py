@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bistil.errors import ArtefactError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -246,6 +247,11 @@ def linear_pointwise(input: "Tensor", weight: "Tensor", bias: "Tensor | None") -
 
     result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return result
+
+
+def apply(function: "type[torch.autograd.Function]", *arguments: Any) -> Any:
+    """Call an autograd function; torch gives `Function.apply` no types."""
+    return function.apply(*arguments)
 
 
 # --- texts and classes of errors

@@ -30,7 +30,7 @@ def option(default: Any = MISSING, help: str = "", *, factory: Any = MISSING) ->
 
 def help_of(settings: type, name: str) -> str:
     """The help string of a settings field."""
-    return next(f.metadata.get("help", "") for f in fields(settings) if f.name == name)
+    return next(str(f.metadata.get("help", "")) for f in fields(settings) if f.name == name)
 
 
 def _at_least(settings: Any, name: str, least: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError, InputError
+from bistil.models.loading import labels_of
 from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
 from bistil.settings.recipe import SparseSettings, TrainingSettings, to_dict
 from bistil.sparse.artefact import SparseFineTuning
@@ -26,8 +27,8 @@ from bistil.sparse.delta import Provenance, SparseDelta
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
+from bistil.training.checkpoints import FINAL
 from bistil.training.loop import (
-    FINAL,
     BestBy,
     Sized,
     TrainingResult,
@@ -166,9 +167,7 @@ def train_sparse(
                 "sparse": _length(sparse.result),
             },
             architecture=type(model).__name__,
-            labels=[str(label) for _, label in sorted(model.config.id2label.items())]
-            if kind == "task" and heads
-            else [],
+            labels=labels_of(model.config) if kind == "task" and heads else [],
             seed=seed,
             metrics=dict(sparse.result.best or (sparse.result.history[-1] if sparse.result.history else {})),
         ),

@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import ArtefactError, InputError

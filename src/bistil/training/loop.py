@@ -128,7 +128,7 @@ def _parts(settings: TrainingSettings) -> int:
             f"batch_size {settings.batch_size} cannot be cut into {parts} equal parts "
             "(processes x accumulation): choose a multiple"
         )
-    return parts
+    return int(parts)
 
 
 def train(
@@ -306,7 +306,8 @@ class _Trainer(Trainer):
             load=lambda folder: load_trained(module, folder / WEIGHTS),
         )
         if hasattr(module, "clip_groups"):
-            replace_clipping(self, lambda: self._clipped(module.clip_groups()))
+            grouped: Any = module
+            replace_clipping(self, lambda: self._clipped(grouped.clip_groups()))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -347,7 +348,10 @@ class _Trainer(Trainer):
     def _clipped(self, groups: Sequence[list[nn.Parameter]]) -> torch.Tensor:
         """Clip each group on its own: students that share a batch are separate trainings, and one's large gradient
         must not shrink another's."""
-        return torch.stack([nn.utils.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]).norm()
+        norm: torch.Tensor = torch.stack(
+            [nn.utils.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
+        ).norm()
+        return norm
 
 
 def _describe(inputs: Mapping[str, Any]) -> str:
