@@ -30,8 +30,8 @@ check: install  ## formatter, linter, direction of imports, type checker
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy --platform win32
-	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .

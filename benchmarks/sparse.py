@@ -58,6 +58,8 @@ def random_sft(model: PreTrainedModel, *, density: float, seed: int, heads: bool
 
 def peak_bytes() -> int:
     """Largest resident set of this process so far."""
+    if sys.platform == "win32":
+        raise SystemExit("memory is measured on Linux and macOS")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -85,6 +85,7 @@ def merge(
     Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
     """
     from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+    from bistil.models.writing import save_weights
     from bistil.runtime.artefacts import claim, whole_folder
     from bistil.sparse import SparseFineTuning
 
@@ -98,7 +99,7 @@ def merge(
         (sft if scale == 1.0 else sft.scaled(scale)).merge(model)
     record = {"kind": "merged model", "base": base, "sparse_fine_tunings": sfts, "scale": scale}
     with whole_folder(output, replace=force, record=record) as folder:
-        model.save_pretrained(folder)
+        save_weights(model, folder)
         write_tokenizer(tokenizer, folder)
     typer.echo(f"{output}: {type(model).__name__}, {sum(sft.count for sft in loaded):,} entries changed")
 

@@ -25,6 +25,7 @@ from bistil.models.cards import write_model_card
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer, settle, to_json
+from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
 from bistil.settings.recipe import TrimSettings, to_dict
 from bistil.vocabulary import weights
@@ -325,7 +326,7 @@ def _write_model(
 ) -> None:
     # What the checkpoint lacked is random in memory; it stays lacking.
     state = {key: value for key, value in model.state_dict().items() if key not in absent} if absent else None
-    model.save_pretrained(folder, state_dict=state)
+    save_weights(model, folder, state=state)
     source = Path(name)
     if not source.is_dir():
         return
