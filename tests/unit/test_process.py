@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 import stages
 import datasets, transformers, huggingface_hub
+transformers.Trainer, transformers.PreTrainedModel  # torch's compiler notes its folder in the environment when imported
 hub_bars = import_module("huggingface_hub.utils.tqdm")
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 os.environ["UNUSUAL"] = "yes"
