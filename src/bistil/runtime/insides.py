@@ -107,11 +107,10 @@ def asked_for_map(
     Its forward pass has a parameter `output_attentions` and then returns (states, probabilities); the layer gives it
     by position. This is a forward pre-hook with keyword arguments.
     """
-    bound = signature(module.forward).bind(*args, **kwargs)
-    if "output_attentions" not in signature(module.forward).parameters:
-        raise ArtefactError(
-            f"{type(module).__name__} cannot give its attention map: use another version of transformers"
-        )
+    taken = signature(module.forward)
+    if "output_attentions" not in taken.parameters:
+        raise ArtefactError(f"{type(module).__name__} gives no attention map in this version of transformers")
+    bound = taken.bind(*args, **kwargs)
     bound.arguments["output_attentions"] = True
     return bound.args, bound.kwargs
 
@@ -141,8 +140,9 @@ def replace_weights(trainer: "Trainer", *, save: Callable[[Path], None], load: C
     """Let the Trainer write and read a module's weights in checkpoint folders by these two functions.
 
     `_save(output_dir, state_dict=None)` and `_load_from_checkpoint(folder, model=None)` are what it calls for them, and
-    for nothing else: optimizer, schedule and random states are its own. Since transformers 5.23 all processes call
-    `_save`, and only the one whose arguments say `should_save` may write.
+    for nothing else: optimizer, schedule and random states are its own. The folder need not be there yet when `save`
+    is called, and must be afterwards. Since transformers 5.23 all processes call `_save`, and only the one whose
+    arguments say `should_save` may write.
     """
 
     def save_into(output_dir: str | None = None, state_dict: Any = None) -> None:
