@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bistil.runtime.insides import transformers_bars
 from bistil.runtime.process import show_messages
 
 
@@ -21,6 +22,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _messages() -> None:
-    """Messages are printed as on the command line; what a library's user sees is tested in processes of their own."""
+def _messages() -> Generator[None]:
+    """Messages are printed as on the command line, and the tests' own saving and loading draws no bars.
+
+    What a library's user sees is tested in processes of their own (test_process.py).
+    """
     show_messages()
+    with transformers_bars(False):
+        yield

@@ -26,6 +26,7 @@ def run_stages(folder: Path, *, processes: int = 1) -> None:
     from bistil import distill_general, fit_task, trim_vocabulary
     from bistil.distillation.task import read_task_data
     from bistil.models.tokenizers import load_tokenizer
+    from bistil.runtime.insides import transformers_bars
     from bistil.settings.recipe import (
         FinetuneSettings,
         Phase1Settings,
@@ -39,7 +40,8 @@ def run_stages(folder: Path, *, processes: int = 1) -> None:
     texts = {"en": [folder / "en.txt"], "sw": [folder / "sw.txt"]}
     texts["en"][0].write_text(tiny.ENGLISH, encoding="utf-8")
     texts["sw"][0].write_text(tiny.SWAHILI, encoding="utf-8")
-    tiny.masked_lm("bert", layers=2).save_pretrained(folder / "base")
+    with transformers_bars(False):
+        tiny.masked_lm("bert", layers=2).save_pretrained(folder / "base")
     tiny.tokenizer("bert").save_pretrained(folder / "base")
     trim_vocabulary(folder / "base", texts, folder / "trimmed", settings=TrimSettings(vocabulary_size=200))
     if processes > 1:

@@ -141,8 +141,8 @@ def replace_weights(trainer: "Trainer", *, save: Callable[[Path], None], load: C
 
     `_save(output_dir, state_dict=None)` and `_load_from_checkpoint(folder, model=None)` are what it calls for them, and
     for nothing else: optimizer, schedule and random states are its own. The folder need not be there yet when `save`
-    is called, and must be afterwards. Since transformers 5.23 all processes call `_save`, and only the one whose
-    arguments say `should_save` may write.
+    is called, and must be afterwards. transformers 5.20 calls `_save` in the writing process alone, 5.23 in all:
+    only the one whose arguments say `should_save` writes.
     """
 
     def save_into(output_dir: str | None = None, state_dict: Any = None) -> None:
