@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench docs wheel clean
+.PHONY: help install demo test check format bench docs versions wheel clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,6 +30,8 @@ check: install  ## formatter, linter, direction of imports, type checker
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .
@@ -43,6 +45,9 @@ bench: install  ## the speed and memory ratios of docs/performance.md
 
 docs: install  ## the recipe reference, written from the code
 	$(BIN)/python docs/make_recipe_reference.py
+
+versions: install  ## tests with the lowest and the newest versions allowed; TESTS=tests for all of them
+	.ci/versions $(TESTS)
 
 wheel: install  ## a wheel in dist/
 	$(BIN)/python -m build --wheel

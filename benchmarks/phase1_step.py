@@ -163,6 +163,8 @@ def matrix_rates(size: Size, *, precision: str, clock: Clock) -> dict[str, float
 
 
 def peak_memory() -> int:
+    if sys.platform == "win32":
+        raise SystemExit("memory is measured on Linux and macOS")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

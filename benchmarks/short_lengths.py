@@ -14,6 +14,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -162,12 +163,12 @@ def train_and_score(
     }
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows that are there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def print_table(rows: list[dict]) -> None:
+def print_table(rows: list[dict[str, Any]]) -> None:
     """A Markdown table, a line per row."""
     print("| setting | examples | steps | epochs | metric | source dev | target dev | seed |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

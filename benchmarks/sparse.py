@@ -36,8 +36,10 @@ HEADS = ("classifier.weight", "classifier.bias")
 def mbert() -> PreTrainedModel:
     """bert-base-multilingual-cased's architecture with random weights and a tagging head."""
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=119_547, num_labels=9)
-    return AutoModelForTokenClassification.from_config(config).eval()
+    config = BertConfig(vocab_size=119_547, id2label={i: str(i) for i in range(9)})
+    model: PreTrainedModel = AutoModelForTokenClassification.from_config(config)
+    model.eval()
+    return model
 
 
 def random_sft(model: PreTrainedModel, *, density: float, seed: int, heads: bool) -> SparseFineTuning:
@@ -56,6 +58,8 @@ def random_sft(model: PreTrainedModel, *, density: float, seed: int, heads: bool
 
 def peak_bytes() -> int:
     """Largest resident set of this process so far."""
+    if sys.platform == "win32":
+        raise SystemExit("memory is measured on Linux and macOS")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -286,12 +286,18 @@ def sentencepiece_bpe(folder: Path, texts: list[Path]) -> Path:
     )
     common = shape(len(fast))
     kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    ids: dict[str, Any] = {
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+    }
     save_model(ModernBertConfig(**{name: common[name] for name in kept}, **ids), folder)
     return folder
 
 
-def shape(vocabulary: int, width: int = 32) -> dict[str, int]:
+def shape(vocabulary: int, width: int = 32) -> dict[str, Any]:
     """A small encoder."""
     return {
         "vocab_size": vocabulary,
@@ -423,7 +429,9 @@ def exactness(model: Path, output: Path, lines: list[str]) -> dict[str, Any]:
             except (IndexError, RuntimeError):
                 different += 1
                 continue
-            ids = torch.tensor([full.convert_tokens_to_ids(t) for t in small.convert_ids_to_tokens(range(len(small)))])
+            ids = torch.tensor(
+                [full.convert_tokens_to_ids(t) for t in small.convert_ids_to_tokens(list(range(len(small))))]
+            )
             states = all(torch.equal(a, b) for a, b in zip(old.hidden_states, new.hidden_states, strict=True))
             logits = torch.allclose(old.logits[..., ids], new.logits[..., : len(ids)], atol=1e-5, rtol=0)
             different += not (states and logits)

@@ -1,10 +1,13 @@
-"""What all tests share: with BISTIL_REQUIRE_REFERENCE set, a test that lacks its reference data fails, not skips."""
+"""What all tests share: messages are heard; with BISTIL_REQUIRE_REFERENCE a test without its reference data fails."""
 
 import os
 from collections.abc import Generator
 from typing import Any
 
 import pytest
+
+from bistil.runtime.insides import transformers_bars
+from bistil.runtime.process import show_messages
 
 
 @pytest.hookimpl(wrapper=True)
@@ -16,3 +19,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         report.outcome = "failed"
         report.longrepr = f"skipped, but BISTIL_REQUIRE_REFERENCE is set: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _messages() -> Generator[None]:
+    """Messages are printed as on the command line, and the tests' own saving and loading draws no bars.
+
+    What a library's user sees is tested in processes of their own (test_process.py).
+    """
+    show_messages()
+    with transformers_bars(False):
+        yield

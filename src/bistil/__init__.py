@@ -3,6 +3,7 @@
 The public names are loaded when they are first used: `import bistil` itself takes no time.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from bistil.vocabulary import trim_vocabulary
 
 _moved.install()
+# Messages go to loggers below "bistil"; who wants to see them configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "distill_general": "bistil.distillation.general",

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import re
-import signal
 import sys
 from importlib import import_module
 
@@ -12,12 +10,12 @@ import typer
 from bistil._version import __version__
 from bistil.commands.options import RENAMED
 from bistil.errors import BistilError
+from bistil.runtime.insides import is_torch_writer_s, system_error_number, usage_error
+from bistil.runtime.process import prepare_process
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = ("demo", "run", "trim", "distill", "finetune", "evaluate", "benchmark", "adapt", "sft")
 
-# Typer brings click along without exporting it: the base of what it raises for a wrong command line.
-_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 # What the operating system refuses because of the user's disk, rights or paths.
 _REFUSED = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
@@ -59,22 +57,13 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run the command line; an error that a user can act on becomes one line on stderr and its exit code."""
-    own = os.getpid()
-
-    def stop(number: int, _frame: object) -> None:
-        # Worker processes inherit this handler and have nothing to say.
-        if os.getpid() == own:
-            print("bistil: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    prepare_process()
     try:
         # Typer's own handling draws a box of several lines around an error.
         sys.exit(app(prog_name="bistil", standalone_mode=False) or 0)
     except BistilError as error:
         _fail(str(error), error.exit_code)
-    except _USAGE_ERROR as error:
+    except usage_error() as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
         option = getattr(error, "option_name", "")
         if (new := RENAMED.get(command.removeprefix("bistil "), {}).get(option)) is not None:
@@ -98,10 +87,8 @@ def _fail(message: str, code: int) -> None:
 def _refusal(error: Exception) -> str | None:
     """One line for an error of the operating system that the user can do something about; None for all others."""
     number, where = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors' form
-        number = int(found[1])
-    if number is None and "inline_container.cc" in str(error):  # torch's writer, which does not say why
-        number = errno.ENOSPC
+    if number is None:
+        number = errno.ENOSPC if is_torch_writer_s(error) else system_error_number(error)
     if number is None or number not in _REFUSED:
         return None
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -35,33 +35,30 @@ def run(
 
     Example: bistil benchmark --model runs/demo/teacher --model runs/demo/students/lrf2 --text sentences.txt
     """
-    import sys
-
-    from transformers.utils import logging as transformers_logging
-
     from bistil.measuring.benchmark import benchmark, cost_record
     from bistil.report.table import print_benchmark
     from bistil.runtime.artefacts import claim, write_json
+    from bistil.runtime.progress import Progress
     from bistil.text.lines import read_sentences
 
-    transformers_logging.disable_progress_bar()
     claim(files=[output], inputs=[text, *(given.partition("=")[2] or given for given in model)], force=force)
     folders: dict[str, Path] = {}
     for given in model:
         name, folder = _named(given, taken=folders)
         folders[name] = folder
     texts = None if text is None else read_sentences([text])
-    rows = benchmark(
-        folders,
-        texts=texts,
-        examples=examples,
-        rounds=rounds,
-        max_length=max_length,
-        batch_size=batch_size,
-        threads=threads,
-        memory=memory,
-        progress=lambda line: print(f"benchmark: {line}", file=sys.stderr),
-    )
+    with Progress("benchmark", total=rounds) as progress:
+        rows = benchmark(
+            folders,
+            texts=texts,
+            examples=examples,
+            rounds=rounds,
+            max_length=max_length,
+            batch_size=batch_size,
+            threads=threads,
+            memory=memory,
+            progress=progress.note,
+        )
     print_benchmark(list(rows.values()))
     if output is not None:
         write_json(

@@ -202,9 +202,10 @@ def _all_keys(base: Any, path: tuple[str, ...]) -> Iterator[_Key]:
 
 def _put(values: dict[str, Any], key: _Key, value: Any) -> None:
     for name in key.path[:-1]:
-        values = values.setdefault(name, {})
-        if values is False:
+        inner: Any = values.setdefault(name, {})
+        if inner is False:
             raise InputError(f"--no-{name} and {key.flag} exclude each other: leave one out")
+        values = inner
     values[key.path[-1]] = value
 
 

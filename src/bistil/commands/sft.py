@@ -85,6 +85,7 @@ def merge(
     Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
     """
     from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+    from bistil.models.writing import save_weights
     from bistil.runtime.artefacts import claim, whole_folder
     from bistil.sparse import SparseFineTuning
 
@@ -98,7 +99,7 @@ def merge(
         (sft if scale == 1.0 else sft.scaled(scale)).merge(model)
     record = {"kind": "merged model", "base": base, "sparse_fine_tunings": sfts, "scale": scale}
     with whole_folder(output, replace=force, record=record) as folder:
-        model.save_pretrained(folder)
+        save_weights(model, folder)
         write_tokenizer(tokenizer, folder)
     typer.echo(f"{output}: {type(model).__name__}, {sum(sft.count for sft in loaded):,} entries changed")
 
@@ -226,7 +227,9 @@ def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
         config.num_labels = len(labels)
         config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     if not with_head:
-        return load_model(folder, config=config)[0]
+        whole: PreTrainedModel = load_model(folder, config=config)[0]
+        return whole
+    model: PreTrainedModel
     model, made = load_model(folder, head="new", config=config)
     made -= {name for sft in sfts for name in resolve_names(model, sft.dense, what=sft.name).values()}
     if made:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.runtime.artefacts import open_work, whole_file, write_json
-from bistil.runtime.progress import say
 from bistil.tasks.reading import words_only
+
+logger = logging.getLogger(__name__)
 
 PACKAGE, WORDS_PACKAGE = "chatterbot_corpus", "spellchecker"
 # The method's own threshold for tokens.
@@ -232,7 +234,9 @@ def write_prepared(path: Path, text: str) -> None:
     if path.is_file():
         if path.read_bytes() == content:
             return
-        say(f"{path} is not what the demo's packages give (damaged, edited, or of another version): written again")
+        logger.warning(
+            f"{path} is not what the demo's packages give (damaged, edited, or of another version): written again"
+        )
     with whole_file(path, inner=True) as partial:
         partial.write_bytes(content)
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bistil.runtime.insides import apply
+
 
 class AttentionInputs(NamedTuple):
     """What a layer's attention probabilities are made of: softmax(scaling * query key^T + mask)."""
@@ -118,7 +120,8 @@ def aligned_attention(
             f"attention: student (batch, heads, tokens) {tuple(query.shape[:3])}, "
             f"teacher {tuple(teacher.query.shape[:3])} must be equal"
         )
-    return _AlignedAttention.apply(query, key, value, mask, scaling, teacher, real)
+    found: tuple[Tensor, Tensor] = apply(_AlignedAttention, query, key, value, mask, scaling, teacher, real)
+    return found
 
 
 def _slices(query: Tensor) -> list[slice]:

@@ -21,7 +21,7 @@ from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder, write_json
-from bistil.runtime.memory import return_freed_memory
+from bistil.runtime.memory import return_memory_if_allowed
 from bistil.settings.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, to_dict
 from bistil.sparse.wearing import Wardrobe
 from bistil.text import IGNORED
@@ -81,7 +81,7 @@ def distill_general(
     claim(folders=[output], work=work, inputs=read, force=replace)
     tokenizer = load_tokenizer(str(folder))
     configuration = supported_config(folder)
-    return_freed_memory(family_of(configuration).width(configuration))
+    return_memory_if_allowed(family_of(configuration).width(configuration))
     multilingual = load_encoder(folder)
     has_head = multilingual.get_output_embeddings() is not None
     objectives = {student.name: student.objective or settings.objective for student in students}

@@ -129,7 +129,8 @@ def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     scores = vectors @ vectors.transpose(-1, -2) / (width // heads) ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask.bool()[:, None, None, :], -torch.inf)
-    return scores.log_softmax(-1)
+    logarithms: Tensor = scores.log_softmax(-1)
+    return logarithms
 
 
 def _squared_difference(student: Tensor, teacher: Tensor) -> Tensor:

@@ -13,13 +13,18 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from bistil.distillation.aligned_attention import AttentionInputs, aligned_attention
 from bistil.models.families import family_of
 from bistil.runtime.fast_linear import fast_linear
+from bistil.runtime.insides import (
+    asked_for_map,
+    attention_kind,
+    plain_attention,
+    refuse_other_scores,
+    register_attention,
+    set_attention_kind,
+)
 
 _NAME = "bistil_capture"
 Vectors = tuple[Tensor, Tensor, Tensor]
@@ -141,7 +146,7 @@ class Capture:
             del module._bistil_request
         self._handles, self._modules = [], []
         if self._implementation is not None:
-            self.encoder.config._attn_implementation = self._implementation
+            set_attention_kind(self.encoder, self._implementation)
             self._implementation = None
 
     def __enter__(self) -> Self:
@@ -155,9 +160,9 @@ class Capture:
     def _switch_on(self) -> str | None:
         if not self.family.attention_interface or not (self._attention or self._relations):
             return None
-        before = self.encoder.config._attn_implementation
-        self.encoder.config._attn_implementation = _NAME
-        return str(before) if before != _NAME else "sdpa"
+        before = attention_kind(self.encoder)
+        set_attention_kind(self.encoder, _NAME)
+        return before if before != _NAME else "sdpa"
 
     def _keep_input(self, state: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -182,7 +187,7 @@ class Capture:
             return
         if layer in self._attention:
             # DeBERTa-v2 throws its map away unless asked; ask this layer only.
-            self._handles.append(module.register_forward_pre_hook(_ask_for_map, with_kwargs=True))
+            self._handles.append(module.register_forward_pre_hook(asked_for_map, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._keep_map(layer)))
         if layer in self._relations:
             assert self.family.projections is not None
@@ -207,7 +212,7 @@ class Capture:
 
         return hook
 
-    def _attention_of(
+    def attention_of(
         self,
         layer: int,
         query: Tensor,
@@ -250,32 +255,20 @@ def _capturing_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers' AttentionInterface: SDPA, and what a `Capture` wants besides."""
     request = getattr(module, "_bistil_request", None)
     if request is not None:
+        refuse_other_scores(module, options)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        output = request.capture._attention_of(request.layer, query, key, value, attention_mask, scale, dropout)
+        output = request.capture.attention_of(request.layer, query, key, value, attention_mask, scale, dropout)
         if output is not None:
             return output, None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
-    )
+    return plain_attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
 
 
-AttentionInterface.register(_NAME, _capturing_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
-
-
-def _ask_for_map(
-    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    # forward(hidden_states, attention_mask, output_attentions, ...) is called by position.
-    if len(args) > 2:
-        return (*args[:2], True, *args[3:]), kwargs
-    return args, {**kwargs, "output_attentions": True}
+register_attention(_NAME, _capturing_attention)
 
 
 def _logits(output: Any) -> Tensor | None:

@@ -12,6 +12,7 @@ from bistil.errors import RecipeError
 from bistil.models.families import family_of, fold_gain
 from bistil.models.loading import load_model, read_config
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import claim, whole_folder
 from bistil.settings.recipe import StudentSettings
 
@@ -108,7 +109,7 @@ def copy_student(teacher: Path, layers: list[int], *, output: Path, replace: boo
     student: Any = make_student(multilingual, layers)
     record = {"kind": "copied student", "layers": list(layers)}
     with whole_folder(output, replace=replace, record=record) as folder:
-        student.save_pretrained(folder)
+        save_weights(student, folder)
         write_tokenizer(load_tokenizer(str(teacher)), folder)
 
 

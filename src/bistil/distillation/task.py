@@ -3,6 +3,7 @@
 The task teacher is made here too: it is the multilingual model, fine-tuned from labels only.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,12 +19,12 @@ from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.models.families import check_length, head_names
+from bistil.models.loading import labels_of
 from bistil.models.masked_lm import supported_config
 from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder
 from bistil.runtime.fast_linear import fast_linear
-from bistil.runtime.progress import say
 from bistil.settings.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.sparse.delta import RECORD
@@ -34,6 +35,8 @@ from bistil.tasks.base import Example, Feature
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
 from bistil.tasks.reading import Reading, RowReport
 from bistil.training.loop import check_training, epoch_order, processes, train
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -110,8 +113,10 @@ def read_task_data(
         named = ", ".join(file for own in files.values() for file in own)
         raise InputError(f"every example of {named} stands in a test set: give other training data")
     if repeats and not quiet:
-        say(f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
-            f"(the first: {repeats[0].where})")  # fmt: skip
+        logger.warning(
+            f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
+            f"(the first: {repeats[0].where})"
+        )
     gone = {id(example) for example in repeats}
     data = TaskData(
         task=task,
@@ -143,8 +148,10 @@ def unseen_target_text(data: TaskData, sentences: list[str], *, quiet: bool = Fa
     if sentences and not kept:
         raise InputError("every line of the target language's text stands in a dev or test set: give other text")
     if seen and not quiet:
-        say(f"{len(seen):,} of {len(sentences):,} lines of target text are left out, for they stand in a dev or test "
-            f"set (the first: {seen[0][:60]!r})")  # fmt: skip
+        logger.warning(
+            f"{len(seen):,} of {len(sentences):,} lines of target text are left out, for they stand in a dev or test "
+            f"set (the first: {seen[0][:60]!r})"
+        )
     return kept, seen
 
 
@@ -503,8 +510,10 @@ def _compared(
             features, others = with_teacher_ids(features, encode(theirs))
             differing[name] = {"differing": len(others), "of": total}
             if others:
-                say(f"{label}: {len(others):,} of {total:,} {name} are left out, for the teacher's tokens begin or end "
-                    "elsewhere there than the student's")  # fmt: skip
+                logger.warning(
+                    f"{label}: {len(others):,} of {total:,} {name} are left out, for the teacher's tokens begin or end "
+                    "elsewhere there than the student's"
+                )
             if not features:
                 raise InputError(
                     f"the teacher's tokens begin or end elsewhere than the student's in all {total:,} {name}: "
@@ -530,8 +539,7 @@ def _task_teacher(folder: Path, data: TaskData, *, max_length: int) -> PreTraine
     """The task teacher, after making sure that its classes are the data's."""
     teacher = data.task.build_model(folder, None)
     check_length(teacher.config, max_length)
-    known = teacher.config.id2label
-    if data.task.kind != "question-answering" and [known[i] for i in sorted(known)] != data.labels:
+    if data.task.kind != "question-answering" and labels_of(teacher.config) != data.labels:
         raise ArtefactError(f"the task teacher {folder} has other labels than the training data: fine-tune it on them")
     return teacher
 

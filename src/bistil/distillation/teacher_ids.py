@@ -7,6 +7,7 @@ student's. Where they do not (a word whose token the trimmed vocabulary lacks), 
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -45,6 +46,6 @@ def _with_ids(ours: Feature, theirs: Feature) -> Feature:
     return both
 
 
-def _definition(tokenizer: str) -> dict:
+def _definition(tokenizer: str) -> dict[str, Any]:
     """A tokenizer's JSON without what depends on its last call."""
     return {key: value for key, value in json.loads(tokenizer).items() if key not in ("truncation", "padding")}

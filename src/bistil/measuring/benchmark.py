@@ -28,6 +28,7 @@ from bistil._version import __version__
 from bistil.errors import ArtefactError, InputError
 from bistil.models.loading import load_model
 from bistil.models.tokenizers import load_tokenizer
+from bistil.runtime.insides import attention_kind
 from bistil.runtime.ownership import writer
 from bistil.tasks.words import encode_words, split_words
 
@@ -115,7 +116,7 @@ def count_flops(model: Any, inputs: Sequence[dict[str, torch.Tensor]]) -> int:
     Matrix products only (a multiply-add is two operations): embedding look-ups, softmax, activations and layer norms
     are not counted. Attention runs in its plain form meanwhile, because the counter does not see the fused CPU kernel.
     """
-    before = model.config._attn_implementation
+    before = attention_kind(model)
     by_shape: dict[tuple[int, ...], int] = {}
     model.set_attn_implementation("eager")
     try:

@@ -1,23 +1,27 @@
 """A task model on labelled files: scores, a bootstrap interval, predictions; and the majority baseline."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from bistil._version import __version__
 from bistil.errors import ArtefactError
 from bistil.models.families import check_length
+from bistil.models.loading import labels_of
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
 from bistil.runtime.ownership import is_our_file
-from bistil.runtime.progress import say
 from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.base import Feature
 from bistil.tasks.hub import labelled_digest, source_of
 from bistil.tasks.reading import Reading, RowReport
+
+logger = logging.getLogger(__name__)
 
 # From this share of unknown tokens on, a vocabulary does not fit the text that it is to read.
 WORTH_A_WARNING = 0.01
@@ -139,16 +143,16 @@ def score_examples(
     tokenizer = load_tokenizer(str(folder))
     model = task.build_model(folder, None)
     check_length(model.config, max_length)
-    labels = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+    labels = labels_of(model.config)
     features = task.encode(examples, tokenizer, max_length, labels=labels)
     unknown = unknown_share(features, tokenizer)
     if unknown >= WORTH_A_WARNING:
         files = ", ".join(dict.fromkeys(example.file for example in examples))
-        say(
+        logger.warning(
             f"{folder}: {unknown:.1%} of the tokens in {files} are unknown to the model's vocabulary; was it trimmed "
             "on text of another script, spelling or domain?"
         )
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     predicted = task.predict(model, tokenizer, examples, features, batch_size=batch_size)
     return task.score(examples, predicted, labels=labels), predicted, len(features)
 
@@ -158,7 +162,8 @@ def unknown_share(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBas
     if tokenizer.unk_token_id is None:
         return 0.0
     tokens = sum(len(feature["input_ids"]) for feature in features)
-    return sum(feature["input_ids"].count(tokenizer.unk_token_id) for feature in features) / max(tokens, 1)
+    unknown: int = sum(feature["input_ids"].count(tokenizer.unk_token_id) for feature in features)
+    return unknown / max(tokens, 1)
 
 
 def measure(

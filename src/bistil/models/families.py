@@ -117,15 +117,18 @@ class Family:
             (..., vocabulary) logits.
         """
         head: Any = model
+        logits: Tensor
         if hasattr(head, "cls"):
-            return head.cls(states)
-        if hasattr(head, "lm_predictions"):
-            return head.lm_predictions(states, head.get_input_embeddings())
-        if hasattr(head, "lm_head"):
-            return head.lm_head(states)
-        if self.model_type == "distilbert":
-            return head.vocab_projector(head.vocab_layer_norm(head.activation(head.vocab_transform(states))))
-        return head.decoder(head.head(states))
+            logits = head.cls(states)
+        elif hasattr(head, "lm_predictions"):
+            logits = head.lm_predictions(states, head.get_input_embeddings())
+        elif hasattr(head, "lm_head"):
+            logits = head.lm_head(states)
+        elif self.model_type == "distilbert":
+            logits = head.vocab_projector(head.vocab_layer_norm(head.activation(head.vocab_transform(states))))
+        else:
+            logits = head.decoder(head.head(states))
+        return logits
 
 
 _FAMILIES = {

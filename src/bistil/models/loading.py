@@ -1,36 +1,28 @@
 """Names to models: hub names, folders, and the teacher that comes with a package; and the one loader of weights."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers import logging as transformers_logging
-from transformers.utils.logging import disable_progress_bar
 
 from bistil.errors import ArtefactError, BistilError, first_line
 from bistil.models.families import base_prefix, head_names
 from bistil.models.parser import parser_class
 from bistil.runtime.artefacts import check_product
+from bistil.runtime.quiet import quiet_transformers
 
 HeadRule = Literal["whole", "optional", "new"]
 """What a folder must give a model besides its encoder. "whole": its head; "optional": what it lacks of the head is made
 anew; "new": all of the head is made anew, whatever the folder has. A pooler counts as head where a head reads it."""
-
-# A run loads and writes dozens of models: transformers' bar for each would drown what the run itself says. Downloads,
-# which can take minutes, keep theirs.
-disable_progress_bar()
-enable_progress_bars()
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -43,7 +35,8 @@ def model_class(config: PreTrainedConfig) -> Any:
     """
     name = next(iter(config.architectures or []), "AutoModel")
     if name.endswith("ForDependencyParsing"):
-        return parser_class(config.__class__)
+        kind: Any = type(config)
+        return parser_class(kind)
     found = getattr(transformers, name, None)
     # Names come from files: transformers has functions and modules beside its model classes.
     if not (isinstance(found, type) and (issubclass(found, PreTrainedModel) or name == "AutoModel")):
@@ -74,6 +67,11 @@ PRETRAINED_WITH = frozenset({"", "masked-lm", "pre-training"})
 def task_of(class_name: str) -> str:
     """What a model class is for: "token-classification" of `BertForTokenClassification`, "" of `BertModel`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", class_name.partition("For")[2]).lower()
+
+
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """The names of a model's classes, in the order of their logits."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
 
 
 def load_model(
@@ -203,17 +201,3 @@ def _no_head(folder: str | Path, task: str) -> ArtefactError:
     if task in _FINE_TUNED:
         remedy = "fine-tune it first, with `bistil finetune`"
     return ArtefactError(f"{folder} has no head for {task}: {remedy}")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the report of newly initialised weights: `load_model` says itself what may be new."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

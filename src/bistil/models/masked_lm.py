@@ -90,7 +90,7 @@ def has_masked_lm_head(configuration: PretrainedConfig) -> bool:
 
 def supported_config(folder: Path) -> PretrainedConfig:
     """The model's configuration, of a supported family."""
-    config = read_config(folder)
+    config: PretrainedConfig = read_config(folder)
     family_of(config)
     return config
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from bistil.runtime.insides import draw_new, encoder_class, zero_new
 from bistil.text import IGNORED
 
 
@@ -57,7 +57,7 @@ class DependencyParser(PreTrainedModel):
 
     def _build(self, config: Any) -> None:
         """Make encoder and head."""
-        encoder = AutoModel._model_mapping[type(config)]
+        encoder = encoder_class(type(config))
         # The pooler would never get a gradient; only some families have one.
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in signature(encoder).parameters else {}
         setattr(self, self.base_model_prefix, encoder(config, **pooler))
@@ -67,16 +67,16 @@ class DependencyParser(PreTrainedModel):
         self.project_heads = Projection(config.hidden_size, width) if size else nn.Identity()
         self.arcs = Biaffine(1, width + 1, width)
         self.relations = Biaffine(config.num_labels, width + 1, width + 1)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Biaffine):
-            init.zeros_(module.weight)
+            zero_new(module.weight)
         elif isinstance(module, Projection):
-            init.normal_(module.weight, std=self.config.hidden_size**-0.5)
-            init.zeros_(module.bias)
+            draw_new(module.weight, std=self.config.hidden_size**-0.5)
+            zero_new(module.bias)
         else:
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -158,9 +158,9 @@ def relation_scores(dependents: Tensor, heads: Tensor, chosen: Tensor, weight: T
 
 
 @cache
-def parser_class(config_class: type[PretrainedConfig]) -> type[DependencyParser]:
+def parser_class(config_class: type[PreTrainedConfig]) -> type[DependencyParser]:
     """The parser of a family, such as `BertForDependencyParsing`; its folder loads with `AutoModel` as an encoder."""
-    encoder = AutoModel._model_mapping[config_class]
+    encoder = encoder_class(config_class)
     base = next(one for one in encoder.__mro__[1:] if issubclass(one, PreTrainedModel))
 
     def __init__(self: Any, config: Any) -> None:

@@ -6,6 +6,7 @@ gets other ids than its model was trained with. Here the file decides.
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from bistil.errors import ArtefactError, MissingExtraError, first_line
 from bistil.models.names import model_folder
 from bistil.runtime.artefacts import check_product, read_json, write_json
-from bistil.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spm.model", "spiece.model", "tokenizer.model", "source.spm")
@@ -71,16 +73,18 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         return _from_other_files(folder, name)
     stated = _stated(folder, name)
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoTokenizer.from_pretrained(folder)
     except Exception:  # whatever a class makes of a file that is none of its own
         loaded = None
-    if loaded is not None and loaded.is_fast and stated.agrees(loaded):
+    if isinstance(loaded, PreTrainedTokenizerFast) and stated.agrees(loaded):
         return loaded
     plain = _plain(folder, stated, loaded, name)
     kind = read_json(folder / CONFIG_FILE).get("tokenizer_class") if (folder / CONFIG_FILE).is_file() else None
     if loaded is None or any(_ids(loaded, text) != _ids(plain, text) for text in PROBE):
         kind = type(loaded).__name__ if loaded is not None else kind
-        say(f"{name}: {kind} would give other tokens than {TOKENIZER_FILE} says; {TOKENIZER_FILE} is followed")
+        logger.warning(
+            f"{name}: {kind} would give other tokens than {TOKENIZER_FILE} says; {TOKENIZER_FILE} is followed"
+        )
     return plain
 
 
@@ -96,7 +100,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrai
     fast: Any = tokenizer
     state = json.loads(fast.backend_tokenizer.to_str())
     fast.save_pretrained(folder)
-    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded: Any = AutoTokenizer.from_pretrained(folder)
     return loaded if definition(loaded) == _lasting(state) else settle(folder, state)
 
 
@@ -111,9 +115,10 @@ def settle(folder: Path, state: dict[str, Any]) -> PreTrainedTokenizerFast:
     for kind, exact in ((config.get("tokenizer_class"), True), (config.get("tokenizer_class"), False), (PLAIN, True)):
         (folder / TOKENIZER_FILE).write_text(to_json(state, exact=exact), encoding="utf-8")
         write_json(folder / CONFIG_FILE, {**config, "tokenizer_class": kind}, inner=True)
-        loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoTokenizer.from_pretrained(folder)
         if definition(loaded) == _lasting(state):
-            return loaded
+            fast: PreTrainedTokenizerFast = loaded
+            return fast
     raise ArtefactError("the tokenizer does not load as it was written; please report this tokenizer")
 
 
@@ -202,7 +207,7 @@ class _Stated:
         if theirs["model"].get("type") != "Unigram" or {**ours, "model": None} != {**theirs, "model": None}:
             return False
         pieces = json.loads(self.file.read_text(encoding="utf-8"))["model"]["vocab"]
-        return ours["model"] == {**theirs["model"], "vocab": pieces}
+        return bool(ours["model"] == {**theirs["model"], "vocab": pieces})
 
 
 def _stated(folder: Path, name: str) -> _Stated:
@@ -274,15 +279,15 @@ def _from_other_files(folder: Path, name: str) -> PreTrainedTokenizerFast:
             "pip install sentencepiece protobuf"
         )
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise ArtefactError(f"{name} has no tokenizer: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
-    if not getattr(loaded, "is_fast", False):
+    if not isinstance(loaded, PreTrainedTokenizerFast):
         raise ArtefactError(f"{name} has a slow tokenizer only; save it with a tokenizer.json (AutoTokenizer, fast)")
     if pieces is not None and not others and (differing := _unlike_sentencepiece(pieces, loaded)):
-        say(
+        logger.warning(
             f"{name}: {type(loaded).__name__} gives other pieces than sentencepiece does with {pieces.name}, in "
             f"{differing} of {len(PROBE)} probe sentences"
         )

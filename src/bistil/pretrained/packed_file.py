@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ def _parse(path: Path, data: NDArray[np.uint8]) -> PackedFile:
     at = 8
     buffer = data.data
 
-    def take(layout: str) -> tuple:
+    def take(layout: str) -> tuple[Any, ...]:
         nonlocal at
         values = struct.unpack_from("<" + layout, buffer, at)
         at += struct.calcsize("<" + layout)

@@ -5,6 +5,7 @@ the stage is skipped, when one is another the stage is done again, and what was 
 with. What a stage leaves lies where the plan says; a plan that only gives it another name moves it there.
 """
 
+import logging
 import os
 import platform
 import threading
@@ -38,9 +39,9 @@ from bistil.runtime.artefacts import (
     write_sealed,
 )
 from bistil.runtime.ownership import is_run
-from bistil.runtime.progress import say
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # How often memory is sampled and the time spent is put on record, in seconds.
 SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0
@@ -164,7 +165,7 @@ class RunFolder:
         with self._alone(stage):
             made = self.known(stage)
             if made is not None:
-                say(f"{made.name}: done before, skipped")
+                logger.info(f"{made.name}: done before, skipped")
             else:
                 for one in stage.stands_on():
                     self.make(one)
@@ -184,7 +185,7 @@ class RunFolder:
             return None
         name = self._name(stage).label
         if whole and (damaged := self._damaged(record)) is not None:
-            say(f"{name}: {damaged} was damaged or deleted since: made again")
+            logger.warning(f"{name}: {damaged} was damaged or deleted since: made again")
             return None
         return Made(
             name,
@@ -245,7 +246,7 @@ class RunFolder:
             path.unlink()
         for output in gone:
             discard_output(output, written=written)
-        say(f"{name}: {'going on' if earlier else 'started'}")
+        logger.info(f"{name}: {'going on' if earlier else 'started'}")
         with _metered(clock, stage.key, earlier) as meter:
             result = stage.make(_Place(self, stage, work, name))
         made = Made(
@@ -267,7 +268,7 @@ class RunFolder:
             }
         )
         discard_work(work)
-        say(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
+        logger.info(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
         return made
 
     # Records
@@ -332,7 +333,7 @@ class RunFolder:
             self._move(move, self._relative(move.by))
         for move in moves:
             self._move(move, move.to)
-            say(f"{self.names[move.record['key']].label}: now in {self.folder / move.to}")
+            logger.info(f"{self.names[move.record['key']].label}: now in {self.folder / move.to}")
 
     def _move(self, move: "_Move", to: str) -> None:
         """Move a part of a product, and say so in its record."""
@@ -406,7 +407,7 @@ def _sealed(record: Path, name: str) -> dict[str, Any]:
     try:
         return read_sealed(record)
     except ArtefactError:
-        say(f"{name}: {record} is damaged and does not count")
+        logger.warning(f"{name}: {record} is damaged and does not count")
         return {}
 
 

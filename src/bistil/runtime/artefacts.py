@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -86,7 +87,7 @@ def is_as_stamped(path: Path, known: Any) -> bool:
             return False
         if key[3] == changed:
             _digests[key] = digest
-        return file_digest(path) == digest
+        return bool(file_digest(path) == digest)
     except (OSError, InputError, TypeError, ValueError):
         return False
 
@@ -241,6 +242,13 @@ class _Input:
                 self.above |= _above(path.parent.resolve() / path.name)
 
 
+def _limits(folder: Path) -> tuple[int, int]:
+    """How many bytes a name in a folder, and a path, may have."""
+    if sys.platform == "win32":
+        return 255, 259
+    return os.pathconf(folder, "PC_NAME_MAX"), os.pathconf(folder, "PC_PATH_MAX")
+
+
 class _Output:
     """A place that is to be written, and the one rule of what may be there.
 
@@ -282,10 +290,11 @@ class _Output:
                 f"cannot write {self.path}: {parent} is not writable; name another output {self.what} or mend its "
                 "permissions"
             )
-        longest = os.pathconf(parent, "PC_NAME_MAX") - _ROOM
+        name_limit, path_limit = _limits(parent)
+        longest = name_limit - _ROOM
         if max(len(os.fsencode(name)) for name in missing) > longest:
             raise InputError(f"cannot write {self.path}: a name there has {longest} bytes at most")
-        if len(os.fsencode(self.place)) > os.pathconf(parent, "PC_PATH_MAX") - 2 * _ROOM:
+        if len(os.fsencode(self.place)) > path_limit - 2 * _ROOM:
             raise InputError(f"cannot write {self.path}: the path is too long")
 
     def check_apart_from(self, read: _Input) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from bistil.runtime.insides import apply, has_linear_pointwise, linear_pointwise
+
 # Below this many rows the product is too small to gain.
 _ROWS = 32
 
@@ -30,7 +32,7 @@ def is_wanted() -> bool:
     A rule and not a measurement, because the same machine must choose alike each time: the two libraries round
     differently, and a resumed run is to end bit-identical.
     """
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not has_linear_pointwise():
         return False
     override = os.environ.get("BISTIL_ONEDNN")
     if override in ("0", "1"):
@@ -72,15 +74,16 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not suits:
         return F.linear(input, weight, bias)
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-        return _Linear.apply(input, weight, bias)
-    return _product(input, weight, bias)
+        result: Tensor = apply(_Linear, input, weight, bias)
+        return result
+    return linear_pointwise(input, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(input, weight)
-        return _product(input, weight, bias)
+        return linear_pointwise(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -88,15 +91,9 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         for_input = for_weight = for_bias = None
         if ctx.needs_input_grad[0]:
-            for_input = _product(rows, weight.t(), None).view(input.shape)
+            for_input = linear_pointwise(rows, weight.t(), None).view(input.shape)
         if ctx.needs_input_grad[1]:
-            for_weight = _product(rows.t(), input.reshape(-1, input.shape[-1]).t(), None)
+            for_weight = linear_pointwise(rows.t(), input.reshape(-1, input.shape[-1]).t(), None)
         if ctx.needs_input_grad[2]:
             for_bias = rows.sum(0)
         return for_input, for_weight, for_bias
-
-
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """input (..., k) times weight (n, k) transposed, plus bias (n,)."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-    return result

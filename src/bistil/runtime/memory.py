@@ -10,6 +10,26 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _BYTES, _BYTES_OF_NARROW, _NARROW = 4 * 2**20, 16 * 2**20, 512
 
 
+_allowed = False
+
+
+def let_training_return_memory() -> None:
+    """Let phase 1 call `return_freed_memory` with the width of its teacher; the command line's start does so.
+
+    It changes the allocator of the whole process, which is for the process's owner to decide. To be called before the
+    first large tensor is made.
+    """
+    global _allowed
+    _allowed = True
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def return_memory_if_allowed(width: int) -> None:
+    """`return_freed_memory(width)`, if this process's owner called `let_training_return_memory`."""
+    if _allowed:
+        return_freed_memory(width)
+
+
 def return_freed_memory(width: int) -> bool:
     """Let the C library serve large blocks from memory of their own, which goes back when they are freed.
 

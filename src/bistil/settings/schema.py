@@ -54,7 +54,7 @@ def option(
 
 def help_of(settings: type, name: str) -> str:
     """The help string of a settings field."""
-    return next(f.metadata.get("help", "") for f in fields(settings) if f.name == name)
+    return next(str(f.metadata.get("help", "")) for f in fields(settings) if f.name == name)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:

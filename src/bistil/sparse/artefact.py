@@ -355,7 +355,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         sound = isinstance(value, kind) and (kind is not list or all(isinstance(one, str) for one in value))
         if known.name in config and not (sound and _is_json(value)):
             raise ArtefactError(f"{path}: {known.name!r} is {value!r}, which it cannot be: the file is damaged")
-    return config
+    found: dict[str, Any] = config
+    return found
 
 
 def _is_json(value: Any) -> bool:

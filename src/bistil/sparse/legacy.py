@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy._core.multiarray as multiarray
 import torch
 from torch import Tensor
 
 from bistil.errors import ArtefactError, InputError, first_line
 from bistil.runtime.artefacts import whole_file
+from bistil.runtime.insides import numpy_scalar_maker
 from bistil.sparse.delta import Parts, Provenance, SparseDelta
 
 LEGACY_FILE = "pytorch_diff.bin"
 # The first index step of a published file is a numpy int64 scalar; nothing else beyond tensors is allowed in.
 _ALLOWED: list[Any] = [
-    (multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (numpy_scalar_maker(), "numpy.core.multiarray.scalar"),
+    (numpy_scalar_maker(), "numpy._core.multiarray.scalar"),
     np.dtype,
     type(np.dtype(np.int64)),
     np.int64,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.models.fingerprint import resolve_names
 from bistil.runtime.artefacts import read_json, whole_folder
+from bistil.runtime.insides import PEFT_PREFIX, shira_keys, shira_module
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.delta import RECORD, Provenance, SparseDelta
 
-_PREFIX = "base_model.model."
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -70,9 +70,9 @@ def write_shira(sft: SparseFineTuning, model: nn.Module, folder: Path, *, replac
             )
         indices, values = _filled(delta, wanted)
         rows, columns = indices // delta.shape[1], indices % delta.shape[1]
-        tensors[f"{_PREFIX}{path}.shira_weight"] = values
-        tensors[f"{_PREFIX}{path}.shira_indices"] = torch.stack([rows, columns]).int()
-    tensors.update({f"{_PREFIX}{names.get(name, name)}": value.contiguous() for name, value in sft.dense.items()})
+        of_values, of_places = shira_keys(path)
+        tensors[of_values], tensors[of_places] = values, torch.stack([rows, columns]).int()
+    tensors.update({f"{PEFT_PREFIX}{names.get(name, name)}": value.contiguous() for name, value in sft.dense.items()})
     config = ShiraConfig(
         r=rank,
         target_modules=sorted(layers),
@@ -116,15 +116,15 @@ def read_shira(folder: Path, model: nn.Module) -> SparseFineTuning:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     deltas: dict[str, SparseDelta] = {}
     dense: dict[str, Tensor] = {}
+    layers = {key: module for key in tensors if (module := shira_module(key)) is not None}
+    placed = {shira_keys(module)[1] for module in layers.values()}
     for key, value in tensors.items():
-        path = key.removeprefix(_PREFIX)
-        if path.endswith(".shira_indices"):
+        if key not in layers:
+            if key not in placed:
+                dense[key.removeprefix(PEFT_PREFIX)] = value
             continue
-        if not path.endswith(".shira_weight"):
-            dense[path] = value
-            continue
-        name = path.removesuffix("shira_weight") + "weight"
-        places = tensors.get(key.removesuffix("weight") + "indices")
+        name = f"{layers[key]}.weight"
+        places = tensors.get(shira_keys(layers[key])[1])
         if name not in shapes or len(shapes[name]) != 2:
             raise ArtefactError(f"{folder}: {type(model).__name__} has no matrix {name}: an adapter of another model")
         if places is None or places.shape != (2, len(value)):

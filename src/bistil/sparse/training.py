@@ -3,6 +3,7 @@
 Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022, section 3.1.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError, InputError
+from bistil.models.loading import labels_of
 from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
-from bistil.runtime.progress import say
 from bistil.settings.recipe import SparseSettings, TrainingSettings, to_dict
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.base import fingerprint
@@ -26,8 +27,8 @@ from bistil.sparse.delta import Provenance, SparseDelta
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
+from bistil.training.checkpoints import FINAL
 from bistil.training.loop import (
-    FINAL,
     BestBy,
     Sized,
     TrainingResult,
@@ -37,6 +38,8 @@ from bistil.training.loop import (
     read_identity,
     train,
 )
+
+logger = logging.getLogger(__name__)
 
 MASK, IDENTITY, MASK_DONE = "mask.safetensors", "sparse.json", "mask.json"
 
@@ -164,9 +167,7 @@ def train_sparse(
                 "sparse": _length(sparse.result),
             },
             architecture=type(model).__name__,
-            labels=[str(label) for _, label in sorted(model.config.id2label.items())]
-            if kind == "task" and heads
-            else [],
+            labels=labels_of(model.config) if kind == "task" and heads else [],
             seed=seed,
             metrics=dict(sparse.result.best or (sparse.result.history[-1] if sparse.result.history else {})),
         ),
@@ -228,7 +229,9 @@ def _finished_mask(folder: Path) -> TrainingResult | None:
             return TrainingResult(**saved["result"])
     except ArtefactError:
         damaged = MASK_DONE
-    say(f"{folder / damaged} was damaged or deleted since: the dense phase is done again, and the sparse one after it")
+    logger.warning(
+        f"{folder / damaged} was damaged or deleted since: the dense phase is done again, and the sparse one after it"
+    )
     done.unlink()
     for phase in ("dense", "sparse"):
         shutil.rmtree(folder / phase, ignore_errors=True)

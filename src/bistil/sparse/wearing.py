@@ -9,6 +9,7 @@ from bistil.models.families import family_of
 from bistil.models.loading import PRETRAINED_WITH, load_model, read_config, task_of
 from bistil.models.masked_lm import load_encoder
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import claim, whole_folder
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.vocabulary.trimming import kept_ids, untrimmed_fingerprint
@@ -77,7 +78,7 @@ def dressed_copy(
     multilingual = load_model(model)[0] if fine_tuned else load_encoder(model)
     own_sft(sft, multilingual, trimmed or model, force=force_sfts).apply(multilingual, heads=False)
     with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
-        multilingual.save_pretrained(folder)
+        save_weights(multilingual, folder)
         write_tokenizer(load_tokenizer(str(model)), folder)
     return output
 

@@ -123,7 +123,8 @@ def paired_gap(metrics: Metrics, reference: Metrics, n: int = 1000, seed: int = 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole` in percent, 0 where `whole` is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return 100.0 * np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
+    shares: np.ndarray = 100.0 * np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
+    return shares
 
 
 def _nothing_left(paths: Sequence[str | Path], reports: Sequence[RowReport]) -> str:
@@ -454,7 +455,7 @@ def build_head(
         config_values |= sizes or {}
     for name, value in config_values.items():
         setattr(config, name, value)
-    model, _ = load_model(folder, auto_class, head=head, config=config, seed=seed)
+    model: PreTrainedModel = load_model(folder, auto_class, head=head, config=config, seed=seed)[0]
     return model
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.loading import labels_of
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import whole_file
@@ -173,7 +174,7 @@ class DependencyParsing(Task):
         predictions: list[Tree] = [[] for _ in examples]
         windows = Counter(feature["example"] for feature in features)
         parts: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
-        names = model.config.id2label
+        names = dict(enumerate(labels_of(model.config)))
         for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
             trees = torch.zeros(output.logits.shape[:2], dtype=torch.int64)
             whole = []

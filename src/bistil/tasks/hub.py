@@ -14,6 +14,7 @@ from typing import Any
 
 from bistil.errors import InputError, first_line
 from bistil.runtime.artefacts import file_digest
+from bistil.runtime.quiet import quiet_datasets
 
 PREFIX = "dataset:"
 
@@ -59,33 +60,20 @@ def _load(name: str) -> Any:
         raise InputError(f"{name} is no data set's name: write dataset:NAME:SPLIT or dataset:NAME:CONFIG:SPLIT")
     source, config, split = parts.groups()
     import datasets
-    from huggingface_hub import logging as hub_logging
 
-    # What goes wrong is said below, in one line; the hub's client would add one for every try.
-    bars, levels = (
-        datasets.are_progress_bars_disabled(),
-        [one.get_verbosity() for one in (datasets.logging, hub_logging)],
-    )
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
     try:
-        if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(source)
-            if isinstance(found, datasets.DatasetDict) and split in found:
-                found = found[split]
-        else:
-            found = datasets.load_dataset(source, config, split=split)
+        with quiet_datasets():
+            if (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
+                found = datasets.load_from_disk(source)
+                if isinstance(found, datasets.DatasetDict) and split in found:
+                    found = found[split]
+            else:
+                found = datasets.load_dataset(source, config, split=split)
     except Exception as error:  # whatever a builder meets: network, files, names
         said = first_line(error)
         raise InputError(
             f"cannot load {name}: {said}; check the name, CONFIG and SPLIT, and whether the hub can be reached"
         ) from error
-    finally:
-        datasets.logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
-        if not bars:
-            datasets.enable_progress_bars()
     if not isinstance(found, datasets.Dataset):
         splits = ", ".join(map(str, found))
         raise InputError(f"{name} has no split {split!r}: write {PREFIX}{source}:SPLIT with one of {splits}")

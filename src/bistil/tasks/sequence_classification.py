@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.loading import labels_of
 from bistil.runtime.artefacts import whole_file
 from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, boundaries, build_head, ratio, run
 from bistil.tasks.hub import is_dataset
@@ -171,9 +172,10 @@ class SequenceClassification(Task):
         batch_size: int = 32,
     ) -> list[str]:
         predictions = [""] * len(examples)
+        names = labels_of(model.config)
         for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
             for i, label in zip(indices, output.logits.argmax(-1).tolist(), strict=True):
-                predictions[features[i]["example"]] = model.config.id2label[label]
+                predictions[features[i]["example"]] = names[label]
         return predictions
 
     def score(

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.loading import labels_of
 from bistil.runtime.artefacts import whole_file
 from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
 from bistil.tasks.conll import read_blocks
@@ -187,7 +188,7 @@ class TokenClassification(Task):
         batch_size: int = 32,
     ) -> list[list[str]]:
         predictions = [[""] * len(example.words) for example in examples]
-        names = model.config.id2label
+        names = labels_of(model.config)
         for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
             classes = output.logits.argmax(-1).cpu().numpy()
             for row, i in enumerate(indices):

@@ -59,7 +59,8 @@ def split_words(sentence: str) -> list[str]:
         >>> split_words("我喜欢猫。")
         ['我', '喜', '欢', '猫', '。']
     """
-    return WORD.findall(sentence)
+    words: list[str] = WORD.findall(sentence)
+    return words
 
 
 def count_words(text: str) -> int:
@@ -196,7 +197,7 @@ def encode_words(
 
     @cache
     def marker(token: int) -> bool:
-        text: str = tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token)])
+        text: str = tokenizer.convert_tokens_to_string([str(tokenizer.convert_ids_to_tokens(token))])
         return not text.strip()
 
     for index, subwords in enumerate(_subwords(sentences, tokenizer, room)):
@@ -234,7 +235,7 @@ def _subwords(sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizer
 
     @cache
     def identity(token: int) -> int:
-        return zlib.crc32(tokenizer.convert_ids_to_tokens(token).encode()) >> 1
+        return zlib.crc32(str(tokenizer.convert_ids_to_tokens(token)).encode()) >> 1
 
     for first in range(0, len(sentences), AT_ONCE):
         part = sentences[first : first + AT_ONCE]

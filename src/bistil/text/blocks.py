@@ -4,8 +4,8 @@ Lines are tokenized with the tokenizer's special tokens, joined, and cut into bl
 3.2). Blocks lie in Arrow files that are memory-mapped and found again by the content of text and tokenizer.
 """
 
+import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
-from bistil.runtime.progress import say
+from bistil.runtime.quiet import kept_environment, shown_datasets_bars
 from bistil.text.lines import check_text, read_lines
+
+logger = logging.getLogger(__name__)
 
 # Changes when the same text and tokenizer would give other blocks.
 _FORMAT = 1
@@ -102,7 +104,7 @@ def _is_sound(blocks: Path) -> bool:
             return True
     except ArtefactError:
         pass
-    say(f"{blocks} is damaged: the text is tokenized again")
+    logger.warning(f"{blocks} is damaged: the text is tokenized again")
     seal.unlink()
     blocks.unlink()
     return False
@@ -158,29 +160,22 @@ def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: in
     tokens = cache / f"{lines.stem}-tokens.arrow"
     # What a killed process left is not gone on with.
     _remove_all(cache, f"{lines.stem}-tokens*.arrow")
-    # Rust threads and forked processes do not mix; each process uses one thread.
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     try:
-        encoded = text.map(
-            encode,
-            batched=True,
-            num_proc=processes,
-            remove_columns=["text"],
-            features=features,
-            cache_file_name=str(tokens),
-            load_from_cache_file=False,
-            desc="tokenizing",
-        )
+        # Rust threads and forked processes do not mix; each process uses one thread.
+        with kept_environment(TOKENIZERS_PARALLELISM="false"), shown_datasets_bars():
+            encoded = text.map(
+                encode,
+                batched=True,
+                num_proc=processes,
+                remove_columns=["text"],
+                features=features,
+                cache_file_name=str(tokens),
+                load_from_cache_file=False,
+                desc="tokenizing",
+            )
         for chunk in encoded.data.column("input_ids").chunks:
             yield chunk.flatten().to_numpy(zero_copy_only=True).astype(np.int32, copy=False)
     finally:
-        datasets.enable_progress_bars()
-        os.environ.pop("TOKENIZERS_PARALLELISM")
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
         _remove_all(cache, f"{lines.stem}-tokens*.arrow")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +19,10 @@ from tokenizers import Tokenizer
 from bistil.errors import ArtefactError, InputError
 from bistil.models.tokenizers import to_json
 from bistil.runtime.artefacts import file_digest, json_digest, whole_file
-from bistil.runtime.progress import say
 from bistil.text.files import line_batches, require_plain_text
 from bistil.vocabulary.tokenizer_state import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 # Lines on which the result is checked are not counted: of the lines after the first 1,000 every 50th, 2,000 at most.
 # A shorter text is counted whole.
@@ -183,7 +185,7 @@ def _kept_counts(kept: Path) -> TokenCounts | None:
     try:
         return TokenCounts.load(kept)
     except ArtefactError:
-        say(f"{kept} is damaged: its text is counted again")
+        logger.warning(f"{kept} is damaged: its text is counted again")
         return None
 
 

@@ -7,6 +7,7 @@ import torch
 from bistil.errors import ArtefactError
 from bistil.models.loading import load_model, model_class, read_config
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import claim, whole_folder
 
 # What a task's head puts into a configuration.
@@ -53,5 +54,5 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
                 shapes = f"{tuple(value.shape)} against {tuple(parameter.shape)} in {base}"
                 raise ArtefactError(f"{model} was not made from this base: {name} is {shapes}")
     with whole_folder(output, replace=replace, record={"kind": "task model with its whole vocabulary"}) as folder:
-        whole.save_pretrained(folder)
+        save_weights(whole, folder)
         write_tokenizer(load_tokenizer(str(base)), folder)

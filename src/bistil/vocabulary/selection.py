@@ -34,7 +34,8 @@ class Selection:
 
 def unigram_probabilities(counts: Iterable[TokenCounts]) -> np.ndarray:
     """Highest unigram probability of each token in any corpus, (vocabulary size,); each corpus sums to 1."""
-    return np.max([one.counts / one.total for one in counts], axis=0)
+    highest: np.ndarray = np.max([one.counts / one.total for one in counts], axis=0)
+    return highest
 
 
 def select(

@@ -52,7 +52,8 @@ class Vocabulary:
         """Id of the unknown token, or None where the algorithm has none."""
         model = self.state["model"]
         if self.family == "Unigram":
-            return model["unk_id"]
+            unknown: int | None = model["unk_id"]
+            return unknown
         return self.ids.get(model["unk_token"]) if model["unk_token"] is not None else None
 
     def single_characters(self) -> list[tuple[int, str]]:

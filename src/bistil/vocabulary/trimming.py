@@ -4,6 +4,7 @@ count the corpora -> choose the tokens -> trim tokenizer, weights and configurat
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,8 @@ from bistil.models.cards import write_model_card
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer, settle, to_json
+from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
-from bistil.runtime.progress import say
 from bistil.settings.recipe import TrimSettings, to_dict
 from bistil.vocabulary import weights
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
@@ -48,6 +49,8 @@ from bistil.vocabulary.verification import (
     model_batches,
     outputs,
 )
+
+logger = logging.getLogger(__name__)
 
 MAP_FILE, REPORT_FILE = "vocabulary_map.safetensors", "trim_report.json"
 # Everything else that a tokenizer saves holds the full vocabulary (sentencepiece models, vocab.txt, merges.txt).
@@ -243,7 +246,9 @@ def count_corpora(
     for corpus, one in counted.items():
         unknown = int(one.counts[vocabulary.unknown]) / one.total if vocabulary.unknown is not None else 0.0
         if unknown > 0.5:
-            say(f"{corpus}: {unknown:.0%} of its tokens are unknown to the tokenizer, which does not fit this text")
+            logger.warning(
+                f"{corpus}: {unknown:.0%} of its tokens are unknown to the tokenizer, which does not fit this text"
+            )
     return counted
 
 
@@ -321,7 +326,7 @@ def _write_model(
 ) -> None:
     # What the checkpoint lacked is random in memory; it stays lacking.
     state = {key: value for key, value in model.state_dict().items() if key not in absent} if absent else None
-    model.save_pretrained(folder, state_dict=state)
+    save_weights(model, folder, state=state)
     source = Path(name)
     if not source.is_dir():
         return

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError
 from bistil.vocabulary.tokenizer_state import Vocabulary
+from bistil.vocabulary.weights import embedding_rows
 
 # Texts that run through both models, tokens of each, and texts at a time. A logit row has one number per token of the
 # full vocabulary, so few positions at a time bound the memory: 192 x 250,000 floats are 192 MB.
@@ -153,7 +154,7 @@ def outputs(model: PreTrainedModel, batches: Sequence[Tensor], kept: Tensor | No
         kept: columns to keep of outputs that have one column per token of the model's vocabulary.
     """
     collected = []
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     for ids in batches:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if model.config.is_encoder_decoder:

@@ -39,8 +39,9 @@ def blank_model(name: str) -> PreTrainedModel:
     config = read_config(name)
     kind = model_class(config)
     with torch.device("meta"):
-        model = kind.from_config(config) if kind is AutoModel else kind(config)
-    return model.to(config.dtype or torch.float32)
+        made: Any = kind.from_config(config) if kind is AutoModel else kind(config)
+    model: PreTrainedModel = made.to(config.dtype or torch.float32)
+    return model
 
 
 def vocabulary_axes(model: PreTrainedModel) -> dict[str, int]:
@@ -81,7 +82,8 @@ def vocabulary_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """Number of rows of the input embedding matrix."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
 
 
 def check_rows(name: str, rows: int, tokens: int) -> None:

@@ -20,7 +20,7 @@ def spanning_tree(scores: np.ndarray) -> np.ndarray:
     scores[np.arange(words), np.arange(1, words + 1)] = -np.inf
     heads = scores.argmax(axis=1)
     if words == 0 or _is_single_rooted(heads):
-        return heads.astype(np.int64)
+        return np.array(heads, dtype=np.int64)
     finite = scores[np.isfinite(scores)]
     # Two trees differ by at most words times the range; one root arc more must cost more than that.
     penalty = 1.0 + words * (finite.max() - finite.min())

@@ -1,0 +1,300 @@
+"""What this package takes from the insides of its libraries, each in one function that says what it relies on.
+
+Nothing here is promised by the libraries' documentation; `tests/unit/test_insides.py` has one contract test per
+function, which fails where a version of a library no longer does what is relied on. The command line's start reads
+this file, so heavy libraries are imported within functions.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bistil.errors import ArtefactError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+# --- transformers: models
+
+
+def encoder_class(config_class: "type[PreTrainedConfig]") -> "type[PreTrainedModel]":
+    """The encoder class that `AutoModel` builds for a configuration: `MODEL_MAPPING` tells it without building."""
+    from transformers import MODEL_MAPPING
+
+    found: type[PreTrainedModel] = MODEL_MAPPING[config_class]  # type: ignore[assignment]  # one class for encoders
+    return found
+
+
+def zero_new(tensor: "Tensor") -> None:
+    """Fill with zeros within `_init_weights`, unless the weight was loaded: transformers' own functions know that."""
+    from transformers import initialization
+
+    initialization.zeros_(tensor)
+
+
+def draw_new(tensor: "Tensor", *, std: float) -> None:
+    """Draw from a normal distribution within `_init_weights`, unless the weight was loaded."""
+    from transformers import initialization
+
+    initialization.normal_(tensor, std=std)
+
+
+def attention_kind(model: Any) -> str:
+    """Which attention function a model runs: the name that its configuration keeps, read at every forward pass."""
+    return str(model.config._attn_implementation)
+
+
+def set_attention_kind(model: Any, name: str) -> None:
+    """Let a model run the attention function registered under `name`, from the next forward pass on.
+
+    By hand and not by `set_attn_implementation`, which looks into the source of the class on disk and skips classes
+    that are made at run time, such as our parsers.
+    """
+    model.config._attn_implementation = name
+
+
+def register_attention(name: str, function: "Callable[..., tuple[Tensor, None]]") -> None:
+    """Add an attention function under a name, with the masks of scaled-dot-product attention.
+
+    It is called with (module, query, key, value, mask, dropout=, scaling=, ...), tensors (batch, heads, tokens, head
+    width), and returns (batch, tokens, heads, head width) and None.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def plain_attention(*args: Any, **kwargs: Any) -> "tuple[Tensor, None]":
+    """transformers' own scaled-dot-product attention, called like a registered function."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(*args, **kwargs)
+
+
+# Arguments of attention functions beyond query, key, value, mask, dropout and scaling that change the probabilities.
+CHANGES_SCORES = ("position_bias", "softcap", "s_aux", "head_mask", "cache")
+
+
+def refuse_other_scores(module: "nn.Module", options: Mapping[str, Any]) -> None:
+    """Refuse a layer whose attention is more than softmax(scaling * query key^T + mask).
+
+    Raises:
+        ArtefactError: `options` of its attention function ask for a bias, a cap, sinks or a cache.
+    """
+    for name in CHANGES_SCORES:
+        if options.get(name) is not None:
+            raise ArtefactError(
+                f"{type(module).__name__} gives its attention a {name}, which L_attn and the relations do not know: "
+                "choose another model, or set these weights of the objective to 0"
+            )
+
+
+def asked_for_map(
+    module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a DeBERTa-v2 self-attention, with its probabilities asked for.
+
+    Its forward pass has a parameter `output_attentions` and then returns (states, probabilities); the layer gives it
+    by position. This is a forward pre-hook with keyword arguments.
+    """
+    taken = signature(module.forward)
+    if "output_attentions" not in taken.parameters:
+        raise ArtefactError(f"{type(module).__name__} gives no attention map in this version of transformers")
+    bound = taken.bind(*args, **kwargs)
+    bound.arguments["output_attentions"] = True
+    return bound.args, bound.kwargs
+
+
+# --- transformers: the Trainer
+
+
+def one_device(arguments: "TrainingArguments") -> None:
+    """Let a process use one GPU although it sees several.
+
+    The Trainer wraps the module in `DataParallel` if `n_gpu`, a property that gives `_n_gpu`, is above 1, and
+    multiplies the batch by it. Several GPUs are used by one process each, under torchrun.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+
+
+def replace_clipping(trainer: "Trainer", clip: "Callable[[], Tensor]") -> None:
+    """Let the Trainer call `clip`, which returns the norm before clipping, in place of its clipping of all gradients.
+
+    `_clip_grad_norm(model)` is what it calls between backward pass and optimizer step where `max_grad_norm` is above 0.
+    """
+    _replace(trainer, "_clip_grad_norm", lambda _model: clip())
+
+
+def replace_weights(trainer: "Trainer", *, save: Callable[[Path], None], load: Callable[[Path], None]) -> None:
+    """Let the Trainer write and read a module's weights in checkpoint folders by these two functions.
+
+    `_save(output_dir, state_dict=None)` and `_load_from_checkpoint(folder, model=None)` are what it calls for them, and
+    for nothing else: optimizer, schedule and random states are its own. The folder need not be there yet when `save`
+    is called, and must be afterwards. transformers 5.20 calls `_save` in the writing process alone, 5.23 in all:
+    only the one whose arguments say `should_save` writes.
+    """
+
+    def save_into(output_dir: str | None = None, state_dict: Any = None) -> None:
+        del state_dict
+        if trainer.args.should_save:
+            save(Path(output_dir or str(trainer.args.output_dir)))
+
+    def load_from(resume_from_checkpoint: str, model: Any = None) -> None:
+        del model
+        load(Path(resume_from_checkpoint))
+
+    _replace(trainer, "_save", save_into)
+    _replace(trainer, "_load_from_checkpoint", load_from)
+
+
+def scale_loss_by_trainer(trainer: "Trainer") -> None:
+    """Say that the module does not divide its loss by the accumulation steps itself.
+
+    The Trainer reads `model_accepts_loss_kwargs`, which it set from the module's forward taking `**batch`.
+    """
+    _replace(trainer, "model_accepts_loss_kwargs", False)
+
+
+def _replace(trainer: "Trainer", name: str, value: Any) -> None:
+    """Set an attribute that the Trainer must have."""
+    if not hasattr(trainer, name):
+        raise ArtefactError(f"this version of transformers has no Trainer.{name}: install one that bistil was made for")
+    setattr(trainer, name, value)
+
+
+def logger_callbacks() -> "Mapping[str, Callable[[], TrainerCallback]]":
+    """The loggers that `report_to` of TrainingArguments may name; a call makes one, or says that it is not installed.
+
+    Calling raises ImportError or RuntimeError where the logger's package is missing.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    known: Mapping[str, Callable[[], TrainerCallback]] = INTEGRATION_TO_CALLBACK
+    return known
+
+
+def tensorboard_callback(folder: Path) -> "TrainerCallback":
+    """A TensorBoard logger that writes into `folder`, unless TENSORBOARD_LOGGING_DIR says otherwise.
+
+    `logging_dir` is that variable's value or None, and is read when training begins.
+    """
+    board: Any = logger_callbacks()["tensorboard"]()
+    board.logging_dir = board.logging_dir or str(folder)
+    callback: TrainerCallback = board
+    return callback
+
+
+# --- progress bars of transformers and datasets
+
+
+def transformers_bars(shown: bool) -> Any:
+    """A context in which transformers draws its own progress bars or not; downloads keep theirs.
+
+    `transformers.utils.logging._tqdm_active` decides each time. The public functions beside it would switch the
+    bars of huggingface_hub too, for all groups, and could not switch them back as they were.
+    """
+    return _value_of("transformers.utils.logging", "_tqdm_active", shown)
+
+
+def datasets_bars(shown: bool) -> Any:
+    """A context in which datasets draws progress bars or not.
+
+    `_hf_datasets_progress_bars_disabled` decides each time. The public functions warn, and do nothing, where the
+    environment has a wish of its own.
+    """
+    return _value_of("datasets.utils.tqdm", "_hf_datasets_progress_bars_disabled", not shown)
+
+
+@contextmanager
+def _value_of(module_name: str, name: str, value: bool) -> Iterator[None]:
+    # By import_module: datasets.utils has a class of the same name as its module tqdm.
+    module = import_module(module_name)
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+# --- torch
+
+
+@cache
+def has_linear_pointwise() -> bool:
+    """Whether torch has oneDNN and the operator that `linear_pointwise` calls."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear_pointwise(input: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+    """input (..., k) times weight (n, k) transposed, plus bias (n,), by oneDNN: what torch.compile calls on CPUs."""
+    import torch
+
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return result
+
+
+def apply(function: "type[torch.autograd.Function]", *arguments: Any) -> Any:
+    """Call an autograd function; torch gives `Function.apply` no types."""
+    return function.apply(*arguments)
+
+
+# --- texts and classes of errors
+
+
+def usage_error() -> type[Exception]:
+    """What Typer raises for a wrong command line: the parent of its `BadParameter`, which it does not export."""
+    import typer
+
+    return typer.BadParameter.__mro__[1]
+
+
+def system_error_number(error: Exception) -> int | None:
+    """The operating system's number of an error that safetensors put into words: "(os error 28)"."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def is_torch_writer_s(error: Exception) -> bool:
+    """Whether torch could not write a file whole; it does not say why. Its message names the source file."""
+    return "inline_container.cc" in str(error)
+
+
+# --- numpy, PEFT
+
+
+def numpy_scalar_maker() -> Any:
+    """The function that pickles of numpy scalars call: what `__reduce__` of one gives."""
+    import numpy as np
+
+    return np.int64(0).__reduce__()[0]
+
+
+# What PEFT puts in front of the base model's names.
+PEFT_PREFIX = "base_model.model."
+
+
+def shira_keys(module: str) -> tuple[str, str]:
+    """Names of a module's deltas (entries,) and places (2, entries) in a SHiRA adapter's file, as PEFT saves it."""
+    return f"{PEFT_PREFIX}{module}.shira_weight", f"{PEFT_PREFIX}{module}.shira_indices"
+
+
+def shira_module(key: str) -> str | None:
+    """The module whose deltas a SHiRA adapter's file holds under this name; None for all other names."""
+    module = key.removeprefix(PEFT_PREFIX).removesuffix(".shira_weight")
+    return module if key == shira_keys(module)[0] else None
