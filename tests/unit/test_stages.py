@@ -8,7 +8,7 @@ import pytest
 
 from bistil.errors import InputError
 from bistil.runs.folder import RunFolder
-from bistil.runtime import artefacts
+from bistil.runtime import digests
 from bistil.runtime.artefacts import whole_folder
 
 IDENTITY = {"teacher": "t", "target": "it"}
@@ -106,8 +106,8 @@ def test_an_untouched_output_is_not_read_again(tmp_path, monkeypatch):
     out = tmp_path / "run/out"
     with RunFolder(tmp_path / "run", identity=IDENTITY) as run:
         run.stage("one", {}, [out], model_of([], out))
-        monkeypatch.setattr(artefacts, "_digests", {})
-        monkeypatch.setattr(artefacts.hashlib, "file_digest", None)
+        monkeypatch.setattr(digests, "_digests", {})
+        monkeypatch.setattr(digests.hashlib, "file_digest", None)
         assert run.stage("one", {}, [out], model_of([], out)).skipped
 
 
