@@ -47,7 +47,7 @@ from bistil.settings.recipe import (
     parse,
     without_target_text,
 )
-from bistil.tasks.base import resampled
+from bistil.tasks.metrics import resampled
 from bistil.tasks.overlap import without_evaluation_text
 from bistil.text.lines import read_sentences
 from bistil.vocabulary import trim_vocabulary

@@ -29,7 +29,8 @@ from bistil.sparse.delta import RECORD
 from bistil.sparse.training import check_sparse
 from bistil.sparse.wearing import own_sft
 from bistil.tasks import Task, get_task, model_inputs
-from bistil.tasks.base import Example, Feature
+from bistil.tasks.base import Example
+from bistil.tasks.batches import Feature
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
 from bistil.tasks.reading import Reading, RowReport
 from bistil.training.loop import check_training, epoch_order, processes, train

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerFast
 
 from bistil.tasks import differing_boundaries
-from bistil.tasks.base import Feature
+from bistil.tasks.batches import Feature
 
 
 def same_ids(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> bool:

@@ -12,11 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.heads import build_head
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, run
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
 from bistil.tasks.parsing.trees import spanning_tree
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label

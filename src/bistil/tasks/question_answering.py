@@ -16,10 +16,14 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 
 from bistil.errors import InputError
 from bistil.models.families import position_limit
+from bistil.models.heads import build_head
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, boundaries, build_head, ratio, run
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, run
+from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
 from bistil.tasks.rows import read_rows
 from bistil.tasks.words import PLAIN, run_of_words
