@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +27,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from tokenizers import models
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "tests" / "parity" / "same_losses.json"
@@ -79,7 +82,7 @@ target = "sw"
 seed = {seed}
 text = {{ en = "{inputs}/en.txt", sw = "{inputs}/sw.txt" }}
 [trim]
-vocabulary_size = 200
+vocabulary_size = 100
 [[students]]
 name = "lrf2"
 reduction = 2
@@ -178,11 +181,14 @@ def summary(seen: Seen) -> dict[str, object]:
 
 
 def all_cases(inputs: Path) -> dict[str, list[list[str]]]:
-    """Name -> command lines: every family with every task through all stages, and the commands that no recipe calls."""
+    """Name -> command lines: every family with every task through all stages, and the commands that no recipe calls.
+
+    Sparse fine-tuning, which knows no tasks, is done with every family and with every task, but not with all pairs.
+    """
     cases = {}
-    for family in FAMILIES:
+    for number, family in enumerate(FAMILIES):
         for task in TASKS:
-            for sparse in (False, True):
+            for sparse in (False, True) if family == "bert" or task == TASKS[number] else (False,):
                 name = f"{family}-{task}-{'sparse' if sparse else 'dense'}"
                 cases[name] = [["run", write_recipe(inputs, name, family, task, sparse=sparse), "--output", "OUT/run"]]
         cases[f"{family}-language-sfts"] = _with_language_sfts(inputs, family)
@@ -316,17 +322,35 @@ def make_inputs(folder: Path) -> Path:
     import tiny  # type: ignore[import-not-found]
 
     folder.mkdir()
-    for family in FAMILIES:
-        for name, model in ((family, tiny.model(family)), (f"{family}-lm", tiny.masked_lm(family))):
-            model.save_pretrained(folder / name)
-            tiny.tokenizer(family).save_pretrained(folder / name)
     english, swahili = tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines()
+    for family in FAMILIES:
+        tokenizer = counted_vocabulary(tiny.tokenizer(family), [*english, *swahili])
+        for name, head in ((family, AutoModel), (f"{family}-lm", AutoModelForMaskedLM)):
+            tiny.model(family, head=head, vocab=len(tokenizer)).save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
     (folder / "en.txt").write_text("\n".join(english * 8), encoding="utf-8")
     (folder / "sw.txt").write_text("\n".join(swahili * 8), encoding="utf-8")
     for part, sentences in (("train", english), ("train.sw", swahili), ("test", swahili[:3])):
         for task, text in labelled(sentences).items():
             (folder / f"{part}.{task}").write_text(text, encoding="utf-8")
     return folder
+
+
+def counted_vocabulary(tokenizer: PreTrainedTokenizerFast, sentences: list[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer with characters and short words as its vocabulary: trainers of tokenizers break ties by chance."""
+    backend = tokenizer.backend_tokenizer
+    words = [word for one in sentences for word, _ in backend.pre_tokenizer.pre_tokenize_str(one)]
+    special = sorted(tokenizer.all_special_tokens, key=tokenizer.convert_tokens_to_ids)
+    letters = sorted(set("".join(words)))
+    short = [word for word, _ in sorted(Counter(words).items()) if 1 < len(word) < 8]
+    if isinstance(backend.model, models.WordPiece):
+        tokens = [*special, *letters, *(f"##{letter}" for letter in letters), *short]
+        backend.model = models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token=tokenizer.unk_token)
+    else:
+        scores = [*((token, 0.0) for token in special), *((token, -5.0) for token in letters)]
+        scores += [(token, -6.0) for token in short]
+        backend.model = models.Unigram(scores, unk_id=tokenizer.unk_token_id)
+    return tokenizer
 
 
 def labelled(sentences: list[str]) -> dict[str, str]:
