@@ -1,0 +1,46 @@
+"""Every stage, family and task learns what it always learnt: losses after each step, and what stands in weight files.
+
+The record beside this file is made by `python benchmarks/same_weights.py --record`, whose docstring says what is run.
+A change that is meant to change what is learnt writes it anew.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+# Losses are of order 1 to 10; another processor's rounding moves them by 1e-6, another seed by 1e-3 and more.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def same_weights():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import same_weights
+
+    return same_weights
+
+
+def differs(ours, theirs):
+    """What of a case is not as recorded; nothing: it is the same."""
+    losses = list(zip(ours["losses"], theirs["losses"], strict=False))
+    found = [f"{len(losses)} steps"] if len(ours["losses"]) != len(theirs["losses"]) else []
+    found += [f"step {i}: {a} and not {b}" for i, (a, b) in enumerate(losses) if abs(a - b) > TOLERANCE * max(1, b)]
+    names = sorted(ours["files"].keys() | theirs["files"].keys())
+    return found + [name for name in names if ours["files"].get(name) != theirs["files"].get(name)]
+
+
+def test_losses_and_files_are_as_recorded_and_a_seed_shows(same_weights, tmp_path):
+    recorded = json.loads(same_weights.RECORDED.read_text())
+    inputs = same_weights.make_inputs(tmp_path / "inputs")
+    cases = same_weights.recorded_cases(inputs)
+    assert cases.keys() == recorded.keys()
+    seen = same_weights.observe(cases, same_weights.ROOT, tmp_path / "here")
+    for name, one in seen.items():
+        assert not differs(same_weights.summary(one), recorded[name]), name
+    name = next(iter(cases))
+    other = same_weights.recorded_cases(inputs, seed=1)
+    moved = same_weights.observe({name: other[name]}, same_weights.ROOT, tmp_path / "moved")
+    assert any("step" in one for one in differs(same_weights.summary(moved[name]), recorded[name]))
