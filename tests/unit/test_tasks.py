@@ -360,8 +360,7 @@ def test_no_room_for_words():
 
 def test_length_beyond_the_positions(loaded, tmp_path):
     *_, model = loaded("ner")
-    model.save_pretrained(tmp_path / "saved")
-    tiny.tokenizer().save_pretrained(tmp_path / "saved")
+    tiny.save(model, tmp_path / "saved")
     with pytest.raises(InputError, match="max_length is 141, but the model has 140 positions"):
         evaluate(tmp_path / "saved", task="token-classification", files=[tmp_path / "ner.txt"], max_length=141)
 
