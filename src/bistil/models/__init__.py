@@ -1,18 +1,1 @@
-"""Models and their folders: names, families, tokenizers, loading, writing, cards."""
-
-from bistil.models.families import Family, family_of
-from bistil.models.loading import load_model, read_config
-from bistil.models.names import model_folder, resolve_model
-from bistil.models.tokenizers import load_tokenizer
-from bistil.models.writing import write_model
-
-__all__ = [
-    "Family",
-    "family_of",
-    "load_model",
-    "load_tokenizer",
-    "model_folder",
-    "read_config",
-    "resolve_model",
-    "write_model",
-]
+"""Models and their folders: names, families, tokenizers, loading, heads, writing, cards."""

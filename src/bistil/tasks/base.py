@@ -1,7 +1,7 @@
 """What every task gives to training and evaluation; how a task is trained is not its business."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.runtime.artefacts import whole_file
 from bistil.runtime.progress import say
 from bistil.tasks.batches import Batch, Collator, Feature
 from bistil.tasks.metrics import Metrics
@@ -234,6 +235,9 @@ class Task(ABC):
         del examples
 
     @abstractmethod
+    def predicted(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Iterator[str]:
+        """Predictions in the format that the examples were read in, in pieces of text."""
+
     def write_predictions(
         self, path: Path, examples: Sequence[Any], predictions: Sequence[Any], *, known: Collection[str] = ()
     ) -> None:
@@ -243,8 +247,14 @@ class Task(ABC):
             known: SHA-256 of earlier predictions, which may give way; predictions do not say whose they are.
 
         Raises:
-            InputError: something else is there.
+            InputError: something else is there, or as `check_writable`.
         """
+        self.check_writable(examples)
+        with (
+            whole_file(path, replace=bool(known), known=known) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as stream,
+        ):
+            stream.writelines(self.predicted(examples, predictions))
 
     def collate(
         self, tokenizer: PreTrainedTokenizerBase, *, teacher: PreTrainedTokenizerBase | None = None
