@@ -108,7 +108,8 @@ max_length = 64
 [phase2.training]
 {length}{training}
 [compare]
-copied = true
+trimmed = {whole}
+copied = {whole}
 self_taught = {whole}
 no_target_text = {whole}
 """
@@ -206,7 +207,8 @@ def recorded_cases(inputs: Path, *, seed: int = 0) -> dict[str, list[list[str]]]
         sparse = family in ("xlm-roberta", "modernbert")
         recipe = write_recipe(inputs, name, family, task, sparse=sparse, whole=False, seed=seed)
         cases[name] = [["run", recipe, "--output", "OUT/run"]]
-    cases["bert-masked-lm"] = [_distill(inputs, "bert-lm", "--relations", "0.5", "--relation-heads", "4")]
+    masked_lm = ("--relations", "0.5", "--relation-heads", "4", "--seed", str(seed))
+    cases["bert-masked-lm"] = [_distill(inputs, "bert-lm", *masked_lm)]
     cases["bert-language-sfts"] = _with_language_sfts(inputs, "bert")
     return cases
 
@@ -243,7 +245,7 @@ def _with_language_sfts(inputs: Path, family: str) -> list[list[str]]:
 def write_recipe(
     inputs: Path, name: str, family: str, task: str, *, sparse: bool, whole: bool = True, seed: int = 0
 ) -> str:
-    """A recipe of the smallest run that passes through every stage; not `whole`: with one student and its copy only."""
+    """A recipe of the smallest run through every stage; not `whole`: with one student and nothing beside it."""
     path = inputs / f"{name}.toml"
     path.write_text(
         RECIPE.format(
