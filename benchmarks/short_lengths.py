@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from bistil.distillation.task import TaskData, fit_task, read_task_data
+from bistil.distillation.task import fit_task
+from bistil.distillation.task_data import TaskData, read_task_data
 from bistil.measuring.benchmark import machine
 from bistil.measuring.evaluation import measure
 from bistil.pretrained import e5_small_folder

@@ -29,7 +29,8 @@ from typing import Any, ClassVar
 import numpy as np
 from datasets import concatenate_datasets
 
-from bistil.distillation.task import MixedData, SelfTaught, TaskData, head_parameters
+from bistil.distillation.task import SelfTaught, head_parameters
+from bistil.distillation.task_data import MixedData, TaskData
 from bistil.models import load_tokenizer
 from bistil.models.masked_lm import masked_lm_model, start_at_frequencies
 from bistil.pretrained import e5_small_folder

@@ -173,6 +173,12 @@ def masked_lm(family: str = "bert", **options):
     return model(family, head=AutoModelForMaskedLM, **options)
 
 
+def save(model, folder, family: str = "bert") -> None:
+    """Write a model with the family's tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer(family).save_pretrained(folder)
+
+
 def renumbered(family: str = "bert", *, keep: int = 0):
     """The family's tokenizer with its vocabulary in reverse order behind the first `keep` tokens.
 

@@ -28,8 +28,7 @@ def quick_collections():
 
 def save(folder, family="bert", *, head):
     model = tiny.model(family, head=head, layers=2)
-    model.save_pretrained(folder)
-    tiny.tokenizer(family).save_pretrained(folder)
+    tiny.save(model, folder, family)
     return model
 
 

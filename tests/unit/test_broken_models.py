@@ -54,8 +54,7 @@ def sound(request, tmp_path_factory):
     for kind, head in HEADS.items():
         labels = {"id2label": dict(enumerate(LABELS))} if kind == "token-classification" else {}
         model = tiny.model(request.param, head=head, layers=LAYERS, **labels)
-        model.save_pretrained(folder / kind)
-        tiny.tokenizer(request.param).save_pretrained(folder / kind)
+        tiny.save(model, folder / kind, request.param)
     (folder / "en.txt").write_text(tiny.ENGLISH * 4, encoding="utf-8")
     (folder / "sw.txt").write_text(tiny.SWAHILI * 4, encoding="utf-8")
     rows = [f"{word} {'B-LOC' if word == 'Nairobi' else 'O'}" for word in ("in", "Nairobi", "it", "rains")]
@@ -359,8 +358,7 @@ def test_a_parser_of_another_projection_gets_a_new_head(tmp_path, capfd):
 
 
 def test_a_head_that_only_a_part_of_comes_with_the_sft_is_refused(tmp_path):
-    tiny.model("bert", layers=2).save_pretrained(tmp_path / "base")
-    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    tiny.save(tiny.model("bert", layers=2), tmp_path / "base")
     half = SparseFineTuning(
         {}, {"classifier.bias": torch.zeros(2)}, Provenance(architecture="BertForTokenClassification", labels=LABELS)
     )
@@ -372,8 +370,7 @@ def test_a_head_that_only_a_part_of_comes_with_the_sft_is_refused(tmp_path):
 
 def test_what_a_folder_says_of_its_files_is_compared(tmp_path):
     folder = tmp_path / "m"
-    tiny.model("bert", layers=1).save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    tiny.save(tiny.model("bert", layers=1), folder)
     (folder / "README.md").write_text("a card")
     check_product(folder)  # says nothing of its files
     write_manifest(folder)

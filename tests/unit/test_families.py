@@ -19,11 +19,6 @@ def test_paths_lead_to_the_parts(family):
     words = names[paths.prefix(model) + paths.word_embeddings]
     assert words is model.get_input_embeddings().weight
     assert paths.prefix(model) + paths.word_embeddings in paths.embedding_parameters(model)
-    first = [n for n in names if n.startswith(paths.layer_prefix(model, 1))]
-    assert len(first) == len(list(paths.layers(model)[0].parameters())) > 4
-    norms = paths.layer_norm_parameters(model)
-    assert norms and all("norm" in n.lower() for n in norms)
-    assert norms == {n for n in names if "norm" in n.lower()}
     assert (paths.final_norm(model) is not None) == (family == "modernbert")
 
 

@@ -15,8 +15,7 @@ TAGS = "token-classification"
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny.model("bert", layers=2).save_pretrained(tmp_path / "model")
-    tiny.tokenizer("bert").save_pretrained(tmp_path / "model")
+    tiny.save(tiny.model("bert", layers=2), tmp_path / "model", "bert")
 
     def conll(lines):
         return "\n\n".join("\n".join(f"{w} {'B-X' if w[0].isupper() else 'O'}" for w in line.split()) for line in lines)
@@ -173,8 +172,7 @@ def test_several_sources_each_wearing_its_sft(folder):
         run(*sources[:2], *sfts, "-o", folder / "third")
     with pytest.raises(InputError, match="leave out the teacher"):
         run(*sources, *sfts, "--teacher", folder / "tagger", "-o", folder / "third")
-    tiny.model("bert", layers=2, seed=9).save_pretrained(folder / "another")
-    tiny.tokenizer("bert").save_pretrained(folder / "another")
+    tiny.save(tiny.model("bert", layers=2, seed=9), folder / "another", "bert")
     command[2] = folder / "another"
     with pytest.raises(BistilError, match="made for base"):
         run(*sources, *sfts, "-o", folder / "third")

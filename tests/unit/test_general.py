@@ -57,8 +57,7 @@ def test_the_teacher_wears_the_batchs_language_exactly_after_any_number_of_switc
 
 def test_the_task_teachers_start_is_the_teacher_in_its_sft_for_good(dressed, tmp_path):
     model, folders, expected = dressed
-    model.save_pretrained(tmp_path / "teacher")
-    tiny.tokenizer("bert").save_pretrained(tmp_path / "teacher")
+    tiny.save(model, tmp_path / "teacher", "bert")
     output = dressed_copy(tmp_path / "teacher", folders["sw"], output=tmp_path / "dressed")
     worn = AutoModel.from_pretrained(output).state_dict()
     assert all(torch.equal(value, expected["sw"][name]) for name, value in worn.items())
@@ -106,8 +105,7 @@ def test_an_sft_of_the_untrimmed_base_knows_its_base_after_trimming(dressed, tmp
     model, _, _ = dressed
     (tmp_path / "sw.txt").write_text(tiny.SWAHILI)
     for name, base in (("one", model), ("two", tiny.model("bert", seed=9))):
-        base.save_pretrained(tmp_path / name)
-        tiny.tokenizer("bert").save_pretrained(tmp_path / name)
+        tiny.save(base, tmp_path / name, "bert")
         trim_vocabulary(
             tmp_path / name, {"sw": [tmp_path / "sw.txt"]}, tmp_path / f"{name}-trimmed",
             settings=TrimSettings(threshold=1e-3), verify=False,

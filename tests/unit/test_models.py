@@ -25,8 +25,7 @@ from bistil.tasks import get_task
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny.model("xlm-roberta", layers=2).save_pretrained(tmp_path / "model")
-    tiny.tokenizer("xlm-roberta").save_pretrained(tmp_path / "model")
+    tiny.save(tiny.model("xlm-roberta", layers=2), tmp_path / "model", "xlm-roberta")
     return tmp_path / "model"
 
 

@@ -104,8 +104,7 @@ def made(tmp_path_factory):
     """A base, a tagger, two SFTs, texts, tags and a recipe."""
     folder = tmp_path_factory.mktemp("made")
     base = tiny.model(layers=2)
-    base.save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
+    tiny.save(base, folder / "model")
     base = AutoModel.from_pretrained(folder / "model")
     language = random_sft(base, seed=1)
     language.provenance.kind = "language"
@@ -117,8 +116,7 @@ def made(tmp_path_factory):
     task.save(folder / "task")
     tagger.config.id2label = dict(enumerate(task.provenance.labels))
     tagger.config.label2id = {label: i for i, label in tagger.config.id2label.items()}
-    tagger.save_pretrained(folder / "tagger")
-    tiny.tokenizer().save_pretrained(folder / "tagger")
+    tiny.save(tagger, folder / "tagger")
     (folder / "en.txt").write_text(tiny.ENGLISH)
     (folder / "sw.txt").write_text(tiny.SWAHILI)
     (folder / "keep.txt").write_text("river\n")

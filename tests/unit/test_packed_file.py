@@ -13,7 +13,7 @@ from tokenizers import normalizers
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained import e5_small
 from bistil.pretrained.packed_file import four_bit_blocks, read_packed_file
-from bistil.runtime import artefacts
+from bistil.runtime import digests
 
 HIDDEN, LAYERS, HEADS, WIDE, VOCABULARY, POSITIONS = 32, 2, 2, 64, 12, 16
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁a", "b", "é", "▁", "c", "<mask>"]
@@ -185,7 +185,7 @@ def test_a_checked_cache_is_not_read_again_and_an_old_one_is_watched_from_now_on
     (folder / "bistil.json").write_text(json.dumps(record))
     e5_small.e5_small_folder()
     # As in another process.
-    monkeypatch.setattr(artefacts, "_digests", {})
+    monkeypatch.setattr(digests, "_digests", {})
     read, real = [], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: read.append(stream.name) or real(stream, name))
     e5_small.e5_small_folder()

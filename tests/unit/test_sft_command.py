@@ -30,8 +30,7 @@ def call(*arguments):
 def folders(tmp_path):
     """A bare encoder, a language SFT and a task SFT with its head."""
     base = tiny.model(layers=2, head=AutoModel)
-    base.save_pretrained(tmp_path / "base")
-    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    tiny.save(base, tmp_path / "base")
     language = random_sft(base, seed=1)
     language.provenance.kind = "language"
     language.save(tmp_path / "language")
@@ -56,8 +55,7 @@ def test_merge_writes_an_ordinary_folder(folders):
 
 
 def test_merge_on_another_base(folders):
-    tiny.model(layers=2, head=AutoModel, seed=9).save_pretrained(folders / "other")
-    tiny.tokenizer().save_pretrained(folders / "other")
+    tiny.save(tiny.model(layers=2, head=AutoModel, seed=9), folders / "other")
     arguments = ("sft", "merge", folders / "other", folders / "task", "--output", folders / "merged")
     with pytest.raises(ArtefactError, match="made for base"):
         call(*arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -171,6 +172,15 @@ def test_gaps_round_trip(places):
     encoded = encode_gaps(indices)
     assert torch.equal(decode_gaps(encoded), indices)
     assert len(encoded) <= len(indices) + 3000 // 255 + 1
+
+
+def test_the_cards_metadata_can_be_read_whatever_the_base_is_called(tmp_path):
+    sft = random_sft(tagger(), seed=1)
+    sft.provenance.base, sft.provenance.kind = "owner/na: me #1", 'odd" ]: kind'
+    sft.save(tmp_path / "sft")
+    data = ModelCard.load(tmp_path / "sft/README.md").data
+    assert (data.library_name, data.base_model) == ("bistil", "owner/na: me #1")
+    assert data.tags == ["sparse-fine-tuning", 'odd" ]: kind-sft']
 
 
 def test_round_trip_is_exact(tmp_path):

@@ -1,13 +1,14 @@
 """The choice of K entries, against sorting."""
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bistil.sparse.masks as masks
 from bistil.errors import DivergenceError, InputError
-from bistil.sparse.masks import entries_to_keep, largest_movements, random_entries
+from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles, random_entries
 
 
 def plain(before, after, count):
@@ -77,3 +78,10 @@ def test_how_many():
     for density, count in ((None, None), (0.1, 3), (0.0, None), (None, 1001)):
         with pytest.raises(InputError):
             entries_to_keep(1000, density=density, count=count)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_layer_norms_of_every_family_are_found(family):
+    model = tiny.model(family)
+    frozen = parameter_roles(model, freeze_layer_norms=True).frozen
+    assert len(frozen) > 6 and set(frozen) == {name for name, _ in model.named_parameters() if "norm" in name.lower()}

@@ -135,8 +135,7 @@ def test_evaluation_takes_a_data_set(tmp_path):
     TAGS.save_to_disk(tmp_path / "ner")
     task = get_task("token-classification")
     tiny.model("bert", layers=1).save_pretrained(tmp_path / "encoder")
-    task.build_model(tmp_path / "encoder", ["O", "B-LOC"]).save_pretrained(tmp_path / "model")
-    tiny.tokenizer("bert").save_pretrained(tmp_path / "model")
+    tiny.save(task.build_model(tmp_path / "encoder", ["O", "B-LOC"]), tmp_path / "model", "bert")
     name = f"dataset:{tmp_path / 'ner'}"
     record = evaluate(tmp_path / "model", task=task.kind, files=[name], max_length=32, bootstrap_samples=0)
     assert record["files"] == {name: labelled_digest(name)} and record["examples"] == 2

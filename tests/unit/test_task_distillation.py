@@ -85,8 +85,7 @@ def task(tmp_path):
 @pytest.fixture
 def models(tmp_path):
     teacher = tiny.model("xlm-roberta", layers=4, initializer_range=0.1)
-    teacher.save_pretrained(tmp_path / "mmt")
-    tiny.tokenizer("xlm-roberta").save_pretrained(tmp_path / "mmt")
+    tiny.save(teacher, tmp_path / "mmt", "xlm-roberta")
     copy_student(tmp_path / "mmt", [2, 4], output=tmp_path / "small")
     (tmp_path / "small/bistil.json").unlink()  # tests give it other tokenizers
     return tmp_path / "mmt", tmp_path / "small"
@@ -144,8 +143,7 @@ def renumber(folder, family, *, keep):
 @pytest.mark.parametrize(("family", "keep"), [("xlm-roberta", 5), ("bert", 0)])
 def test_a_teacher_with_other_ids_teaches_the_same(task, tmp_path, capsys, family, keep):
     """The same vocabulary in another order, for BERT with other ids of the padding and special tokens too."""
-    tiny.model(family, layers=4, initializer_range=0.1).save_pretrained(tmp_path / "mmt")
-    tiny.tokenizer(family).save_pretrained(tmp_path / "mmt")
+    tiny.save(tiny.model(family, layers=4, initializer_range=0.1), tmp_path / "mmt", family)
     copy_student(tmp_path / "mmt", [2, 4], output=tmp_path / "small")
     fit(tmp_path / "mmt", task, tmp_path / "teacher", settings=FinetuneSettings(sparse=None, training=SHORT))
     settings = Phase2Settings(sparse=None, training=SHORT, target_text=1.0)
@@ -253,8 +251,7 @@ def test_a_teacher_of_other_labels_is_refused(models, task, tmp_path):
     other = AutoModelForSequenceClassification.from_pretrained(
         mmt, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}
     )
-    other.save_pretrained(tmp_path / "other")
-    tiny.tokenizer("xlm-roberta").save_pretrained(tmp_path / "other")
+    tiny.save(other, tmp_path / "other", "xlm-roberta")
     settings = Phase2Settings(sparse=None, training=TRAINING)
     with pytest.raises(ArtefactError, match="labels"):
         fit(small, task, tmp_path / "student", settings=settings, teacher=tmp_path / "other")

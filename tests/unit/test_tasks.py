@@ -19,11 +19,12 @@ from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.measuring.evaluation import WORTH_A_WARNING, evaluate, measure, unknown_share
 from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.heads import build_head
 from bistil.models.parser import word_vectors
 from bistil.settings.recipe import ObjectiveSettings
 from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs, paired_gap
-from bistil.tasks.base import Metrics, build_head, ratio
 from bistil.tasks.dependency_parsing import ParsedSentence, Parser
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.question_answering import QuestionAnswerer, QuestionAnswering
 from bistil.tasks.sequence_classification import make_pairs
 from bistil.tasks.words import Frame, count_words, encode_words, run_of_words, split_words, windows
@@ -359,8 +360,7 @@ def test_no_room_for_words():
 
 def test_length_beyond_the_positions(loaded, tmp_path):
     *_, model = loaded("ner")
-    model.save_pretrained(tmp_path / "saved")
-    tiny.tokenizer().save_pretrained(tmp_path / "saved")
+    tiny.save(model, tmp_path / "saved")
     with pytest.raises(InputError, match="max_length is 141, but the model has 140 positions"):
         evaluate(tmp_path / "saved", task="token-classification", files=[tmp_path / "ner.txt"], max_length=141)
 

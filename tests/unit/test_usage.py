@@ -28,8 +28,7 @@ def saved(request, tmp_path):
 
     def save(kind):
         task, family = get_task(kind), request.param
-        tiny.model(family, layers=2).save_pretrained(tmp_path / "encoder")
-        tiny.tokenizer(family).save_pretrained(tmp_path / "encoder")
+        tiny.save(tiny.model(family, layers=2), tmp_path / "encoder", family)
         model = task.build_model(tmp_path / "encoder", LABELS[kind], seed=1)
         folder = tmp_path / kind
         write_model(

@@ -41,8 +41,7 @@ def texts(tmp_path):
 
 
 def saved(folder, model, family="bert"):
-    model.save_pretrained(folder)
-    tiny.tokenizer(family).save_pretrained(folder)
+    tiny.save(model, folder, family)
     return folder
 
 

@@ -6,8 +6,6 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil.distillation.module import Distiller, check_objective
+from bistil.distillation.task_data import MixedData, TaskData
+from bistil.distillation.task_data import how_to_read as how_to_read
+from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.models.families import check_length, head_names
@@ -25,196 +26,16 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder
 from bistil.runtime.fast_linear import fast_linear
-from bistil.settings.recipe import FinetuneSettings, Phase2Settings, TaskSettings, to_dict
+from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.sparse.delta import RECORD
 from bistil.sparse.training import check_sparse
 from bistil.sparse.wearing import own_sft
-from bistil.tasks import Task, get_task, model_inputs
-from bistil.tasks.base import Example, Feature
-from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
-from bistil.tasks.reading import Reading, RowReport
-from bistil.training.loop import check_training, epoch_order, processes, train
+from bistil.tasks import model_inputs
+from bistil.tasks.batches import Feature
+from bistil.training.loop import check_training, processes, train
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class TaskData:
-    """What a task is learnt from and tested on; plain text of the target language if phase 2 uses some."""
-
-    task: Task
-    labels: list[str]
-    train: list[Example]
-    dev: list[Example]
-    test: dict[str, list[Example]]
-    target_sentences: list[str] = field(default_factory=list)
-    left_out: LeftOut = field(default_factory=LeftOut)
-    sources: dict[str, list[Example]] = field(default_factory=dict)
-    """`train` per language, where it is in several."""
-    read: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Per file, how many rows are used, mended, without a label and odd (`RowReport.counts`)."""
-    notices: list[str] = field(default_factory=list)
-    """What was said about the files."""
-
-    @property
-    def metric(self) -> str:
-        """The figure that chooses a checkpoint."""
-        return self.task.metric(self.labels)
-
-
-def read_task_data(
-    settings: TaskSettings,
-    *,
-    target_sentences: list[str] | None = None,
-    sources: Mapping[str, list[str]] | None = None,
-    source: str | None = None,
-    quiet: bool = False,
-) -> TaskData:
-    """Read a task's files; every problem of theirs shows here, before any training.
-
-    Evaluation text is kept out of what is learnt from: training examples that stand in a test set, and target sentences
-    that stand in a dev or test set, are left out (`tasks.overlap` says when texts are the same). `left_out` has them,
-    and one line each on standard error says how many.
-
-    Args:
-        target_sentences: plain text of the target language.
-        sources: per language, the training files, where they are in several; `settings.train` is then not looked at.
-        source: language of the training and dev files, where `settings.language` and `sources` do not say it. Of
-            test files it is their own.
-        quiet: say nothing of what is mended or left out; it is in `notices`.
-
-    Raises:
-        InputError: an unreadable, empty or malformed file, a label in dev or test that training lacks, or nothing is
-            left to learn from.
-    """
-    task = get_task(settings.kind, parser_projection=settings.parser_projection, scheme=settings.scheme)
-    files = sources or {"": settings.train}
-    reports: list[RowReport] = []
-
-    def read(files: list[str], language: str | None) -> list[Example]:
-        return task.read(files, how=how_to_read(settings, language=language, quiet=quiet), reports=reports)
-
-    own_language = settings.language or source
-    parts = {language: read(own, language or own_language) for language, own in files.items()}
-    examples = [example for part in parts.values() for example in part]
-    labels = task.labels(examples)
-
-    def held_out(files: list[str], language: str | None) -> list[Example]:
-        examples = read(files, language) if files else []
-        task.check_labels(examples, labels)
-        return examples
-
-    dev = held_out(settings.dev, own_language)
-    test = {language: held_out(files, language or own_language) for language, files in settings.test.items()}
-    tested = [example for part in test.values() for example in part]
-    train_examples, repeats = without_test_examples(task, examples, tested)
-    if not train_examples:
-        named = ", ".join(file for own in files.values() for file in own)
-        raise InputError(f"every example of {named} stands in a test set: give other training data")
-    if repeats and not quiet:
-        logger.warning(
-            f"{len(repeats):,} of {len(examples):,} training examples are left out, for they stand in a test set "
-            f"(the first: {repeats[0].where})"
-        )
-    gone = {id(example) for example in repeats}
-    data = TaskData(
-        task=task,
-        labels=labels,
-        train=train_examples,
-        sources={language: [one for one in part if id(one) not in gone] for language, part in parts.items()}
-        if sources
-        else {},
-        dev=dev,
-        test=test,
-        left_out=LeftOut(train=[example.where for example in repeats]),
-        read={report.file: report.counts for report in reports},
-        notices=[line for report in reports if (line := report.line()) is not None],
-    )
-    if target_sentences:
-        data.target_sentences, seen = unseen_target_text(data, target_sentences, quiet=quiet)
-        data.left_out = changed(data.left_out, target=seen)
-    return data
-
-
-def unseen_target_text(data: TaskData, sentences: list[str], *, quiet: bool = False) -> tuple[list[str], list[str]]:
-    """Target text without the sentences that stand in a dev or test set, and those.
-
-    Raises:
-        InputError: nothing is left to learn from.
-    """
-    tested = [example for part in data.test.values() for example in part]
-    kept, seen = without_evaluation_text(data.task, sentences, [*data.dev, *tested])
-    if sentences and not kept:
-        raise InputError("every line of the target language's text stands in a dev or test set: give other text")
-    if seen and not quiet:
-        logger.warning(
-            f"{len(seen):,} of {len(sentences):,} lines of target text are left out, for they stand in a dev or test "
-            f"set (the first: {seen[0][:60]!r})"
-        )
-    return kept, seen
-
-
-def how_to_read(settings: TaskSettings, *, language: str | None = None, quiet: bool = False) -> Reading:
-    """How the task's files are read.
-
-    Args:
-        language: of the files; None: that of the settings.
-    """
-    return Reading(
-        label_map=settings.label_map,
-        columns=settings.columns,
-        language=language or settings.language,
-        scheme=settings.scheme,
-        strict=settings.strict,
-        quiet=quiet,
-    )
-
-
-class MixedData:
-    """Labelled source features and unlabelled target features, drawn in whole batches of one kind.
-
-    Args:
-        labelled: features of labelled source examples.
-        unlabelled: features of target text.
-        ratio: batches of target text per labelled batch; 0 without target text.
-    """
-
-    def __init__(self, labelled: list[Feature], unlabelled: list[Feature], *, ratio: float) -> None:
-        self.features = [*labelled, *unlabelled]
-        self.labelled, self.ratio = len(labelled), ratio if unlabelled else 0.0
-
-    @property
-    def epoch_size(self) -> int:
-        """Examples seen while every labelled one is seen once."""
-        return round(self.labelled * (1 + self.ratio))
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> Feature:
-        return self.features[index]
-
-    def training_order(self, *, items: int, batch_size: int, seed: int) -> np.ndarray:
-        """(items,) indices: batches of the two kinds spread evenly, similar lengths together."""
-        steps = -(-items // batch_size)
-        lengths = [len(feature["input_ids"]) for feature in self.features]
-        # A batch is of target text where the running count of those passes a whole number.
-        passed = np.floor(np.arange(steps + 1) * (self.ratio / (1 + self.ratio)) + 1e-9)
-        of_target = np.diff(passed) > 0
-        order = np.empty((steps, batch_size), dtype=np.int64)
-        for kind, (first, end) in enumerate(((0, self.labelled), (self.labelled, len(self.features)))):
-            chosen = of_target == bool(kind)
-            if chosen.any():
-                drawn = epoch_order(
-                    end - first,
-                    items=int(chosen.sum()) * batch_size,
-                    batch_size=batch_size,
-                    seed=seed + kind,
-                    lengths=lengths[first:end],
-                )
-                order[chosen] = drawn.reshape(-1, batch_size) + first
-        return order.ravel()[:items]
 
 
 class SelfTaught(nn.Module):

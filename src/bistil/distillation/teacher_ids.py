@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from bistil.tasks import differing_boundaries
-from bistil.tasks.base import Feature
+from bistil.tasks.batches import Feature
 
 
 def same_ids(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> bool:

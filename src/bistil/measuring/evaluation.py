@@ -17,7 +17,7 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
 from bistil.runtime.ownership import is_our_file
 from bistil.tasks import Metrics, Task, bootstrap, get_task
-from bistil.tasks.base import Feature
+from bistil.tasks.batches import Feature
 from bistil.tasks.hub import labelled_digest, source_of
 from bistil.tasks.reading import Reading, RowReport
 

@@ -1,4 +1,4 @@
-"""Models and their folders: names, families, tokenizers, loading, writing, cards."""
+"""Models and their folders: names, families, tokenizers, loading, heads, writing, cards."""
 
 from bistil.models.families import Family, family_of
 from bistil.models.loading import load_model, read_config

@@ -64,23 +64,10 @@ class Family:
         encoder = self.encoder(model)
         return "" if encoder is model else f"{model.base_model_prefix}."
 
-    def layer_prefix(self, model: nn.Module, layer: int) -> str:
-        """The parameter name prefix of a layer (1-based), such as "bert.encoder.layer.0."."""
-        return f"{self.prefix(model)}{self.layers_path}.{layer - 1}."
-
     def embedding_parameters(self, model: nn.Module) -> set[str]:
         """Names of all parameters of the embedding layer (words, positions, token types, their layer norm)."""
         prefix = f"{self.prefix(model)}{self.embeddings_path}."
         return {name for name, _ in model.named_parameters() if name.startswith(prefix)}
-
-    def layer_norm_parameters(self, model: nn.Module) -> set[str]:
-        """Names of all parameters of layer norms, wherever they are."""
-        return {
-            f"{path}.{name}"
-            for path, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm)
-            for name, _ in module.named_parameters(recurse=False)
-        }
 
     def depth(self, config: Any) -> int:
         """Number of Transformer layers."""

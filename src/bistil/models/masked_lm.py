@@ -35,7 +35,7 @@ def masked_lm_model(name: str, *, seed: int) -> tuple[PreTrainedModel, list[str]
     """A model with a masked-LM head whose output embeddings are decoupled from the input embeddings and frozen.
 
     Args:
-        name: any name that `models.resolve_model` takes. An encoder without the head gets a new one, drawn from
+        name: any name that `models.names.resolve_model` takes. An encoder without the head gets a new one, drawn from
             `seed`, over its own embeddings.
         seed: of a new head.
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bistil.distillation.task import TaskData, how_to_read, read_task_data, unseen_target_text
+from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, unseen_target_text
 from bistil.runs.stage import File, Place
 from bistil.settings.recipe import TaskSettings, to_dict
 from bistil.text.lines import read_sentences

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bistil.distillation.general import check_general
+from bistil.distillation.checks import check_general
 from bistil.distillation.student import choose_layers, depth_of
-from bistil.distillation.task import check_fit, read_task_data
+from bistil.distillation.task import check_fit
+from bistil.distillation.task_data import read_task_data
 from bistil.models.names import model_folder
 from bistil.runs.data import Labelled, TargetText, sources_of
 from bistil.runs.stage import File

@@ -19,7 +19,7 @@ from bistil.runtime.artefacts import whole_folder
 from bistil.settings.recipe import AdaptSettings, FinetuneSettings, Phase1Settings, StudentSettings, TrimSettings
 from bistil.sparse.language import adapt
 from bistil.sparse.wearing import dressed_copy
-from bistil.tasks.base import Metrics, resampled
+from bistil.tasks.metrics import Metrics, resampled
 from bistil.text.lines import read_sentences
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary

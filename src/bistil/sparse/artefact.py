@@ -1,26 +1,19 @@
 """The artefact of sparse fine-tuning: sparse deltas of a base model, dense heads, and where they come from."""
 
 import hashlib
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_origin
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bistil.errors import ArtefactError, BistilError, InputError
+from bistil.errors import ArtefactError, InputError
 from bistil.models.fingerprint import resolve_names, tensor_digest
-from bistil.runtime.artefacts import check_product, read_json, whole_folder, write_json
+from bistil.runtime.artefacts import check_product, whole_folder
 from bistil.sparse.base import fingerprint
-from bistil.sparse.card import card
-from bistil.sparse.delta import CONFIG, FLOATS, FORMAT, RECORD, TENSORS, Parts, Provenance, SparseDelta
-from bistil.sparse.encoding import decode_gaps, encode_indices
+from bistil.sparse.delta import CONFIG, RECORD, Parts, Provenance, SparseDelta
+from bistil.sparse.files import Values, read_files, write_files
 from bistil.sparse.hub import sft_folder
 from bistil.sparse.ledger import Patch, ledger_of
 from bistil.sparse.legacy import LEGACY_FILE, read_parts
@@ -146,7 +139,7 @@ class SparseFineTuning(Parts):
         deltas, dense = dict(self.deltas), dict(self.dense)
         for name in embeddings:
             if name in deltas:
-                deltas[name] = _rows_selected(deltas[name], kept_ids, name)
+                deltas[name] = deltas[name].rows_selected(kept_ids, name)
             if name in dense:
                 dense[name] = dense[name].cpu()[kept_ids]
             if name not in deltas and name not in dense:
@@ -172,12 +165,7 @@ class SparseFineTuning(Parts):
         for name in embeddings:
             if name not in deltas:
                 raise InputError(f"{self.name} has no sparse parameter {name!r} to expand")
-            delta = deltas[name]
-            width = delta.size // delta.shape[0]
-            rows = kept_ids[delta.indices // width]
-            deltas[name] = _sorted_delta(
-                rows * width + delta.indices % width, delta.values, (vocabulary, *delta.shape[1:])
-            )
+            deltas[name] = deltas[name].rows_placed(kept_ids, vocabulary)
         return self._on_base(deltas, dict(self.dense), f"expanded {self.name}", base)
 
     def _on_base(
@@ -195,7 +183,7 @@ class SparseFineTuning(Parts):
         self,
         folder: Path | str,
         *,
-        values: Literal["float32", "float16", "bfloat16"] = "float32",
+        values: Values = "float32",
         replace: bool = False,
     ) -> None:
         """Write `sft.safetensors`, `sft_config.json`, a card `README.md` and the record `bistil.json`, all or nothing.
@@ -210,28 +198,9 @@ class SparseFineTuning(Parts):
         with whole_folder(Path(folder), replace=replace, record=RECORD) as partial:
             self.write_into(partial, values=values)
 
-    def write_into(self, folder: Path, *, values: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
+    def write_into(self, folder: Path, *, values: Values = "float32") -> None:
         """Write what `save` writes, but the record, into a folder that is being made."""
-        tensors, config = self._encoded(values)
-        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-        write_json(folder / CONFIG, config)
-        (folder / "README.md").write_text(card(self, folder=folder), encoding="utf-8")
-
-    def _encoded(self, values: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {}
-        for name, delta in self.deltas.items():
-            kind, encoded = encode_indices(delta.indices.cpu(), delta.size)
-            tensors[f"{kind}/{name}"] = encoded
-            tensors[f"deltas/{name}"] = delta.values.cpu().to(getattr(torch, values)).contiguous()
-        tensors.update({f"dense/{name}": value.detach().cpu().contiguous() for name, value in self.dense.items()})
-        config = {
-            "format": FORMAT,
-            "density": self.density,
-            "count": self.count,
-            **asdict(self.provenance),
-            "shapes": {name: list(delta.shape) for name, delta in self.deltas.items()},
-        }
-        return tensors, config
+        write_files(self, folder, values=values)
 
     @classmethod
     def load(
@@ -252,10 +221,9 @@ class SparseFineTuning(Parts):
         folder = sft_folder(str(name), revision=revision)
         check_product(folder)
         if not (folder / CONFIG).exists() and (folder / LEGACY_FILE).exists():
-            sft = read_legacy(folder / LEGACY_FILE)
-            sft.name = str(name)
+            sft = cls(**{**vars(read_parts(folder / LEGACY_FILE)), "name": str(name)})
         else:
-            sft = cls._decoded(folder, str(name))
+            sft = cls(**vars(read_files(folder, str(name))))
         if base is not None and not force:
             sft.check_base(base)
         return sft
@@ -283,29 +251,6 @@ class SparseFineTuning(Parts):
                 f"model's is {other[:12]}: load its own base, or force it (force=True, --force-sfts) if you know better"
             )
 
-    @classmethod
-    def _decoded(cls, folder: Path, name: str) -> "SparseFineTuning":
-        config = _read_config(folder / CONFIG)
-        tensors = _read_tensors(folder / TENSORS)
-        shapes: Mapping[str, list[int]] = config["shapes"]
-        deltas: dict[str, SparseDelta] = {}
-        dense: dict[str, Tensor] = {}
-        try:
-            for key in list(tensors):
-                kind, _, parameter = key.partition("/")
-                if kind == "dense":
-                    dense[parameter] = tensors[key]
-                elif kind == "deltas":
-                    deltas[parameter] = _decode_delta(tensors, parameter, shapes)
-            missing = shapes.keys() - deltas.keys()
-            if missing:
-                raise ArtefactError(f"no deltas for {sorted(missing)[0]}, which {CONFIG} lists")
-        except ArtefactError as error:
-            raise ArtefactError(f"{folder / TENSORS}: {error}") from None
-        known = {f.name for f in fields(Provenance)}
-        provenance = Provenance(**{key: value for key, value in config.items() if key in known})
-        return cls(deltas, dense, provenance, name)
-
 
 def read_legacy(path: Path) -> SparseFineTuning:
     """An SFT out of a published `pytorch_diff.bin`.
@@ -314,85 +259,3 @@ def read_legacy(path: Path) -> SparseFineTuning:
         InputError, ArtefactError: as `legacy.read_parts`.
     """
     return SparseFineTuning(**vars(read_parts(path)))
-
-
-def _sorted_delta(indices: Tensor, values: Tensor, shape: tuple[int, ...]) -> SparseDelta:
-    indices, order = torch.sort(indices)
-    return SparseDelta(indices, values[order], shape)
-
-
-def _rows_selected(delta: SparseDelta, kept_ids: Tensor, name: str) -> SparseDelta:
-    """The rows `kept_ids` of a sparse matrix (rows, ...), in that order."""
-    rows, width = delta.shape[0], delta.size // delta.shape[0]
-    if len(kept_ids) and (int(kept_ids.max()) >= rows or int(kept_ids.min()) < 0):
-        raise InputError(f"kept ids reach {int(kept_ids.max())}, but {name} has {rows} rows")
-    new_of_old = torch.full((rows,), -1, dtype=torch.int64)
-    new_of_old[kept_ids] = torch.arange(len(kept_ids))
-    new_row = new_of_old[delta.indices // width]
-    stays = new_row >= 0
-    indices = new_row[stays] * width + delta.indices[stays] % width
-    return _sorted_delta(indices, delta.values[stays], (len(kept_ids), *delta.shape[1:]))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = read_json(path)
-    except BistilError as error:
-        raise ArtefactError(str(error)) from error
-    shapes = config.get("shapes") if isinstance(config, dict) else None
-    sound = isinstance(shapes, dict) and all(
-        isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) and math.prod(shape) < 2**63
-        for shape in shapes.values()
-    )
-    if not sound:
-        raise ArtefactError(f"{path} is no configuration of a sparse fine-tuning: 'shapes' is missing or malformed")
-    if config.get("format") != FORMAT:
-        raise ArtefactError(f"{path} has format {config.get('format')!r}, this version reads {FORMAT}: update bistil")
-    for known in fields(Provenance):
-        value = config.get(known.name)
-        # dict[str, list[str]] can only be checked as a dict, str | None as it is.
-        kind: Any = get_origin(known.type) if get_origin(known.type) in (dict, list) else known.type
-        sound = isinstance(value, kind) and (kind is not list or all(isinstance(one, str) for one in value))
-        if known.name in config and not (sound and _is_json(value)):
-            raise ArtefactError(f"{path}: {known.name!r} is {value!r}, which it cannot be: the file is damaged")
-    found: dict[str, Any] = config
-    return found
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value can be written again: Python reads NaN and infinity, which are no JSON."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ArtefactError(f"{path} is missing: this is no folder of a sparse fine-tuning")
-    try:
-        # safetensors checks header size, offsets and formats against the file's length before any tensor is made.
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, OSError) as error:
-        raise ArtefactError(f"{path} is damaged or no safetensors file ({error}): fetch or make it again") from error
-
-
-def _decode_delta(tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, list[int]]) -> SparseDelta:
-    values = tensors[f"deltas/{name}"]
-    if values.dtype not in FLOATS or values.ndim != 1:
-        raise ArtefactError(f"deltas of {name} are {values.dtype} of {values.ndim} dimensions; expected a float vector")
-    if name not in shapes:
-        raise ArtefactError(f"{CONFIG} gives no shape for {name}")
-    if (gaps := tensors.get(f"gaps/{name}")) is not None:
-        if gaps.dtype != torch.uint8 or gaps.ndim != 1:
-            raise ArtefactError(f"gaps of {name} are {gaps.dtype}; expected a vector of uint8")
-        indices = decode_gaps(gaps)
-    elif (plain := tensors.get(f"indices/{name}")) is not None:
-        if plain.dtype not in (torch.int32, torch.int64) or plain.ndim != 1:
-            raise ArtefactError(f"indices of {name} are {plain.dtype}; expected a vector of int32 or int64")
-        indices = plain.long()
-    else:
-        raise ArtefactError(f"no indices for {name}")
-    return SparseDelta(indices, values.float(), tuple(shapes[name]))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
 from bistil.sparse.delta import Parts
 
 
@@ -9,13 +11,17 @@ def card(sft: Parts, *, folder: Path) -> str:
     """A model card in Markdown with the hub's metadata block."""
     origin = sft.provenance
     base = origin.base or "unknown"
-    header = ["---", "library_name: bistil", f"tags: [sparse-fine-tuning, {origin.kind}-sft]"]
     # The hub links to the base by its hub name; a local path would be refused.
-    if origin.base and origin.base.count("/") <= 1 and not Path(origin.base).exists():
-        header.append(f"base_model: {origin.base}")
+    linked = origin.base and origin.base.count("/") <= 1 and not Path(origin.base).exists()
+    metadata = ModelCardData(
+        library_name="bistil",
+        tags=["sparse-fine-tuning", f"{origin.kind}-sft"],
+        base_model=origin.base if linked else None,
+    )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     lines = [
-        *header,
+        "---",
+        metadata.to_yaml(),
         "---",
         f"# Sparse fine-tuning ({origin.kind})",
         "",

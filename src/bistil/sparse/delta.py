@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bistil.errors import ArtefactError
+from bistil.errors import ArtefactError, InputError
 from bistil.sparse.encoding import check_indices
 
 TENSORS, CONFIG = "sft.safetensors", "sft_config.json"
@@ -35,6 +35,29 @@ class SparseDelta:
     def size(self) -> int:
         """Entries of the whole parameter."""
         return math.prod(self.shape)
+
+    def rows_selected(self, kept_ids: Tensor, name: str) -> "SparseDelta":
+        """The rows `kept_ids` of a parameter (rows, ...), in that order.
+
+        Raises:
+            InputError: there is no such row; `name` is the parameter's.
+        """
+        rows, width = self.shape[0], self.size // self.shape[0]
+        if len(kept_ids) and (int(kept_ids.max()) >= rows or int(kept_ids.min()) < 0):
+            raise InputError(f"kept ids reach {int(kept_ids.max())}, but {name} has {rows} rows")
+        new_of_old = torch.full((rows,), -1, dtype=torch.int64)
+        new_of_old[kept_ids] = torch.arange(len(kept_ids))
+        stays = new_of_old[self.indices // width] >= 0
+        return self._moved(new_of_old, len(kept_ids), stays)
+
+    def rows_placed(self, kept_ids: Tensor, rows: int) -> "SparseDelta":
+        """Inverse of `rows_selected`: row i becomes row `kept_ids[i]` of `rows`."""
+        return self._moved(kept_ids, rows, torch.ones_like(self.indices, dtype=torch.bool))
+
+    def _moved(self, new_row: Tensor, rows: int, stays: Tensor) -> "SparseDelta":
+        width, indices = self.size // self.shape[0], self.indices[stays]
+        indices, order = torch.sort(new_row[indices // width] * width + indices % width)
+        return SparseDelta(indices, self.values[stays][order], (rows, *self.shape[1:]))
 
 
 @dataclass(kw_only=True)

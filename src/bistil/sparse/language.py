@@ -7,10 +7,7 @@ wears them in phase 1 (paper, section 3.2).
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +22,8 @@ from bistil.settings.schema import AdaptSettings, SparseSettings
 from bistil.sparse import SparseFineTuning, train_sparse
 from bistil.text import IGNORED
 from bistil.text.blocks import token_blocks
-from bistil.text.schedule import BlockCollator, batches, language_schedule, split_held_out
+from bistil.text.schedule import BlockCollator, language_schedule, split_held_out
+from bistil.training.held_out import held_out_means, masked_tokens_of
 from bistil.training.loop import check_training, processes
 
 # Held-out blocks beyond these cost time and tell little more.
@@ -127,7 +125,10 @@ def adapt(
 
     def evaluate(_: nn.Module) -> dict[str, float]:
         # Masked anew with a seed of its own: the same masks at every evaluation.
-        return {"loss": held_out_loss(module, blocks, held_out, changed(collate, seed=seed + 1), batch_size=batch_size)}
+        return held_out_means(
+            module, blocks, held_out, changed(collate, seed=seed + 1),
+            language=language, batch_size=batch_size, weight=masked_tokens_of,
+        )  # fmt: skip
 
     before = evaluate(module) if len(held_out) else {}
     sft = train_sparse(
@@ -168,20 +169,3 @@ def adapt(
         sft.save(output, replace=replace)
     processes().wait_for_everyone()
     return sft
-
-
-@torch.no_grad()
-def held_out_loss(
-    module: nn.Module, blocks: Any, indices: np.ndarray, collate: BlockCollator, *, batch_size: int
-) -> float:
-    """Masked-LM loss in nats per masked token over chosen blocks, masked the same way at every call."""
-    was_training = module.training
-    module.eval()
-    device = next(module.parameters()).device
-    total, count = 0.0, 0
-    for batch in batches(blocks, indices, collate, language="", batch_size=batch_size):
-        rows = int((batch["labels"] != IGNORED).sum())
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        total, count = total + rows * float(module(**moved)["loss"]), count + rows
-    module.train(was_training)
-    return total / max(count, 1)

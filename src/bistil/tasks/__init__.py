@@ -1,17 +1,10 @@
 """Tasks behind one small interface: reading, encoding, the head, what L_pred compares, decoding, scoring."""
 
 from bistil.errors import RecipeError
-from bistil.tasks.base import (
-    Example,
-    Feature,
-    Metrics,
-    PredictionPair,
-    Task,
-    bootstrap,
-    differing_boundaries,
-    model_inputs,
-    paired_gap,
-)
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, model_inputs
+from bistil.tasks.boundaries import differing_boundaries
+from bistil.tasks.metrics import Metrics, bootstrap, paired_gap, resampled
 
 KINDS = ("sequence-classification", "token-classification", "dependency-parsing", "question-answering")
 
@@ -27,6 +20,7 @@ __all__ = [
     "get_task",
     "model_inputs",
     "paired_gap",
+    "resampled",
 ]
 
 

@@ -1,30 +1,22 @@
 """What every task gives to training and evaluation; how a task is trained is not its business."""
 
-import inspect
-import zlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bistil.errors import ArtefactError, InputError
-from bistil.models.loading import PRETRAINED_WITH, HeadRule, load_model, read_config, task_of
-from bistil.runtime.fast_linear import fast_linear
-from bistil.runtime.progress import say
+from bistil.errors import InputError
+from bistil.runtime.artefacts import whole_file
+from bistil.tasks.batches import Batch, Collator, Feature
+from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
 
-# Sequences are padded to a multiple of this: matrix products like it, and fewer shapes occur.
-PADDING_MULTIPLE = 8
-# Batch entries that say what is right, not what is seen.
-TARGETS = frozenset({"labels", "start_positions", "end_positions", "arc_labels", "relation_labels"})
-
-Feature = dict[str, Any]
-Batch = dict[str, torch.Tensor]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,87 +44,6 @@ class PredictionPair:
     teacher: torch.Tensor
     mask: torch.Tensor | None = None
     valid: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Scores of a test set, kept as additive counters per example so that any resample is scored exactly.
-
-    Attributes:
-        primary: name of the task's own figure.
-        counts: (examples, counters) float64.
-        formula: sums (..., counters) -> scores by name, each (...,), in percent.
-    """
-
-    primary: str
-    counts: np.ndarray
-    formula: Callable[[np.ndarray], dict[str, np.ndarray]]
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Scores of the whole set, in percent."""
-        return {name: float(value) for name, value in self.formula(self.counts.sum(axis=0)).items()}
-
-
-def resampled(metrics: Metrics, n: int = 1000, seed: int = 0, *, name: str | None = None) -> np.ndarray:
-    """A score on `n` resamples of the examples, each as large as the set and drawn with replacement: (n,), percent.
-
-    The same seed gives the same resamples of a file, whatever model was scored on it.
-    """
-    examples = len(metrics.counts)
-    generator = np.random.default_rng(seed)
-    share = np.full(examples, 1 / examples)
-    values = []
-    # How often each example occurs in a resample is multinomial; a chunk of resamples is one matrix product.
-    for start in range(0, n, 100):
-        times = generator.multinomial(examples, share, size=min(100, n - start)).astype(np.float64)
-        values.append(metrics.formula(times @ metrics.counts)[name or metrics.primary])
-    return np.concatenate(values)
-
-
-def bootstrap(metrics: Metrics, n: int = 1000, seed: int = 0, *, name: str | None = None) -> tuple[float, float]:
-    """95% percentile interval of a score over resamples of the examples (Efron & Tibshirani 1993, section 13.3).
-
-    Args:
-        metrics: the counters per example.
-        n: number of resamples.
-        seed: of the resamples.
-        name: which score; default: the primary one.
-
-    Returns:
-        Low and high end, in percent.
-    """
-    low, high = np.percentile(resampled(metrics, n, seed, name=name), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def paired_gap(metrics: Metrics, reference: Metrics, n: int = 1000, seed: int = 0) -> tuple[float, float, float]:
-    """Difference of the primary score to a reference on the same examples, and its 95% paired bootstrap interval.
-
-    Returns:
-        Score minus the reference's, low and high end, all in points of percent.
-    """
-    if len(metrics.counts) != len(reference.counts):
-        raise ValueError(f"{len(metrics.counts)} examples against {len(reference.counts)}: the sets must be the same")
-    gap = metrics.scores[metrics.primary] - reference.scores[metrics.primary]
-    differences = resampled(metrics, n, seed) - resampled(reference, n, seed, name=metrics.primary)
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return gap, float(low), float(high)
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole` in percent, 0 where `whole` is 0."""
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    shares: np.ndarray = 100.0 * np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
-    return shares
-
-
-def _nothing_left(paths: Sequence[str | Path], reports: Sequence[RowReport]) -> str:
-    named = ", ".join(map(str, paths))
-    first = next((report.unlabelled.first for report in reports if report.unlabelled.count), None)
-    if first is not None:
-        return f"no examples in {named}: every label is missing (the first: {first}); give labelled files"
-    return f"no examples in {named}: the files are empty"
 
 
 class Task(ABC):
@@ -196,7 +107,7 @@ class Task(ABC):
         examples = self.settled(examples, how, found[0])
         for line in [report.line() for report in found] if not how.quiet else []:
             if line is not None:
-                say(line)
+                logger.warning(line)
         if reports is not None:
             reports += found
         return examples
@@ -326,6 +237,9 @@ class Task(ABC):
         del examples
 
     @abstractmethod
+    def predicted(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Iterator[str]:
+        """Predictions in the format that the examples were read in, in pieces of text."""
+
     def write_predictions(
         self, path: Path, examples: Sequence[Any], predictions: Sequence[Any], *, known: Collection[str] = ()
     ) -> None:
@@ -335,8 +249,14 @@ class Task(ABC):
             known: SHA-256 of earlier predictions, which may give way; predictions do not say whose they are.
 
         Raises:
-            InputError: something else is there.
+            InputError: something else is there, or as `check_writable`.
         """
+        self.check_writable(examples)
+        with (
+            whole_file(path, replace=bool(known), known=known) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as stream,
+        ):
+            stream.writelines(self.predicted(examples, predictions))
 
     def collate(
         self, tokenizer: PreTrainedTokenizerBase, *, teacher: PreTrainedTokenizerBase | None = None
@@ -349,156 +269,9 @@ class Task(ABC):
         return Collator(tokenizer, self.padding, self.word_padding, teacher or tokenizer)
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Pads to the longest of the batch. Keys that a feature keeps for itself (its example's index ...) stay out.
-
-    Lists are padded on the right: token positions to a multiple of `PADDING_MULTIPLE`, per-word lists to the longest.
-    A batch may mix features with and without a key, such as labels: those without get the padding value.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    padding: Mapping[str, int]
-    word_padding: Mapping[str, int]
-    teacher: PreTrainedTokenizerBase
-
-    def __call__(self, features: list[Feature]) -> Batch:
-        per_token = {
-            "input_ids": self.tokenizer.pad_token_id or 0,
-            "attention_mask": 0,
-            "token_type_ids": 0,
-            "teacher_input_ids": self.teacher.pad_token_id or 0,
-            "teacher_token_type_ids": 0,
-            **self.padding,
-        }
-        longest = max(len(feature["input_ids"]) for feature in features)
-        tokens = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
-        batch = {}
-        for name, value in {**per_token, **self.word_padding}.items():
-            rows = [feature.get(name) for feature in features]
-            given = [row for row in rows if row is not None]
-            if not given:
-                continue
-            if not isinstance(given[0], list):
-                batch[name] = torch.tensor([value if row is None else row for row in rows])
-                continue
-            width = tokens if name in per_token else max(len(row) for row in given)
-            batch[name] = torch.tensor([(row or []) + [value] * (width - len(row or [])) for row in rows])
-        return batch
-
-
-def run(
-    model: PreTrainedModel,
-    features: Sequence[Feature],
-    collate: Callable[[list[Feature]], Batch],
-    *,
-    batch_size: int,
-) -> Iterator[tuple[list[int], Any, Batch]]:
-    """Run a model over features in batches of similar length, in evaluation mode and without gradients.
-
-    Yields:
-        Indices into `features`, the model's output and the batch, longest first: if memory is short, it shows at once.
-    """
-    order = np.argsort([-len(feature["input_ids"]) for feature in features], kind="stable")
-    training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size].tolist()
-            batch = {name: value.to(model.device) for name, value in collate([features[i] for i in indices]).items()}
-            with torch.inference_mode(), fast_linear():
-                output = model(**model_inputs(model, {k: v for k, v in batch.items() if k not in TARGETS}))
-            yield indices, output, batch
-    finally:
-        model.train(training)
-
-
-def model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The entries of a batch that the model's `forward` names: some families know no token types."""
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in batch.items() if name in known}
-
-
-def build_head(
-    auto_class: Any,
-    folder: str | Path,
-    labels: Sequence[str] | None,
-    *,
-    seed: int,
-    means_labels: bool = True,
-    sizes: Mapping[str, int] | None = None,
-    **config_values: Any,
-) -> PreTrainedModel:
-    """Load an encoder under a head.
-
-    Without `labels` the folder is that of a task model, with its own head. With them it is a start: a head for these
-    labels is gone on with, one for other labels or another task gives way to a new one, drawn from `seed`.
-
-    Args:
-        auto_class: a class with `from_pretrained`, such as `AutoModelForTokenClassification`.
-        folder: a Hugging Face model folder.
-        labels: class names in order; None: those that the folder's configuration names.
-        means_labels: whether the labels are what the head was trained for (of a question answering head they are not).
-        sizes: of a head that is to be trained, by name in the configuration.
-        config_values: replace values of the configuration.
-
-    Raises:
-        ArtefactError: the folder is no loadable model, is damaged, or has no head although no labels are given.
-    """
-    if not Path(folder).is_dir():
-        raise ArtefactError(f"{folder} is not a model folder: name a folder with config.json and model.safetensors")
-    config = read_config(folder)
-    head: HeadRule = "whole"
-    if labels is not None:
-        head = _head_to_start_from(auto_class, folder, config, labels if means_labels else None, sizes or {})
-        config_values |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-        config_values |= sizes or {}
-    for name, value in config_values.items():
-        setattr(config, name, value)
-    model: PreTrainedModel = load_model(folder, auto_class, head=head, config=config, seed=seed)[0]
-    return model
-
-
-def _head_to_start_from(
-    auto_class: Any, folder: str | Path, config: Any, labels: Sequence[str] | None, sizes: Mapping[str, int]
-) -> HeadRule:
-    """What becomes of the head in a folder that fine-tuning starts from."""
-    wanted, found = task_of(auto_class.__name__), {task_of(name) for name in config.architectures or ()}
-    if wanted not in found:
-        # Encoders come with the head that they were pretrained with; some families keep a part of it.
-        return "optional" if found <= PRETRAINED_WITH else "new"
-    own = [config.id2label[i] for i in sorted(config.id2label)]
-    if labels is not None and own != list(labels):
-        say(f"{folder} has a head for labels {_listed(own)}; a new one is made for {_listed(labels)}")
-        return "new"
-    if any(getattr(config, name, None) != size for name, size in sizes.items()):
-        say(f"{folder} has a head of another size; a new one is made")
-        return "new"
-    return "whole"
-
-
-# A message names so many labels.
-_LABELS_SHOWN = 12
-
-
-def _listed(labels: Sequence[str]) -> str:
-    more = len(labels) - _LABELS_SHOWN
-    return ", ".join(map(str, labels[:_LABELS_SHOWN])) + (f" and {more} more" if more > 0 else "")
-
-
-def boundaries(offsets: Sequence[tuple[int, ...]]) -> int:
-    """A number that is equal for equal token boundaries: student and teacher must see the same ones."""
-    return zlib.crc32(np.asarray(offsets, dtype=np.int32).tobytes())
-
-
-def differing_boundaries(student: Sequence[Feature], teacher: Sequence[Feature]) -> set[int]:
-    """Indices of the examples whose tokens start or end elsewhere for the teacher than for the student.
-
-    So do those that come in another number of windows.
-    """
-    seen: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
-    for side, features in enumerate((student, teacher)):
-        for feature in features:
-            place = len(feature["input_ids"]), feature["boundaries"]
-            seen.setdefault(feature["example"], ([], []))[side].append(place)
-    return {example for example, (ours, theirs) in seen.items() if ours != theirs}
+def _nothing_left(paths: Sequence[str | Path], reports: Sequence[RowReport]) -> str:
+    named = ", ".join(map(str, paths))
+    first = next((report.unlabelled.first for report in reports if report.unlabelled.count), None)
+    if first is not None:
+        return f"no examples in {named}: every label is missing (the first: {first}); give labelled files"
+    return f"no examples in {named}: the files are empty"

@@ -1,7 +1,7 @@
 """Dependency parsing of CoNLL-U sentences with the biaffine parser."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import whole_file
-from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, run
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
 from bistil.tasks.parsing.trees import spanning_tree
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
@@ -238,22 +240,11 @@ class DependencyParsing(Task):
         relation = counts.most_common(1)[0][0] if counts else "dep"
         return [[(i, relation if i else "root") for i in range(len(example.words))] for example in test]
 
-    def write_predictions(
-        self,
-        path: Path,
-        examples: Sequence[ParsedSentence],
-        predictions: Sequence[Tree],
-        *,
-        known: Collection[str] = (),
-    ) -> None:
-        with (
-            whole_file(path, replace=bool(known), known=known) as partial,
-            partial.open("w", encoding="utf-8", newline="\n") as stream,
-        ):
-            for example, tree in zip(examples, predictions, strict=True):
-                assert example.source is not None
-                columns = {HEAD: [str(head) for head, _ in tree], DEPREL: [relation for _, relation in tree]}
-                stream.write(write_sentence(example.source, columns=columns))
+    def predicted(self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> Iterator[str]:
+        for example, tree in zip(examples, predictions, strict=True):
+            assert example.source is not None
+            columns = {HEAD: [str(head) for head, _ in tree], DEPREL: [relation for _, relation in tree]}
+            yield write_sentence(example.source, columns=columns)
 
 
 def _parsed(sentence: Sentence, path: Path, label_map: Mapping[str, str], known: Set[str]) -> ParsedSentence:

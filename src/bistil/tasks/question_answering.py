@@ -4,7 +4,7 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,13 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 
 from bistil.errors import InputError
 from bistil.models.families import position_limit
+from bistil.models.heads import build_head
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import whole_file
-from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, boundaries, build_head, ratio, run
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, run
+from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
 from bistil.tasks.rows import read_rows
 from bistil.tasks.words import PLAIN, run_of_words
@@ -265,23 +268,10 @@ class QuestionAnswering(Task):
                     "predictions are written by id: write those of one file at a time"
                 )
 
-    def write_predictions(
-        self,
-        path: Path,
-        examples: Sequence[Question],
-        predictions: Sequence[Sequence[Answer]],
-        *,
-        known: Collection[str] = (),
-    ) -> None:
-        """The official scripts' input: one JSON object from question id to answer text.
-
-        Raises:
-            InputError: as `check_writable`.
-        """
-        self.check_writable(examples)
+    def predicted(self, examples: Sequence[Question], predictions: Sequence[Sequence[Answer]]) -> Iterator[str]:
+        """The official scripts' input: one JSON object from question id to answer text."""
         best = {e.id: answers[0].text if answers else "" for e, answers in zip(examples, predictions, strict=True)}
-        with whole_file(path, replace=bool(known), known=known) as unfinished:
-            unfinished.write_text(json.dumps(best, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        yield json.dumps(best, ensure_ascii=False, indent=1) + "\n"
 
 
 class QuestionAnswerer:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
-from bistil.runtime.artefacts import whole_file
-from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, boundaries, build_head, ratio, run
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, run
+from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
 from bistil.tasks.rows import (
     Row,
@@ -211,22 +214,15 @@ class SequenceClassification(Task):
         """The most frequent training label."""
         return [Counter(example.label for example in train).most_common(1)[0][0]] * len(test)
 
-    def write_predictions(
-        self, path: Path, examples: Sequence[TextExample], predictions: Sequence[str], *, known: Collection[str] = ()
-    ) -> None:
+    def predicted(self, examples: Sequence[TextExample], predictions: Sequence[str]) -> Iterator[str]:
         # Rows of one table are a table again; everything else, and tables of different columns, is JSON lines.
         headers = {tuple(e.fields) if _is_tabbed(Path(e.file)) else None for e in examples}
         table = len(headers) == 1 and None not in headers
-        with (
-            whole_file(path, replace=bool(known), known=known) as partial,
-            partial.open("w", encoding="utf-8", newline="\n") as stream,
-        ):
-            if table:
-                stream.write("\t".join(examples[0].fields) + "\n")
-            for example, prediction in zip(examples, predictions, strict=True):
-                row = {**example.fields, example.column: prediction}
-                stream.write("\t".join(row.values()) if table else json.dumps(row, ensure_ascii=False, default=str))
-                stream.write("\n")
+        if table:
+            yield "\t".join(examples[0].fields) + "\n"
+        for example, prediction in zip(examples, predictions, strict=True):
+            row = {**example.fields, example.column: prediction}
+            yield ("\t".join(row.values()) if table else json.dumps(row, ensure_ascii=False, default=str)) + "\n"
 
 
 def make_pairs(sentences: Sequence[str], *, seed: int) -> list[tuple[str, str | None]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
-from bistil.runtime.artefacts import whole_file
-from bistil.tasks.base import Example, Feature, Metrics, PredictionPair, Task, build_head, ratio, run
+from bistil.tasks.base import Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, run
 from bistil.tasks.conll import read_blocks
 from bistil.tasks.hub import is_dataset
+from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
 from bistil.tasks.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
@@ -248,30 +250,17 @@ class TokenClassification(Task):
         tag = counts.most_common(1)[0][0] if counts else OUTSIDE
         return [[tag] * len(example.words) for example in test]
 
-    def write_predictions(
-        self,
-        path: Path,
-        examples: Sequence[TaggedSentence],
-        predictions: Sequence[Sequence[str]],
-        *,
-        known: Collection[str] = (),
-    ) -> None:
-        with (
-            whole_file(path, replace=bool(known), known=known) as partial,
-            partial.open("w", encoding="utf-8", newline="\n") as stream,
-        ):
-            for example, tags in zip(examples, predictions, strict=True):
-                if isinstance(example.source, Sentence):
-                    assert isinstance(example.column, int)
-                    stream.write(write_sentence(example.source, columns={example.column: tags}))
-                elif isinstance(example.source, dict):
-                    row = dict(example.source)
-                    row[str(example.column)] = list(tags)
-                    stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-                else:
-                    sides = zip(example.source, tags, strict=True)
-                    stream.writelines(f"{before}{tag}{after}\n" for (before, after), tag in sides)
-                    stream.write("\n")
+    def predicted(self, examples: Sequence[TaggedSentence], predictions: Sequence[Sequence[str]]) -> Iterator[str]:
+        for example, tags in zip(examples, predictions, strict=True):
+            if isinstance(example.source, Sentence):
+                assert isinstance(example.column, int)
+                yield write_sentence(example.source, columns={example.column: tags})
+            elif isinstance(example.source, dict):
+                row = {**example.source, str(example.column): list(tags)}
+                yield json.dumps(row, ensure_ascii=False, default=str) + "\n"
+            else:
+                sides = zip(example.source, tags, strict=True)
+                yield "".join(f"{before}{tag}{after}\n" for (before, after), tag in sides) + "\n"
 
 
 def _read_conllu(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:

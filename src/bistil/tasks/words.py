@@ -18,7 +18,8 @@ import regex  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import InputError
-from bistil.tasks.base import Feature, boundaries
+from bistil.tasks.batches import Feature
+from bistil.tasks.boundaries import boundaries
 
 # A word is an ideograph or hiragana (so Unicode's word boundaries, UAX #29), a run of other letters, marks and digits
 # with inner apostrophes or hyphens, or another visible character. No language's rules are built in: katakana and other

@@ -1,0 +1,100 @@
+"""What phase 1 refuses, found before any weights are loaded."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bistil.distillation.module import check_objective
+from bistil.distillation.student import choose_layers
+from bistil.errors import ArtefactError, InputError, RecipeError
+from bistil.models.families import check_length, family_of
+from bistil.models.masked_lm import has_masked_lm_head, supported_config
+from bistil.models.tokenizers import load_tokenizer
+from bistil.settings.recipe import ObjectiveSettings, Phase1Settings, StudentSettings
+from bistil.text.blocks import check_block_length
+from bistil.text.schedule import check_probabilities
+from bistil.training.loop import check_training
+
+
+def check_general(
+    teacher: Path,
+    students: list[StudentSettings],
+    languages: Sequence[str],
+    *,
+    settings: Phase1Settings,
+    language_sfts: Mapping[str, Any],
+) -> None:
+    """Find what `distill_general` would refuse, as far as settings, configuration and tokenizer tell: no weights.
+
+    Args:
+        teacher: a model folder; trimmed or not makes no difference.
+        languages: that there is text of.
+
+    Raises:
+        BistilError: as `distill_general`.
+    """
+    _check_names(students, languages, language_sfts)
+    _check_held_out(settings, languages)
+    check_training(settings.training)
+    check_probabilities(settings.probabilities, languages)
+    configuration = supported_config(teacher)
+    check_block_length(settings.block_length)
+    check_length(configuration, settings.block_length, name="block_length")
+    objectives = objectives_of(students, settings)
+    for student in students:
+        choose_layers(family_of(configuration).depth(configuration), student)
+        check_objective(student.name, objectives[student.name], configuration, configuration)
+    masked = check_objectives(objectives, has_head=has_masked_lm_head(configuration))
+    if masked and load_tokenizer(str(teacher)).mask_token_id is None:
+        raise ArtefactError(f"the tokenizer of {teacher} has no mask token: hard_labels (masked-LM) need one")
+
+
+def _check_names(students: list[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any]) -> None:
+    if len(texts) < 2:
+        raise InputError(
+            f"phase 1 needs text in two languages or more; given: {', '.join(texts) or 'none'} "
+            "(a model of one language forgets what its labels are learnt in)"
+        )
+    unknown = set(sfts) - set(texts)
+    if unknown:
+        raise InputError(f"a language SFT for {', '.join(sorted(unknown))}, but text for {', '.join(texts)} only")
+    names = [student.name for student in students]
+    for name in names:
+        if not name or set(name) & set("./\\") or names.count(name) > 1:
+            raise RecipeError(f"student name {name!r}: names must differ and have no dot or slash")
+    if not names:
+        raise RecipeError("no student is asked for")
+
+
+def _check_held_out(settings: Phase1Settings, texts: Collection[str]) -> None:
+    unknown = set(settings.held_out_shares) - set(texts)
+    if unknown:
+        raise RecipeError(f"a held-out share for {', '.join(sorted(unknown))}, but text for {', '.join(texts)} only")
+    for share in (settings.held_out, *settings.held_out_shares.values()):
+        if not 0 <= share < 1:
+            raise RecipeError(f"a held-out share must be 0 or more and below 1, not {share:g}")
+
+
+def objectives_of(students: Sequence[StudentSettings], settings: Phase1Settings) -> dict[str, ObjectiveSettings]:
+    """Each student's objective: its own, or that of all."""
+    return {student.name: student.objective or settings.objective for student in students}
+
+
+def check_objectives(objectives: Mapping[str, ObjectiveSettings], *, has_head: bool) -> bool:
+    """Whether tokens are masked: in all students' batches or in none, as in a run of each alone.
+
+    Raises:
+        RecipeError: a teacher without a masked-LM head cannot give what is asked for, or some students' batches would
+            be masked and others' not.
+    """
+    if not has_head and any(one.prediction or one.hard_labels for one in objectives.values()):
+        raise RecipeError(
+            "prediction and hard_labels need a teacher with a masked-LM head, which this one lacks: set them to 0"
+        )
+    masking = {name for name, one in objectives.items() if one.hard_labels}
+    if masking and len(masking) < len(objectives):
+        raise RecipeError(
+            f"hard_labels masks the text for every student of a run, but only {', '.join(sorted(masking))} asks for "
+            "it: give it a weight for all students or for none, or distil them in two runs"
+        )
+    return bool(masking)

@@ -1,0 +1,92 @@
+"""Features to batches, and a model run over them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bistil.runtime.fast_linear import fast_linear
+
+# Sequences are padded to a multiple of this: matrix products like it, and fewer shapes occur.
+PADDING_MULTIPLE = 8
+
+# Batch entries that say what is right, not what is seen.
+TARGETS = frozenset({"labels", "start_positions", "end_positions", "arc_labels", "relation_labels"})
+
+Feature = dict[str, Any]
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads to the longest of the batch. Keys that a feature keeps for itself (its example's index ...) stay out.
+
+    Lists are padded on the right: token positions to a multiple of `PADDING_MULTIPLE`, per-word lists to the longest.
+    A batch may mix features with and without a key, such as labels: those without get the padding value.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    padding: Mapping[str, int]
+    word_padding: Mapping[str, int]
+    teacher: PreTrainedTokenizerBase
+
+    def __call__(self, features: list[Feature]) -> Batch:
+        per_token = {
+            "input_ids": self.tokenizer.pad_token_id or 0,
+            "attention_mask": 0,
+            "token_type_ids": 0,
+            "teacher_input_ids": self.teacher.pad_token_id or 0,
+            "teacher_token_type_ids": 0,
+            **self.padding,
+        }
+        longest = max(len(feature["input_ids"]) for feature in features)
+        tokens = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
+        batch = {}
+        for name, value in {**per_token, **self.word_padding}.items():
+            rows = [feature.get(name) for feature in features]
+            given = [row for row in rows if row is not None]
+            if not given:
+                continue
+            if not isinstance(given[0], list):
+                batch[name] = torch.tensor([value if row is None else row for row in rows])
+                continue
+            width = tokens if name in per_token else max(len(row) for row in given)
+            batch[name] = torch.tensor([(row or []) + [value] * (width - len(row or [])) for row in rows])
+        return batch
+
+
+def run(
+    model: PreTrainedModel,
+    features: Sequence[Feature],
+    collate: Callable[[list[Feature]], Batch],
+    *,
+    batch_size: int,
+) -> Iterator[tuple[list[int], Any, Batch]]:
+    """Run a model over features in batches of similar length, in evaluation mode and without gradients.
+
+    Yields:
+        Indices into `features`, the model's output and the batch, longest first: if memory is short, it shows at once.
+    """
+    order = np.argsort([-len(feature["input_ids"]) for feature in features], kind="stable")
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size].tolist()
+            batch = {name: value.to(model.device) for name, value in collate([features[i] for i in indices]).items()}
+            with torch.inference_mode(), fast_linear():
+                output = model(**model_inputs(model, {k: v for k, v in batch.items() if k not in TARGETS}))
+            yield indices, output, batch
+    finally:
+        model.train(training)
+
+
+def model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries of a batch that the model's `forward` names: some families know no token types."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in batch.items() if name in known}
