@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -26,7 +27,13 @@ MOVED: dict[str, tuple[str, ...]] = {
     "bistil.parsing.conllu": ("bistil.tasks.parsing.conllu",),
     "bistil.parsing.model": ("bistil.models.parser", "bistil.models.auto"),
     "bistil.parsing.trees": ("bistil.tasks.parsing.trees",),
-    "bistil.pipeline": ("bistil.method", "bistil.runs.inputs", "bistil.runs.folder"),
+    "bistil.pipeline": (
+        "bistil.method",
+        "bistil.runs.inputs",
+        "bistil.runs.folder",
+        "bistil.runs.stages",
+        "bistil.runs.summary",
+    ),
     "bistil.progress": ("bistil.runtime.progress",),
     "bistil.reading": ("bistil.tasks.reading",),
     "bistil.recipe": ("bistil.settings.recipe",),
@@ -36,24 +43,82 @@ MOVED: dict[str, tuple[str, ...]] = {
     "bistil.text_files": ("bistil.text.files",),
     "bistil.tokenizer_files": ("bistil.models.tokenizers",),
 }
+# Modules that are still there, of which some names went elsewhere.
+LEFT: dict[str, tuple[str, ...]] = {
+    "bistil.distillation.general": ("bistil.sparse.wearing", "bistil.models.masked_lm"),
+    "bistil.distillation.task": ("bistil.distillation.task_data",),
+    "bistil.models": ("bistil.models.loading", "bistil.models.names", "bistil.runtime.quiet"),
+    "bistil.sparse.artefact": ("bistil.sparse.delta",),
+    "bistil.sparse.base": ("bistil.models.fingerprint",),
+    "bistil.sparse.hub": ("bistil.sparse.sharing",),
+    "bistil.sparse.legacy": ("bistil.sparse.files", "bistil.sparse.artefact"),
+    "bistil.tasks.base": (
+        "bistil.tasks.metrics",
+        "bistil.tasks.batches",
+        "bistil.tasks.boundaries",
+        "bistil.models.heads",
+        "bistil.models.families",
+        "bistil.text",
+    ),
+    "bistil.training": (
+        "bistil.training.loop",
+        "bistil.training.order",
+        "bistil.training.recorder",
+        "bistil.training.checkpoints",
+        "bistil.training.processes",
+    ),
+    "bistil.vocabulary.progress": ("bistil.vocabulary.progress",),
+    "bistil.vocabulary.selection": ("bistil.vocabulary.selection",),
+    "bistil.vocabulary.verification": ("bistil.vocabulary.verification",),
+    "bistil.vocabulary.weights": ("bistil.vocabulary.weights",),
+}
 # Names that have another one in their new home.
 RENAMED = {
-    ("bistil.evaluation", "record"): "score_record",
     ("bistil.benchmark", "record"): "cost_record",
+    ("bistil.distillation.general", "model_configuration"): "supported_config",
+    ("bistil.distillation.task", "reading"): "how_to_read",
+    ("bistil.evaluation", "record"): "score_record",
+    ("bistil.ownership", "versions"): "writer",
+    ("bistil.pipeline", "BENCHMARK_EXAMPLES"): "COST_EXAMPLES",
+    ("bistil.progress", "PLAIN_SECONDS"): "LINE_SECONDS",
     ("bistil.reading", "read_lines"): "numbered_lines",
+    ("bistil.vocabulary.progress", "reading"): "counting_progress",
+    ("bistil.vocabulary.selection", "probabilities"): "unigram_probabilities",
+    ("bistil.vocabulary.verification", "check_text"): "check_tokens",
+    ("bistil.vocabulary.weights", "load_model"): "load_checkpoint",
 }
+
+
+def _found(old: str, parts: tuple[str, ...], name: str) -> tuple[str, Any]:
+    """Where a name of an old module is now, and what it stands for.
+
+    Raises:
+        AttributeError: it went, or never was.
+    """
+    wanted = RENAMED.get((old, name), name)
+    for part in parts if not name.startswith("__") else ():
+        module = import_module(part)
+        if wanted in vars(module):
+            return f"{part}.{wanted}", getattr(module, wanted)
+    raise AttributeError(f"module {old!r} has no attribute {name!r}")
+
+
+def left_names(old: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module in `LEFT`: names that went elsewhere are found there, with a warning."""
+
+    def find(name: str) -> Any:
+        new, value = _found(old, LEFT[old], name)
+        warnings.warn(f"{old}.{name} is now {new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
+        return value
+
+    return find
 
 
 class _OldModule(ModuleType):
     """Finds its names in the modules that took its place."""
 
     def __getattr__(self, name: str) -> Any:
-        wanted = RENAMED.get((self.__name__, name), name)
-        for part in MOVED[self.__name__] if not name.startswith("__") else ():
-            module = import_module(part)
-            if hasattr(module, wanted):
-                return getattr(module, wanted)
-        raise AttributeError(f"module {self.__name__!r} (now {', '.join(MOVED[self.__name__])}) has no {name!r}")
+        return _found(self.__name__, MOVED[self.__name__], name)[1]
 
 
 class _OldPaths(MetaPathFinder, Loader):

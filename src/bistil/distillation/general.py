@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from bistil._moved import left_names
 from bistil.distillation.checks import check_general, check_objectives, objectives_of
 from bistil.distillation.corpus import Figures, held_out_losses, masked_lm_losses, read_corpus
 from bistil.distillation.module import Distiller
@@ -21,6 +22,9 @@ from bistil.settings.recipe import Phase1Settings, StudentSettings
 from bistil.sparse.wearing import Wardrobe
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.training.loop import planned_steps, processes, train
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.distillation.general")
 
 
 def distill_general(

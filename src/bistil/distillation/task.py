@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from bistil._moved import left_names
 from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.task_data import MixedData, TaskData
 from bistil.distillation.task_data import how_to_read as how_to_read
@@ -34,6 +35,9 @@ from bistil.sparse.wearing import own_sft
 from bistil.tasks import model_inputs
 from bistil.tasks.batches import Feature
 from bistil.training.loop import check_training, processes, train
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.distillation.task")
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from bistil._moved import left_names
 from bistil.errors import ArtefactError, InputError
 from bistil.models.fingerprint import resolve_names, tensor_digest
 from bistil.runtime.artefacts import check_product, whole_folder
@@ -17,6 +19,9 @@ from bistil.sparse.files import Values, read_files, write_files
 from bistil.sparse.hub import sft_folder
 from bistil.sparse.ledger import Patch, ledger_of
 from bistil.sparse.legacy import LEGACY_FILE, read_parts
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.sparse.artefact")
 
 
 @dataclass(eq=False)

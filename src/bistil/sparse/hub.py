@@ -1,11 +1,16 @@
 """Hub names wherever a path does."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bistil._moved import left_names
 from bistil.errors import ArtefactError, InputError
 from bistil.models.names import hub_folder
 from bistil.sparse.delta import CONFIG, TENSORS
 from bistil.sparse.legacy import LEGACY_FILE
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.sparse.hub")
 
 
 def sft_folder(name: str, *, revision: str | None = None) -> Path:

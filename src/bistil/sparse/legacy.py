@@ -9,16 +9,20 @@ import math
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bistil._moved import left_names
 from bistil.errors import ArtefactError, InputError, first_line
 from bistil.runtime.artefacts import whole_file
 from bistil.runtime.insides import numpy_scalar_maker
 from bistil.sparse.delta import Parts, Provenance, SparseDelta
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.sparse.legacy")
 
 LEGACY_FILE = "pytorch_diff.bin"
 # The first index step of a published file is a numpy int64 scalar; nothing else beyond tensors is allowed in.

@@ -5,16 +5,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bistil._moved import left_names
 from bistil.errors import InputError
 from bistil.runtime.artefacts import whole_file
 from bistil.tasks.batches import Batch, Collator, Feature
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.tasks.base")
 
 logger = logging.getLogger(__name__)
 

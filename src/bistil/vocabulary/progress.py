@@ -3,8 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bistil._moved import left_names
 from bistil.runtime.progress import Progress
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.vocabulary.progress")
 
 
 @contextmanager

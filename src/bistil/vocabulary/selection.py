@@ -3,15 +3,20 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from bistil._moved import left_names
 from bistil.errors import InputError
 from bistil.settings.recipe import TrimSettings
 from bistil.text.files import line_batches
 from bistil.vocabulary.counting import TokenCounts
 from bistil.vocabulary.tokenizer_state import Vocabulary
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.vocabulary.selection")
 
 
 @dataclass(frozen=True, eq=False)

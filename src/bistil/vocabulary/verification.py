@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,9 +10,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bistil._moved import left_names
 from bistil.errors import ArtefactError
 from bistil.vocabulary.tokenizer_state import Vocabulary
 from bistil.vocabulary.weights import embedding_rows
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.vocabulary.verification")
 
 # Texts that run through both models, tokens of each, and texts at a time. A logit row has one number per token of the
 # full vocabulary, so few positions at a time bound the memory: 192 x 250,000 floats are 192 MB.

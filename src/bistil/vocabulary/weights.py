@@ -4,16 +4,20 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from bistil._moved import left_names
 from bistil.errors import ArtefactError
 from bistil.models import loading
 from bistil.models.loading import model_class, read_config
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.vocabulary.weights")
 
 
 def load_checkpoint(name: str) -> tuple[PreTrainedModel, set[str]]:
