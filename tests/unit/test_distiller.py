@@ -242,3 +242,16 @@ def test_a_cut_teacher_gives_the_same_targets():
         distiller(teacher, {"s": [2, 4]}, attention=1.0, hidden=1.0)(**batch())["loss"] for teacher in (whole, cut)
     ]
     torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("name", ["half", "train", "apply", "_modules", "training"])
+def test_students_may_be_called_like_a_module_s_own_things(name):
+    teacher = tiny.model("bert", layers=4)
+    layers = [2, 4]
+    module = Distiller(
+        teacher, {name: make_student(teacher, layers)}, objectives={name: ObjectiveSettings()}, layers={name: layers}
+    )
+    assert float(module(**batch())["loss"].detach()) >= 0
+    assert module.parts() == {name: f"students.{name}."}
+    assert all(key.startswith(f"students.{name}.") for key in module.state_dict())
+    assert list(module.half().parameters())[0].dtype == torch.float16

@@ -49,6 +49,13 @@ class _Plan:
         return [(0, 0), *enumerate(self.layers, start=1)]
 
 
+class _Students(nn.ModuleDict):
+    """Students by name; any name will do, also one that is a method of modules, such as "half"."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        self._modules[name] = module
+
+
 class Distiller(nn.Module):
     """Students that learn from one teacher; `forward` gives the sum of their losses and every term by name.
 
@@ -84,7 +91,7 @@ class Distiller(nn.Module):
         super().__init__()
         self._fast = fast
         self._linear_maps: Callable[[], AbstractContextManager[None]] = fast_linear if fast else nullcontext
-        self.students = nn.ModuleDict(dict(students))
+        self.students = _Students(dict(students))
         self._outside: dict[str, Any] = {"teacher": teacher.eval().requires_grad_(False)}
         self._pairs = prediction_pairs
         self._wear = wear

@@ -72,20 +72,7 @@ __all__ = [
 # What a student may be compared with: "a, copied" in tables, a-copied in folders.
 VARIANTS = ("copied", "self-taught", "no target text")
 # Other lines of the tables, and other folders beside the students'.
-RESERVED = ("teacher", "teacher, trimmed", "majority class", "task-teacher", "tensorboard")
-# Attributes of the module that holds the students in training (torch.nn.ModuleDict).
-ATTRIBUTES = {
-    "add_module", "apply", "bfloat16", "buffers", "call_super_init", "children", "clear", "compile", "cpu", "cuda",
-    "double", "dump_patches", "eval", "extra_repr", "float", "forward", "get_buffer", "get_extra_state",
-    "get_parameter", "get_submodule", "half", "ipu", "items", "keys", "load_state_dict", "modules", "mtia",
-    "named_buffers", "named_children", "named_modules", "named_parameters", "parameters", "pop",
-    "register_backward_hook", "register_buffer", "register_forward_hook", "register_forward_pre_hook",
-    "register_full_backward_hook", "register_full_backward_pre_hook", "register_load_state_dict_post_hook",
-    "register_load_state_dict_pre_hook", "register_module", "register_parameter", "register_state_dict_post_hook",
-    "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule", "share_memory",
-    "state_dict", "t_destination", "to", "to_empty", "train", "training", "type", "update", "values", "xpu",
-    "zero_grad",
-}  # fmt: skip
+RESERVED = ("teacher", "teacher, trimmed", "majority class", "task-teacher", "record", "tensorboard")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -180,7 +167,7 @@ class Recipe(Checked):
             raise RecipeError(
                 f"students need at least one, each with a name of its own (capitals do not count), not {names}"
             )
-        taken = dict.fromkeys((*RESERVED, *ATTRIBUTES), "the run's own")
+        taken = dict.fromkeys(RESERVED, "the run's own")
         for name in names:
             for variant in VARIANTS:
                 own = f"what {name!r} is compared with"
