@@ -254,4 +254,4 @@ def test_students_may_be_called_like_a_module_s_own_things(name):
     assert float(module(**batch())["loss"].detach()) >= 0
     assert module.parts() == {name: f"students.{name}."}
     assert all(key.startswith(f"students.{name}.") for key in module.state_dict())
-    assert list(module.half().parameters())[0].dtype == torch.float16
+    assert next(iter(module.half().parameters())).dtype == torch.float16
