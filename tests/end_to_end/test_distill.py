@@ -145,7 +145,7 @@ def test_three_languages_probabilities_and_held_out_shares(tmp_path, texts):
     options = {"seed": 0, "work": tmp_path / "w2"}
     for changes, message in (
         ({"held_out_shares": {"fr": 0.1}}, "a held-out share for fr, but text for en, sw, ha only"),
-        ({"held_out": 1.0}, "0 or more and below 1, not 1"),
+        ({"held_out": 1.0}, "held_out is 1.0; it must be at least 0 and below 1"),
     ):
         with pytest.raises(RecipeError, match=message):
             distill_general(teacher, STUDENTS, three, tmp_path / "no", settings=replace(settings, **changes), **options)

@@ -64,7 +64,6 @@ INPUTS = {
     "finetune --teacher",
     "finetune --text",
     "run recipe",
-    "trim --keep",
     "trim --sft",
 }
 FOLDERS = [name for name, kind in OUTPUTS.items() if kind == "folder"]

@@ -175,7 +175,7 @@ def test_frozen_parts_are_neither_masked_nor_trained(tmp_path):
         density=0.05, dense_steps=2, sparse_steps=2, freeze_embeddings=True, freeze_layer_norms=True
     )
     base = bits(tagger().model)
-    module, sft = run(tmp_path, settings=SparseSettings(**settings))
+    module, sft = run(tmp_path, settings=settings)
     frozen = sft.provenance.roles["frozen"]
     assert "bert.embeddings.word_embeddings.weight" in frozen
     assert sum("LayerNorm" in name for name in frozen) == 10

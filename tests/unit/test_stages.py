@@ -13,7 +13,7 @@ from small_stages import Act, Size, Write, named
 from bistil.errors import InputError
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.stage import File, Stage, cosmetic, typed
-from bistil.runtime import artefacts
+from bistil.runtime import artefacts, digests
 
 IDENTITY = {"teacher": "t", "target": "it"}
 
@@ -104,7 +104,7 @@ def test_an_edited_card_touched_files_and_files_beside_are_no_damage_and_are_not
 
 def test_an_untouched_output_is_not_read_again(tmp_path, monkeypatch):
     make(tmp_path, Write())
-    monkeypatch.setattr(artefacts.hashlib, "file_digest", None)
+    monkeypatch.setattr(digests.hashlib, "file_digest", None)
     assert make(tmp_path, Write()).skipped
 
 
