@@ -30,6 +30,8 @@ from safetensors import safe_open
 from tokenizers import models
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from bistil.measuring.benchmark import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "tests" / "parity" / "same_losses.json"
 FAMILIES = ("bert", "xlm-roberta", "deberta-v2", "modernbert")
@@ -116,7 +118,7 @@ no_target_text = {whole}
 OTHER_STUDENT = """
 [[students]]
 name = "other"
-depth = 3
+depth = 2
 objective = { attention = 0.0, hidden = 0.5, cosine = 1.0 }
 """
 SPARSE = "sparse = { density = 0.1, dense_steps = 2, sparse_steps = 2 }"
@@ -154,7 +156,8 @@ def main() -> None:
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", base], cwd=ROOT, check=True)
         result = compare(before, observe(cases, ROOT, folder / "after"))
-    print(json.dumps({"base": options.base, **result}))
+    facts = {"processor": machine()["processor"], "threads": 1}
+    print(json.dumps({"base": options.base, **facts, **result}))
     sys.exit(0 if not result["different"] else 1)
 
 
@@ -195,8 +198,22 @@ def all_cases(inputs: Path) -> dict[str, list[list[str]]]:
             recipe = write_recipe(inputs, name, family, task, sparse=how == "sparse")
             cases[name] = [["run", recipe, "--output", "OUT/run"]]
         cases[f"{family}-language-sfts"] = _with_language_sfts(inputs, family)
-        cases[f"{family}-masked-lm"] = [_distill(inputs, f"{family}-lm", "--relations", "0.5", "--relation-heads", "4")]
+        cases[f"{family}-masked-lm"] = [
+            _distill(inputs, f"{family}-lm", "--relations", "0.5", "--relation-heads", "4"),
+            ["run", _masked_lm_recipe(inputs, family), "--output", "OUT/run"],
+        ]
     return cases
+
+
+def _masked_lm_recipe(inputs: Path, family: str) -> str:
+    """A recipe without a task whose students also learn from the teacher's masked-LM head and from the text itself."""
+    path = inputs / f"{family}-masked-lm.toml"
+    text = path.with_name(f"{family}-whole.toml")
+    write_recipe(inputs, text.stem, f"{family}-lm", TASKS[0], sparse=False, whole=False)
+    phase1 = text.read_text(encoding="utf-8").partition("[task]")[0]
+    objective = "[phase1.objective]\nprediction = 0.5\nhard_labels = 0.5\ncosine = 0.1\n"
+    path.write_text(phase1.replace("[phase1.training]", f"{objective}[phase1.training]"), encoding="utf-8")
+    return str(path)
 
 
 def recorded_cases(inputs: Path, *, seed: int = 0) -> dict[str, list[list[str]]]:

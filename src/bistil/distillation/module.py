@@ -53,6 +53,7 @@ class _Students(nn.ModuleDict):
     """Students by name; any name will do, also one that is a method of modules, such as "half"."""
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
+        assert module is not None
         self._modules[name] = module
 
 
