@@ -291,13 +291,19 @@ def test_the_undistilled_teacher_equals_the_trimmed_one_on_kept_tokens(finished)
     assert torch.allclose(*logits, atol=1e-5)
 
 
-def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_folder, finished, tmp_path):
+def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(
+    recipe_folder, finished, tmp_path, monkeypatch
+):
     output = tmp_path / "run"
     shutil.copytree(finished[0], output)
     before = {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
     recipe = load_recipe(recipe_folder / "recipe.toml")
-    summary = run_recipe(recipe, output)
+    with monkeypatch.context() as later:
+        later.setattr("bistil.runs.folder.versions", lambda: {"python": "9"})
+        summary = run_recipe(recipe, output)
     assert all(stage.skipped for stage in summary.stages)
+    # What made the models is shown, not what looks at them.
+    assert summary.versions == finished[1].versions and summary.machine == finished[1].machine
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("model.safetensors")}
 
     without = replace(recipe, compare=replace(recipe.compare, majority=False, copied=False))
@@ -314,7 +320,12 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(recipe_
         phase2=replace(recipe.phase2, target_text=0.0),
         compare=replace(recipe.compare, no_target_text=False),
     )
-    skipped = {stage.name: stage.skipped for stage in run_recipe(changed, output).stages}
+    with monkeypatch.context() as later:
+        later.setattr("bistil.runs.folder.versions", lambda: {"python": "9"})
+        summary = run_recipe(changed, output)
+    skipped = {stage.name: stage.skipped for stage in summary.stages}
+    assert summary.versions["python"] == f"{finished[1].versions['python']}, 9"
+    assert {stage.versions["python"] for stage in summary.stages if not stage.skipped} == {"9"}
     assert skipped["trim"] and skipped["phase1"] and skipped["task-teacher"]
     assert not skipped["phase2-lrf2"] and not skipped["evaluate lrf2"] and skipped["evaluate teacher"]
 

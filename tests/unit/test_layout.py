@@ -1,5 +1,6 @@
 """The house: imports run downwards, pages written from the code are current, recipes parse, names are exported."""
 
+import ast
 import json
 import os
 import re
@@ -38,6 +39,18 @@ def test_the_architecture_page_is_in_the_order_that_is_true():
     level = {room: number for number, row in enumerate(rooms_in_order()) for room in row}
     assert sorted(shown) == sorted(level)
     assert shown == sorted(shown, key=level.__getitem__)
+
+
+def test_a_public_name_stands_for_one_thing():
+    homes: dict[str, list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        for one in ast.parse(path.read_text()).body:
+            # A command may be called like what it does.
+            if isinstance(one, (ast.FunctionDef, ast.ClassDef)) and "commands" not in path.parts:
+                homes.setdefault(one.name, []).append(path.relative_to(SOURCE).as_posix())
+    public = {name: places for name, places in homes.items() if not name.startswith("_")}
+    assert len(public) > 300
+    assert not {name: places for name, places in public.items() if len(places) > 1}
 
 
 def test_an_import_that_runs_upwards_is_found(tmp_path):
@@ -146,6 +159,9 @@ def test_help_is_quick_and_shows_an_example():
     script = """
 import sys
 from typer.testing import CliRunner
+import bistil
+
+assert bistil.__version__ and "torch" not in sys.modules and "bistil.cli" not in sys.modules
 from bistil.cli import COMMANDS, app
 
 runner = CliRunner()
