@@ -59,3 +59,25 @@ def test_it_is_used_for_float32_only_and_ends_with_the_block(monkeypatch):
             F.linear(torch.randn(40, 8), torch.randn(8, 8))
     F.linear(torch.randn(40, 8), torch.randn(8, 8))
     assert not calls
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("make", ["self-taught", "masked-lm"])
+def test_modules_that_are_compiled_go_without(make):
+    """torch.compile cannot trace the operator; what trains such modules asks for none."""
+    from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    from bistil.distillation.task import SelfTaught
+    from bistil.sparse.language import MaskedLanguageModelling
+
+    ids = torch.arange(5, 85).view(2, 40)
+    if make == "self-taught":
+        module = SelfTaught(tiny.model("bert", head=AutoModelForSequenceClassification, layers=1), fast=False)
+        batch = {"input_ids": ids, "labels": torch.tensor([0, 1])}
+    else:
+        module = MaskedLanguageModelling(tiny.model("bert", head=AutoModelForMaskedLM, layers=1), fast=False)
+        batch = {"input_ids": ids, "labels": torch.where(ids % 7 == 0, ids, -100)}
+    plain = module.eval()(**batch)["loss"]
+    compiled = torch.compile(module, backend="eager")(**batch)["loss"]
+    compiled.backward()
+    torch.testing.assert_close(compiled.detach(), plain.detach(), rtol=1e-5, atol=1e-6)

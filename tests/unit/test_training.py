@@ -136,6 +136,21 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_named(tmp_path):
     assert newest_checkpoint(tmp_path).name == "checkpoint-3"
 
 
+def test_a_held_out_figure_that_is_not_a_number_stops_with_the_step_named(tmp_path):
+    with pytest.raises(DivergenceError, match=r"held-out loss is nan at step 4; the last good checkpoint"):
+        train(
+            Regression(),
+            DATA,
+            collate=collate,
+            settings=TrainingSettings(steps=8, batch_size=4, evaluate_steps=4, checkpoint_steps=3),
+            folder=tmp_path,
+            seed=0,
+            evaluate=lambda _: {"loss": float("nan")},
+            best_by=("loss", "min"),
+        )
+    assert newest_checkpoint(tmp_path).name == "checkpoint-3"
+
+
 def test_frozen_parameters_are_neither_trained_nor_saved(tmp_path):
     module = Regression()
     run(module, tmp_path)

@@ -5,7 +5,7 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 class SelfTaught(nn.Module):
-    """A task model that learns from labels only; the loss is its own."""
+    """A task model that learns from labels only; the loss is its own.
 
-    def __init__(self, student: PreTrainedModel) -> None:
+    Args:
+        fast: linear maps as in `fast_linear`; false under torch.compile.
+    """
+
+    def __init__(self, student: PreTrainedModel, *, fast: bool = True) -> None:
         super().__init__()
         self.student = student
+        self._linear_maps = fast_linear if fast else nullcontext
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run the model on a labelled batch; returns its loss, a scalar."""
-        with fast_linear():
+        with self._linear_maps():
             return {"loss": self.student(**model_inputs(self.student, batch)).loss}
 
 
@@ -160,7 +165,8 @@ def fit_task(
     task, tokenizer = data.task, load_tokenizer(str(start))
     student = task.build_model(start, data.labels, seed=seed)
     worn = _worn(language_sfts or {}, data, student, Path(start), settings, teacher=teacher, force=force_sfts)
-    module: nn.Module = SelfTaught(student)
+    fast = not settings.training.compile
+    module: nn.Module = SelfTaught(student, fast=fast)
     unlabelled: list[Feature] = []
     ratio = 0.0
     collate: Callable[[list[Any]], dict[str, Any]]
@@ -181,6 +187,7 @@ def fit_task(
             {"student": student},
             objectives={"student": settings.objective},
             prediction_pairs=task.prediction_pairs,
+            fast=fast,
         )
         figures = {"examples": len(labelled), "target_text": len(unlabelled), **compared}
     figures["left_out"] = data.left_out.counts

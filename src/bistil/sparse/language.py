@@ -5,6 +5,7 @@ wears them in phase 1 (paper, section 3.2).
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace as changed
 from pathlib import Path
 
@@ -40,11 +41,13 @@ class MaskedLanguageModelling(nn.Module):
 
     Args:
         model: of a ...ForMaskedLM class of a supported family.
+        fast: linear maps as in `fast_linear`; false under torch.compile.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, fast: bool = True) -> None:
         super().__init__()
         self.model, self.family = model, family_of(model)
+        self._linear_maps = fast_linear if fast else nullcontext
 
     def forward(self, input_ids: Tensor, labels: Tensor, language: str = "", **inputs: Tensor) -> dict[str, Tensor]:
         """Mean loss over the masked tokens of the batch.
@@ -55,7 +58,7 @@ class MaskedLanguageModelling(nn.Module):
             language: of the batch; only carried along.
         """
         del language
-        with fast_linear():
+        with self._linear_maps():
             states = self.family.encoder(self.model)(input_ids=input_ids, **inputs).last_hidden_state
             masked = labels != IGNORED
             return {"loss": masked_lm_loss(self.family.masked_lm_logits(self.model, states[masked]), labels[masked])}
@@ -121,7 +124,7 @@ def adapt(
         {language: blocks}, {language: training}, steps=steps, batch_size=batch_size, seed=seed
     )
     collate = BlockCollator(tokenizer=tokenizer, mask_tokens=True, seed=seed)
-    module = MaskedLanguageModelling(masked_lm)
+    module = MaskedLanguageModelling(masked_lm, fast=not settings.training.compile)
 
     def evaluate(_: nn.Module) -> dict[str, float]:
         # Masked anew with a seed of its own: the same masks at every evaluation.

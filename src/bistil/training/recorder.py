@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bistil.errors import ArtefactError
+from bistil.errors import ArtefactError, DivergenceError
 from bistil.runtime.artefacts import file_digest, manifest, read_sealed, whole_file, write_sealed
 from bistil.runtime.progress import Progress
 from bistil.settings.recipe import TrainingSettings
@@ -88,6 +88,12 @@ class Recorder(TrainerCallback):
         with torch.no_grad():
             figures = self.evaluate(self.module)
         self.module.train(was_training)
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise DivergenceError(
+                    f"the held-out {name} is {value} at step {step}; the last good checkpoint is kept in "
+                    f"{self.folder}: lower the learning rate or check the data"
+                )
         self.history.append({"step": step, **figures})
         if main:
             self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
