@@ -49,6 +49,7 @@ from bistil.settings.recipe import (
 )
 from bistil.settings.study import Variant
 from bistil.tasks.hub import source_of
+from bistil.training.processes import processes
 
 MAJORITY = "majority class"
 # Room on disk that is asked for: the teacher's copies and checkpoints, in sizes of the teacher.
@@ -351,25 +352,31 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
     """Carry out a recipe in an output folder; the same call goes on where an earlier one stopped.
 
     Leaves `phase1/NAME` (bilingual students), `students/NAME` (their task models), `sfts/NAME`, `summary.json` and
-    `report.html` there, and returns the summary (docs/report.md explains it).
+    `report.html` there, and returns the summary (docs/report.md explains it). Several processes may call it together
+    (torchrun): they share every training, and the first of them does everything else.
 
     Raises:
         BistilError: bad input, another run's folder, an input where a stage writes, too little disk; nothing is
             overwritten then.
     """
-    check_run_folder(output)
-    check_apart(_written(recipe, output), _read(recipe))
+    first = processes().is_main_process
+    if first:
+        check_run_folder(output)
+        check_apart(_written(recipe, output), _read(recipe))
     inputs = check_inputs(recipe)
-    _check_disk(inputs, output)
+    if first:
+        _check_disk(inputs, output)
     plan = plan_recipe(recipe, inputs)
     with RunFolder(output, identity=_identity(recipe), names=plan.names) as run:
-        claim(files=[output / "summary.json", output / "report.html"], force=True)
-        write_json(output / "recipe.json", to_dict(recipe), inner=True)
+        if first:
+            claim(files=[output / "summary.json", output / "report.html"], force=True)
+            write_json(output / "recipe.json", to_dict(recipe), inner=True)
         for stage in plan.stages():
             run.make(stage)
         summary = summarise(recipe, inputs, plan, run)
-    save_summary(output / "summary.json", summary, replace=True)
-    if summary.models:
+    if first:
+        save_summary(output / "summary.json", summary, replace=True)
+    if first and summary.models:
         write_report(summary, output / "report.html", replace=True)
         print_table(summary)
     return summary

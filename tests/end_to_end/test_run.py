@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -448,6 +449,35 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_make_what_one_makes(recipe_folder, finished, tmp_path):
+    """They share every training; what only one can do the first one does. Damaged work is done again by both."""
+    output = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
+        "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--output", str(output),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for again in (False, True):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for name in ("phase1/lrf2", "students/lrf2", "baselines/lrf3-copied", "teacher"):
+            ours, theirs = weights(output / name), weights(finished[0] / name)
+            for key, value in ours.items():
+                assert torch.allclose(value, theirs[key], atol=2e-3), f"{name}: {key}"
+        stages = json.loads((output / "summary.json").read_text())["stages"]
+        assert {stage["name"] for stage in stages if not stage["skipped"]} == ({"phase2-lrf3"} if again else
+               {stage.name for stage in finished[1].stages})  # fmt: skip
+        said = [line for line in done.stderr.splitlines() if "phase2-lrf3: " in line and "damaged" in line]
+        assert len(said) == again
+        (output / "students/lrf3/model.safetensors").write_bytes(b"damaged")
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 def test_an_interrupted_run_says_in_one_line_how_to_go_on(recipe_folder, tmp_path, number):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--output", str(output)]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import psutil
 import torch
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from bistil.errors import ArtefactError, InputError
@@ -39,6 +40,7 @@ from bistil.runtime.artefacts import (
     write_sealed,
 )
 from bistil.runtime.ownership import is_run
+from bistil.training.processes import processes
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -114,7 +116,18 @@ class RunFolder:
         shared: bool = False,
     ) -> None:
         self.folder, self.names, self.shared = folder, dict(names or {}), shared
-        mark = folder / "run.json"
+        self.results: list[Made[Any]] = []
+        self._made: dict[str, Made[Any]] = {}
+        self._memory: dict[str, Any] = {}
+        self._lock = FileLock(folder / ".lock")
+        self._first = processes().is_main_process
+        if self._first:
+            self._open(dict(identity))
+        processes().wait_for_everyone()
+
+    def _open(self, identity: dict[str, Any]) -> None:
+        """Take the folder, and move what lies under other names."""
+        folder, mark = self.folder, self.folder / "run.json"
         check_run_folder(folder)
         if mark.exists():
             known = _identity(mark)
@@ -126,19 +139,15 @@ class RunFolder:
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(mark, {"identity": dict(identity)})
+            write_json(mark, {"identity": identity})
         check_plain(folder / ".lock")
-        self._lock = FileLock(folder / ".lock")
-        if not shared:
+        if not self.shared:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 raise InputError(
                     f"another process is working in {folder}: wait for it or name another folder"
                 ) from None
-        self.results: list[Made[Any]] = []
-        self._made: dict[str, Made[Any]] = {}
-        self._memory: dict[str, Any] = {}
         try:
             self._move_to_new_names()
         except BaseException:
@@ -163,16 +172,24 @@ class RunFolder:
         if stage.key in self._made:
             return self._made[stage.key]
         with self._alone(stage):
-            made = self.known(stage)
+            made = self._known_to_all(stage)
             if made is not None:
-                logger.info(f"{made.name}: done before, skipped")
+                self._say(f"{made.name}: done before, skipped")
             else:
                 for one in stage.stands_on():
                     self.make(one)
-                made = self._carry_out(stage)
+                made = self._carry_out(stage) if self._first else self._take_part(stage)
         self._made[stage.key] = made
         self.results.append(made)
         return made
+
+    def _known_to_all(self, stage: Stage[Result]) -> Made[Result] | None:
+        """`known`, as the first of the processes sees it."""
+        if processes().num_processes == 1:
+            return self.known(stage)
+        made = self.known(stage) if self._first else None
+        done: list[Any] = broadcast_object_list([made is not None])
+        return made if self._first or not done[0] else self.known(stage, whole=False)
 
     def known(self, stage: Stage[Result], *, whole: bool = True) -> Made[Result] | None:
         """What a stage came to, if it was done; None if it was not.
@@ -199,13 +216,13 @@ class RunFolder:
 
     def drop(self, stage: Stage[Any]) -> None:
         """Remove what a stage left, to save room; its record stays, and it is done again where it is needed again."""
-        record = self._record(stage.KIND, stage.key)
+        self._made.pop(stage.key, None)
+        record = self._record(stage.KIND, stage.key) if self._first else {}
         if record.get("key") == stage.key and not record.get("dropped"):
             written = [self.folder / name for name in record["files"]]
             self._write_record(record | {"dropped": True, "places": {}, "files": {}})
             for place in record["places"].values():
                 discard_output(self.folder / place, written=written)
-            self._made.pop(stage.key, None)
 
     def path(self, of: Product | File) -> Path:
         """Where a product lies, or is to be written, or where a file is."""
@@ -220,14 +237,14 @@ class RunFolder:
 
     def _alone(self, stage: Stage[Any]) -> Any:
         """With several processes in the folder, only one does a stage."""
-        if not self.shared:
+        if not (self.shared and self._first):
             return nullcontext()
         (self.folder / "stages").mkdir(exist_ok=True)
         return FileLock(self.folder / "stages" / f".{_file_name(stage.KIND, stage.key)}.lock")
 
     def _carry_out(self, stage: Stage[Result]) -> Made[Result]:
         name = self._name(stage).label
-        work = self.folder / "work" / _file_name(stage.KIND, stage.key)
+        work = self._work(stage)
         places = {part: self._place(Product(stage, part)) for part in stage.parts()}
         outputs = [self.folder / place for place in places.values()]
         replaced = self._records_at(places.values())
@@ -242,11 +259,12 @@ class RunFolder:
         # What belongs to other inputs is removed; going on from it would mix two runs.
         earlier = earlier if earlier.get("digest") == stage.key else {}
         open_work(work, anew=not earlier)
-        for path in replaced:
-            path.unlink()
+        for path in {*replaced, self._record_file(stage.KIND, stage.key)}:
+            path.unlink(missing_ok=True)
         for output in gone:
             discard_output(output, written=written)
-        logger.info(f"{name}: {'going on' if earlier else 'started'}")
+        self._say(f"{name}: {'going on' if earlier else 'started'}")
+        processes().wait_for_everyone()
         with _metered(clock, stage.key, earlier) as meter:
             result = stage.make(_Place(self, stage, work, name))
         made = Made(
@@ -267,18 +285,41 @@ class RunFolder:
                 "files": self._stamps(outputs),
             }
         )
+        if stage.JOINT:
+            processes().wait_for_everyone()
         discard_work(work)
-        logger.info(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
+        self._say(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
         return made
+
+    def _take_part(self, stage: Stage[Result]) -> Made[Result]:
+        """What the other processes do while the first one carries out a stage."""
+        processes().wait_for_everyone()
+        if stage.JOINT:
+            stage.make(_Place(self, stage, self._work(stage), self._name(stage).label))
+            processes().wait_for_everyone()
+        # A stage of the first process's own may take longer than processes wait for each other.
+        while (made := self.known(stage, whole=False)) is None:
+            time.sleep(SAMPLE_SECONDS)
+        return replace(made, skipped=False)
+
+    def _work(self, stage: Stage[Any]) -> Path:
+        return self.folder / "work" / _file_name(stage.KIND, stage.key)
+
+    def _say(self, text: str) -> None:
+        if self._first:
+            logger.info(text)
 
     # Records
 
+    def _record_file(self, kind: str, key: str) -> Path:
+        return self.folder / "stages" / f"{_file_name(kind, key)}.json"
+
     def _record(self, kind: str, key: str) -> dict[str, Any]:
         """A stage's record; empty without one."""
-        return _sealed(self.folder / "stages" / f"{_file_name(kind, key)}.json", kind)
+        return _sealed(self._record_file(kind, key), kind)
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
-        write_sealed(self.folder / "stages" / f"{_file_name(record['kind'], record['key'])}.json", record)
+        write_sealed(self._record_file(record["kind"], record["key"]), record)
 
     def _records_at(self, places: Any) -> dict[Path, dict[str, Any]]:
         """The records of what lies at some of the places, whoever put it there."""

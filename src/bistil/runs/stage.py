@@ -77,6 +77,8 @@ class Stage(ABC, Generic[Result]):
     """Begins the names of its record and of its work folder."""
     VERSION: ClassVar[int] = 1
     """Goes up when the same fields give another result."""
+    JOINT: ClassVar[bool] = False
+    """Whether all processes of a run do it together; otherwise the first one does it, and the others wait."""
 
     @abstractmethod
     def make(self, place: Place) -> Result:

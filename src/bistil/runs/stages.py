@@ -21,6 +21,7 @@ from bistil.sparse.language import adapt
 from bistil.sparse.wearing import dressed_copy
 from bistil.tasks.metrics import Metrics, resampled
 from bistil.text.lines import read_sentences
+from bistil.training.processes import one_process_first, processes
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
 
@@ -93,6 +94,7 @@ class Adapt(Stage[Adapted]):
     """Learn a language SFT of a model by masked language modelling. Leaves "sft"."""
 
     KIND: ClassVar[str] = "adapt"
+    JOINT: ClassVar[bool] = True
 
     model: Product
     language: str
@@ -151,6 +153,7 @@ class Distil(Stage[Distilled]):
     """
 
     KIND: ClassVar[str] = "phase1"
+    JOINT: ClassVar[bool] = True
 
     teacher: Product
     students: tuple[StudentSettings, ...]
@@ -178,12 +181,8 @@ class Distil(Stage[Distilled]):
             replace=True,
             label=place.label,
         )
-        for number, student in enumerate(self.students):
-            _put(output / student.name, place.output(str(number)))
-        with whole_folder(place.output("record"), record={"kind": "record of phase 1"}) as folder:
-            for path in output.iterdir():
-                if path.name != "bistil.json":
-                    os.replace(path, folder / path.name)
+        if processes().is_main_process:
+            self._put(output, place)
         return Distilled(
             students=[_bilingual(report, student.name) for student in self.students],
             steps=report["steps"],
@@ -191,10 +190,16 @@ class Distil(Stage[Distilled]):
             tokens_per_second=report["tokens_per_second"],
         )
 
-
-def _put(made: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(made, place)
+    def _put(self, made: Path, place: Place) -> None:
+        """Move each student to its place, and the rest beside them."""
+        for number, student in enumerate(self.students):
+            output = place.output(str(number))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(made / student.name, output)
+        with whole_folder(place.output("record"), record={"kind": "record of phase 1"}) as folder:
+            for path in made.iterdir():
+                if path.name != "bistil.json":
+                    os.replace(path, folder / path.name)
 
 
 def _bilingual(report: Mapping[str, Any], name: str) -> BilingualStudent:
@@ -224,7 +229,9 @@ class Copied:
 
     def folder(self, place: Place) -> Path:
         output = place.work / "copied"
-        copy_student(place.path(self.model), list(self.layers), output=output, replace=True)
+        with one_process_first() as first:
+            if first:
+                copy_student(place.path(self.model), list(self.layers), output=output, replace=True)
         return output
 
 
@@ -237,13 +244,12 @@ class Dressed:
     force: bool = False
 
     def folder(self, place: Place) -> Path:
-        return dressed_copy(
-            place.path(self.model),
-            place.path(self.sft),
-            output=place.work / "dressed",
-            force_sfts=self.force,
-            replace=True,
-        )
+        output = place.work / "dressed"
+        with one_process_first() as first:
+            if first:
+                model, sft = place.path(self.model), place.path(self.sft)
+                dressed_copy(model, sft, output=output, force_sfts=self.force, replace=True)
+        return output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +278,7 @@ class FineTune(Stage[Fitted]):
     """
 
     KIND: ClassVar[str] = "finetune"
+    JOINT: ClassVar[bool] = True
 
     start: Product | Copied | Dressed
     labelled: Labelled

@@ -21,8 +21,18 @@ def prepare_process() -> None:
     _stop_with_a_line()
 
 
+def is_first_of_run() -> bool:
+    """Whether this is the process of a torchrun that speaks for all, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def show_messages() -> None:
-    """Print what the package logs, from level INFO, on standard error; a second call changes nothing."""
+    """Print what the package logs, from level INFO, on standard error; a second call changes nothing.
+
+    Of several processes that share a run only the first does: they say the same.
+    """
+    if not is_first_of_run():
+        return
     package = logging.getLogger("bistil")
     if not any(isinstance(handler, _StandardError) for handler in package.handlers):
         package.addHandler(_StandardError())
@@ -43,7 +53,7 @@ def _stop_with_a_line() -> None:
 
     def stop(number: int, _frame: object) -> None:
         # Worker processes inherit this handler and have nothing to say.
-        if os.getpid() == own:
+        if os.getpid() == own and is_first_of_run():
             print("bistil: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(128 + number)
 

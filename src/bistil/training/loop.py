@@ -205,8 +205,11 @@ def train(
         trainer.recorder.open(checkpoint)
         with trainer.recorder.progress:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # The first process wrote the best weights, and removes them when all have read them.
+    trainer.accelerator.wait_for_everyone()
     for prefix in trainer.recorder.best:
         load_trained(module, trainer.recorder.best_file(prefix))
+    trainer.accelerator.wait_for_everyone()
     result = trainer.recorder.result()
     if trainer.args.should_save:
         save_trained(module, folder / FINAL)

@@ -54,15 +54,16 @@ class Recorder(TrainerCallback):
     def open(self, checkpoint: Path | None) -> None:
         """Take up the records as they were at the checkpoint; later lines belong to work that is lost."""
         self.started = time.monotonic()
-        log = self.folder / "train_log.jsonl"
+        log, main = self.folder / "train_log.jsonl", processes().is_main_process
         if checkpoint is None:
-            log.unlink(missing_ok=True)
-            self._drop_old_best()
+            if main:
+                log.unlink(missing_ok=True)
+                self._drop_old_best()
             return
         saved = read_sealed(checkpoint / COMPLETE)
         self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
         self.best, self.history = saved["best"], saved["history"]
-        if log.exists():
+        if main and log.exists():
             kept = [line for line in log.read_bytes().splitlines(keepends=True) if _step_of(line) <= saved["step"]]
             with whole_file(log, inner=True) as partial:
                 partial.write_bytes(b"".join(kept))
