@@ -188,7 +188,7 @@ def test_alignment_comes_from_the_students_configuration(tmp_path):
     student = type(teacher).from_pretrained(tmp_path)
     module = Distiller(teacher, {"s": student}, objectives={"s": ObjectiveSettings()})
     assert module(**batch())["s/attention"].item() > 0
-    assert module._plans[0].layers == [1, 6]
+    assert [layer for _, layer in module._plans[0].pairs[1:]] == [1, 6]
 
 
 @pytest.mark.parametrize(

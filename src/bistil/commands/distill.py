@@ -6,9 +6,10 @@ from typing import Any
 
 import typer
 
-from bistil.commands.options import FORCE, SEED, Table, pairs, takes
+from bistil.commands.options import FORCE, SEED, TRUST, Table, pairs, takes
 from bistil.errors import RecipeError
 from bistil.settings.recipe import Phase1Settings, PresetName, Recipe, StudentSettings, parse, phase1_preset
+from bistil.settings.trust import require_trust
 
 SHAPES = ("reduction", "depth", "layers")
 
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
         preset: PresetName = typer.Option("short", help="short: for two CPU cores; paper: the paper's settings."),
         seed: int = SEED,
         force: bool = FORCE,
+        trust_code: bool = TRUST,
         *,
         shape: dict[str, Any],
         run: dict[str, Any],
@@ -47,6 +49,7 @@ def register(app: typer.Typer) -> None:
         bistil distill --teacher trimmed --text en=en.txt --text sw=sw.txt --reduction 2 --reduction 3 -o runs/phase1
         """
         settings = parse(Phase1Settings, values, "bistil distill", base=phase1_preset(preset))
+        require_trust(settings, trust_code=trust_code, where="bistil distill")
         students = list(_students(shape))
         sfts: dict[str, str] = run.get("language_sfts", {})
         texts: dict[str, list[Path]] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from bistil.commands.options import FORCE, SEED, Table, pairs, takes
+from bistil.commands.options import FORCE, SEED, TRUST, Table, pairs, takes
 from bistil.errors import InputError
 from bistil.settings.recipe import (
     FinetuneSettings,
@@ -17,6 +17,7 @@ from bistil.settings.recipe import (
     parse,
     task_preset,
 )
+from bistil.settings.trust import require_trust
 
 FILES = ("train", "sources", "dev", "test")
 WHERE = "bistil finetune"
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
         sft: Path | None = typer.Option(None, help="Also keep the sparse fine-tuning by itself, in this new folder."),
         seed: int = SEED,
         force: bool = FORCE,
+        trust_code: bool = TRUST,
         *,
         data: dict[str, Any],
         run: dict[str, Any],
@@ -80,6 +82,7 @@ def register(app: typer.Typer) -> None:
             teacher=teacher is not None,
             text=bool(text),
         )
+        require_trust(settings, trust_code=trust_code, where="bistil finetune")
         from bistil.distillation.task import fit_task, read_task_data
         from bistil.models.names import model_folder
         from bistil.runtime.artefacts import claim, discard_work, work_beside

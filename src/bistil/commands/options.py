@@ -16,6 +16,7 @@ from bistil.settings.schema import MOST_SEED, help_of
 # What several commands take besides settings.
 FORCE = typer.Option(False, "--force", help="Replace the output if bistil made it.")
 SEED = typer.Option(0, min=0, max=MOST_SEED, help=help_of(Recipe, "seed"))
+TRUST = typer.Option(False, "--trust-code", help="Import the code that settings name as package.module:Class.")
 SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
 
 # Options of version 0.1 by command, and what does the same now.
@@ -191,8 +192,9 @@ def _all_keys(base: Any, path: tuple[str, ...]) -> Iterator[_Key]:
             default = one.default_factory()
         inner = settled(hint)
         if not is_dataclass(inner):
-            # A list of tables is no option.
-            if not (get_origin(inner) is list and is_dataclass(get_args(inner)[0])):
+            # A list of tables or lists is no option.
+            items = get_args(inner)[0] if get_origin(inner) is list else None
+            if not (is_dataclass(items) or get_origin(items) is list):
                 yield _Key((*path, one.name), hint, default, one.metadata)
             continue
         if inner is not hint:

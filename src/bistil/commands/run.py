@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from bistil.commands.options import TRUST
 from bistil.errors import InputError
 from bistil.settings.recipe import load_recipe
 
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
             [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe; lists by number from 0. Repeatable."
         ),
         check: bool = typer.Option(False, "--check", help="Only check the recipe and its files."),
+        trust_code: bool = TRUST,
     ) -> None:
         """Make small bilingual models as a recipe says, from the teacher to the report.
 
@@ -33,7 +35,7 @@ def register(app: typer.Typer) -> None:
         """
         if seed is not None:
             assignments = [*assignments, f"seed={seed}"]
-        resolved = load_recipe(recipe, assignments=assignments)
+        resolved = load_recipe(recipe, assignments=assignments, trust_code=trust_code)
         from bistil.method import run_recipe
         from bistil.runs.inputs import check_inputs
 

@@ -14,6 +14,7 @@ from bistil.runs.data import Labelled, TargetText, sources_of
 from bistil.runs.stage import File
 from bistil.runtime.artefacts import check_product, file_digest, folder_digest
 from bistil.settings.recipe import Recipe, TaskSettings
+from bistil.settings.trust import code_named
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.hub import sft_folder
 from bistil.sparse.language import check_adapt
@@ -36,11 +37,13 @@ class Inputs:
     notices: list[str] = field(
         default_factory=list, metadata={"help": "what was mended or left out, per labelled file"}
     )
+    code: list[str] = field(default_factory=list, metadata={"help": "package.module:Class that the recipe names"})
 
     def lines(self) -> list[str]:
         """The same for people."""
         return [
             f"teacher: {self.teacher.path}",
+            *(f"code that is imported: {name}" for name in self.code),
             *(f"student {name}: teacher layers {layers}" for name, layers in self.layers.items()),
             *(f"{name}: {count:,}" for name, count in self.counts.items()),
             *self.notices,
@@ -104,6 +107,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
         layers=layers,
         counts=counts,
         notices=notices,
+        code=code_named(recipe),
     )
 
 

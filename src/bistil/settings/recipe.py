@@ -35,6 +35,7 @@ from bistil.settings.schema import (
     option,
     without_target_text,
 )
+from bistil.settings.trust import require_trust
 
 __all__ = [
     "SHORT_LEAST_STEPS",
@@ -209,19 +210,23 @@ class Recipe(Checked):
             raise RecipeError("compare.no_target_text is on, but phase 2 has no target text: leave it out")
 
 
-def load_recipe(path: Path, *, folder: Path | None = None, assignments: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    path: Path, *, folder: Path | None = None, assignments: Iterable[str] = (), trust_code: bool = False
+) -> Recipe:
     """Read, check and resolve a recipe; its relative paths become absolute.
 
     Args:
         path: a TOML file.
         folder: what relative paths are relative to; default: the recipe's folder.
         assignments: changes such as `phase1.training.steps=300`, as `bistil run --set` takes them.
+        trust_code: code that the recipe names as package.module:Class may be imported.
 
     Raises:
-        RecipeError: unreadable file, unknown key, wrong type, impossible combination.
+        RecipeError: unreadable file, unknown key, wrong type, impossible combination, code that is not trusted.
     """
     values, defaults = _with_preset(assigned(Recipe, load_toml(path), assignments), str(path))
     recipe = parse(Recipe, values, str(path), defaults=defaults)
+    require_trust(recipe, trust_code=trust_code, where=str(path))
     base = (folder or path.parent).absolute()
 
     def located(files: list[str]) -> list[str]:

@@ -190,11 +190,24 @@ class ObjectiveSettings(Checked):
     relations: float = option(0.0, "MiniLMv2 self-attention relations of the last aligned layer", least=0)
     relation_heads: int = option(12, "number of relation heads", least=1)
     cosine: float = option(0.0, "DistilBERT's cosine loss between last hidden states", least=0)
+    terms: dict[str, float] = option(
+        factory=dict,
+        help="weights of other terms: a name that a module registered, or package.module:Class (with --trust-code)",
+        least=0,
+        entry="TERM=NUMBER",
+    )
+    pairs: list[list[int]] = option(
+        factory=list,
+        help="[student layer, teacher layer] pairs for attention and hidden, 0 the embedding output; empty: as aligned",
+    )
 
     def __post_init__(self) -> None:
-        """Also refuses an objective without any term."""
+        """Also refuses an objective without any term, and pairs that are none."""
         super().__post_init__()
-        if not any(getattr(self, name) for name in self.WEIGHTS):
+        for pair in self.pairs:
+            if len(pair) != 2 or min(pair) < 0:
+                raise RecipeError(f"pairs has {pair}; each is [student layer, teacher layer], counted from 0")
+        if not any(getattr(self, name) for name in self.WEIGHTS) and not any(self.terms.values()):
             raise RecipeError(f"every weight of the objective is 0: give one of {', '.join(self.WEIGHTS)}")
 
 
