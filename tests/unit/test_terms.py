@@ -103,6 +103,17 @@ def test_a_term_defined_beside_is_known_by_its_name_and_asks_for_what_it_needs()
     assert module.students["s"].get_input_embeddings().weight.grad is not None
 
 
+def test_a_module_of_the_package_is_found_by_its_name():
+    module = distiller(ObjectiveSettings(attention=0, hidden=0, terms={"patient": 1.0}))
+    given = batch()
+    with torch.no_grad():
+        report = module(**given)
+        ours, theirs = states(module.students["s"], given), states(module.teacher, given)
+    # |a - b|^2 = 2 - 2 cos(a, b) of vectors of length 1.
+    cosines = [torch.cosine_similarity(ours[a][:, 0], theirs[b][:, 0]).mean() for a, b in ((1, 2), (2, 4))]
+    assert report["s/patient"] == pytest.approx(2 - 2 * float(torch.stack(cosines).mean()), abs=1e-5)
+
+
 def test_pairs_of_layers_of_one_s_own():
     pairs = [[0, 0], [1, 1], [2, 3]]
     module = distiller(ObjectiveSettings(attention=1.0, hidden=1.0, pairs=pairs))
@@ -125,7 +136,7 @@ def test_pairs_of_layers_of_one_s_own():
 
 def test_what_is_no_term_is_one_line(own_module):
     for name, message in (
-        ("nonsense", "no term is called 'nonsense'"),
+        ("nonsense", "no term is called 'nonsense'; there are attention, cosine, .*patient"),
         ("no_such_module:X", "cannot be imported"),
         ("house_losses:Nothing", "cannot be imported"),
         ("house_losses:NoTerm", "is no term"),

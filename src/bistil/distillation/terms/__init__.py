@@ -2,7 +2,8 @@
 
 A term says what must be kept of the two forward passes, what it asks of the two models, and how its loss is computed
 from what was kept. `Distiller` puts terms together, weighted as `ObjectiveSettings` says. A new term is a subclass of
-`Term` with a `NAME`; its weight stands in `ObjectiveSettings.terms` under that name.
+`Term` with a `NAME`; its weight stands in `ObjectiveSettings.terms` under that name. A module of this package that is
+called like its term is found without being imported first.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -332,7 +335,7 @@ def terms_of(objective: ObjectiveSettings) -> list[tuple[Term, float]]:
 
 
 def find_term(name: str) -> type[Term]:
-    """The term of a name: that of a subclass of `Term` which has been imported, or "package.module:Class".
+    """The term of a name: a subclass of `Term` that has been imported, one of this package, or "package.module:Class".
 
     Raises:
         RecipeError: there is none, or it is no `Term`.
@@ -344,9 +347,12 @@ def find_term(name: str) -> type[Term]:
         except (ImportError, AttributeError) as error:
             raise RecipeError(f"the term {name!r} cannot be imported: {error}") from error
     else:
+        if find_spec(f"{__name__}.{name}") if name.isidentifier() else None:
+            import_module(f"{__name__}.{name}")
         known = {one.NAME: one for one in _below(Term) if hasattr(one, "NAME")}  # type: ignore[type-abstract]
         if name not in known:
-            raise RecipeError(f"no term is called {name!r}: import its module, or name it as package.module:Class")
+            names = ", ".join(sorted({*known, *(one.name for one in iter_modules(__path__))}))
+            raise RecipeError(f"no term is called {name!r}; there are {names}; one of your own is package.module:Class")
         found = known[name]
     if not (isinstance(found, type) and issubclass(found, Term) and hasattr(found, "NAME")):
         raise RecipeError(f"{name} is no term: a subclass of bistil.distillation.terms.Term with a NAME is expected")
