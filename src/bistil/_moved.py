@@ -46,6 +46,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 # Modules that are still there, of which some names went elsewhere.
 LEFT: dict[str, tuple[str, ...]] = {
     "bistil.distillation.general": ("bistil.sparse.wearing", "bistil.models.masked_lm"),
+    "bistil.distillation.module": ("bistil.distillation.terms",),
     "bistil.distillation.task": ("bistil.distillation.task_data",),
     "bistil.models": ("bistil.models.loading", "bistil.models.names", "bistil.runtime.quiet"),
     "bistil.sparse.artefact": ("bistil.sparse.delta",),
@@ -76,6 +77,7 @@ LEFT: dict[str, tuple[str, ...]] = {
 RENAMED = {
     ("bistil.benchmark", "record"): "cost_record",
     ("bistil.distillation.general", "model_configuration"): "supported_config",
+    ("bistil.distillation.module", "Pair"): "RowPair",
     ("bistil.distillation.task", "reading"): "how_to_read",
     ("bistil.evaluation", "record"): "score_record",
     ("bistil.ownership", "versions"): "writer",

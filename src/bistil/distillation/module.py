@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bistil._moved import left_names
 from bistil.distillation.representations import Capture, Captured
 from bistil.distillation.student import choose_layers
 from bistil.distillation.terms import Compared, Needs, Pairs, Side, Term, terms_of
@@ -16,6 +17,9 @@ from bistil.errors import RecipeError
 from bistil.models.families import family_of
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.recipe import ObjectiveSettings, StudentSettings
+
+if not TYPE_CHECKING:
+    __getattr__ = left_names("bistil.distillation.module")
 
 
 @dataclass(frozen=True)

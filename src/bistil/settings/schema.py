@@ -204,6 +204,9 @@ class ObjectiveSettings(Checked):
     def __post_init__(self) -> None:
         """Also refuses an objective without any term, and pairs that are none."""
         super().__post_init__()
+        for name in self.terms:
+            if name in self.WEIGHTS:
+                raise RecipeError(f"terms has {name!r}, which is a key of its own: give {name} instead")
         for pair in self.pairs:
             if len(pair) != 2 or min(pair) < 0:
                 raise RecipeError(f"pairs has {pair}; each is [student layer, teacher layer], counted from 0")
