@@ -262,7 +262,10 @@ def _capturing_attention(
     if request is not None:
         refuse_other_scores(module, options)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        output = request.capture.attention_of(request.layer, query, key, value, attention_mask, scale, dropout)
+        # Where heads share keys and values in groups, each head is compared with its own copy.
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (one if groups == 1 else one.repeat_interleave(groups, dim=1) for one in (key, value))
+        output = request.capture.attention_of(request.layer, query, keys, values, attention_mask, scale, dropout)
         if output is not None:
             return output, None
     return plain_attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)

@@ -1,12 +1,15 @@
 """The only place that knows where a model family keeps its layers, embeddings, attention and heads.
 
 A path such as "encoder.layer" is relative to the encoder, the model that `AutoModel` builds; under a task head the
-same encoder hangs on the attribute that the head's class names (`base_model_prefix`).
+same encoder hangs on the attribute that the head's class names (`base_model_prefix`). A new family is a module of this
+package, called like its model type, that calls `register`; one's own is registered from anywhere.
 """
 
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import torch
@@ -118,51 +121,65 @@ class Family:
         return logits
 
 
-_FAMILIES = {
-    family.model_type: family
-    for family in (
-        Family(model_type="bert"),
-        Family(model_type="roberta"),
-        Family(model_type="xlm-roberta"),
-        Family(
-            model_type="deberta-v2",
-            projections=("query_proj", "key_proj", "value_proj"),
-            attention_interface=False,
-        ),
-        Family(
-            model_type="distilbert",
-            layers_path="transformer.layer",
-            depth_field="n_layers",
-            width_field="dim",
-            heads_field="n_heads",
-            self_attention_path="attention",
-            projections=("q_lin", "k_lin", "v_lin"),
-        ),
-        Family(
-            model_type="modernbert",
-            layers_path="layers",
-            word_embeddings="embeddings.tok_embeddings.weight",
-            self_attention_path="attn",
-            projections=None,
-            final_norm_path="final_norm",
-            first_layer_lacks=(("attn_norm", "attn.Wqkv"),),
-        ),
-    )
-}
+_FAMILIES: dict[str, Family] = {}
 
-SUPPORTED = tuple(_FAMILIES)
+
+def register(family: Family) -> Family:
+    """Make a family known, or take the place of one with its model type; returns it."""
+    _FAMILIES[family.model_type] = family
+    return family
+
+
+for _family in (
+    Family(model_type="bert"),
+    Family(model_type="roberta"),
+    Family(model_type="xlm-roberta"),
+    Family(
+        model_type="deberta-v2",
+        projections=("query_proj", "key_proj", "value_proj"),
+        attention_interface=False,
+    ),
+    Family(
+        model_type="distilbert",
+        layers_path="transformer.layer",
+        depth_field="n_layers",
+        width_field="dim",
+        heads_field="n_heads",
+        self_attention_path="attention",
+        projections=("q_lin", "k_lin", "v_lin"),
+    ),
+    Family(
+        model_type="modernbert",
+        layers_path="layers",
+        word_embeddings="embeddings.tok_embeddings.weight",
+        self_attention_path="attn",
+        projections=None,
+        final_norm_path="final_norm",
+        first_layer_lacks=(("attn_norm", "attn.Wqkv"),),
+    ),
+):
+    register(_family)
+
+
+def supported() -> list[str]:
+    """Model types that are known, those of this package's modules among them."""
+    return sorted({*_FAMILIES, *(module.name.replace("_", "-") for module in iter_modules(__path__))})
 
 
 def family_of(model_or_config: Any) -> Family:
     """The family of a model or of its configuration.
+
+    A module of this package that is called like a model type registers that family when it is first asked for.
 
     Raises:
         ArtefactError: a model type that is not supported.
     """
     config = getattr(model_or_config, "config", model_or_config)
     model_type = getattr(config, "model_type", None)
+    if model_type not in _FAMILIES and model_type in supported():
+        import_module(f"{__name__}.{model_type.replace('-', '_')}")
     if model_type not in _FAMILIES:
-        raise ArtefactError(f"model type {model_type!r} is not supported; supported are {', '.join(SUPPORTED)}")
+        raise ArtefactError(f"model type {model_type!r} is not supported; supported are {', '.join(supported())}")
     return _FAMILIES[model_type]
 
 
