@@ -11,13 +11,14 @@ from transformers import (
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    EuroBertConfig,
     ModernBertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     XLMRobertaConfig,
 )
 
-FAMILIES = ("bert", "xlm-roberta", "roberta", "deberta-v2", "distilbert", "modernbert")
+FAMILIES = ("bert", "xlm-roberta", "roberta", "deberta-v2", "distilbert", "modernbert", "eurobert")
 
 ENGLISH = """The cat sat on the mat and looked at the moon.
 A farmer sold seven sheep at the market in Nairobi.
@@ -157,6 +158,22 @@ def config(
             eos_token_id=2,
             cls_token_id=0,
             sep_token_id=2,
+            **extra,
+        )
+    if family == "eurobert":
+        return EuroBertConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
+            intermediate_size=2 * hidden,
+            max_position_embeddings=140,
+            attention_dropout=0.0,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            mask_token_id=4,
             **extra,
         )
     raise ValueError(family)
