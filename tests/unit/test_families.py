@@ -19,7 +19,7 @@ def test_paths_lead_to_the_parts(family):
     words = names[paths.prefix(model) + paths.word_embeddings]
     assert words is model.get_input_embeddings().weight
     assert paths.prefix(model) + paths.word_embeddings in paths.embedding_parameters(model)
-    assert (paths.final_norm(model) is not None) == (family == "modernbert")
+    assert (paths.final_norm(model) is not None) == (family in ("modernbert", "eurobert"))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -93,9 +93,20 @@ def test_a_registered_attention_function_is_called_by_name_with_known_options(fa
         assert torch.equal(model(input_ids=IDS)[0], plain) and len(seen) == 2
     assert torch.equal(got, plain), "Capture replaces attention by this name"
     for query, key, scaling, options in seen:
-        assert query == key == (2, 4, 12, 8) and scaling == pytest.approx(8**-0.5), "L_attn needs the scores' parts"
+        shared = 2 if family == "eurobert" else 1  # heads that share their keys
+        assert query == (2, 4, 12, 8) and key == (2, 4 // shared, 12, 8) and scaling == pytest.approx(8**-0.5), (
+            "L_attn needs the scores' parts"
+        )
         harmless = {"sliding_window", "deterministic", "is_causal", "position_ids", "output_attentions", "use_cache"}
         assert options <= harmless, f"{options - harmless}: does it change the scores? then add it to CHANGES_SCORES"
+
+
+def test_auto_classes_say_for_which_configurations_they_have_a_class():
+    from transformers import AutoModelForQuestionAnswering
+
+    assert insides.has_class_for(AutoModelForQuestionAnswering, tiny.config("bert"))
+    assert not insides.has_class_for(AutoModelForQuestionAnswering, tiny.config("eurobert"))
+    assert insides.has_class_for(type(tiny.model("bert", layers=1)), tiny.config("eurobert"))
 
 
 def test_attention_with_more_than_a_mask_is_refused():

@@ -18,6 +18,7 @@ from bistil.errors import ArtefactError, BistilError, first_line
 from bistil.models.families import base_prefix, head_names
 from bistil.models.parser import parser_class
 from bistil.runtime.artefacts import check_product
+from bistil.runtime.insides import has_class_for
 from bistil.runtime.quiet import quiet_transformers
 
 HeadRule = Literal["whole", "optional", "new"]
@@ -109,6 +110,10 @@ def load_model(
     config = read_config(folder) if config is None else config
     named = {task_of(name) for name in config.architectures or ()}
     kind = model_class(config) if auto_class is None else auto_class
+    if not has_class_for(kind, config):
+        raise ArtefactError(
+            f"{folder} has no head for {task_of(kind.__name__)}: transformers has none for {config.model_type} models"
+        )
     options = {
         "config": config,
         "dtype": dtype,

@@ -115,6 +115,15 @@ def asked_for_map(
     return bound.args, bound.kwargs
 
 
+def has_class_for(auto_class: Any, config: Any) -> bool:
+    """Whether an Auto class of transformers has a class for a configuration; true of what is no Auto class.
+
+    Auto classes keep a mapping from configurations to classes in `_model_mapping`.
+    """
+    mapping = getattr(auto_class, "_model_mapping", None)
+    return mapping is None or type(config) in mapping
+
+
 # --- transformers: the Trainer
 
 
