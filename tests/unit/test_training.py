@@ -172,6 +172,9 @@ def test_epoch_order_sees_every_example_once_per_epoch():
 
 def test_steps_and_epochs_exclude_each_other():
     assert planned_steps(10, TrainingSettings(epochs=2.0, batch_size=4)) == 5
+    for endless in (TrainingSettings(epochs=1e12), TrainingSettings(steps=10**9)):
+        with pytest.raises(RecipeError, match=r"steps: at most 100,000,000 can be planned"):
+            planned_steps(10, endless)
     with pytest.raises(RecipeError, match="either steps or epochs"):
         planned_steps(10, TrainingSettings())
     with pytest.raises(RecipeError, match="give only one of them"):

@@ -21,11 +21,12 @@ from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.schema import AdaptSettings, SparseSettings
 from bistil.sparse import SparseFineTuning, train_sparse
+from bistil.sparse.training import check_sparse
 from bistil.text import IGNORED
 from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, language_schedule, split_held_out
 from bistil.training.held_out import held_out_means, masked_tokens_of
-from bistil.training.loop import check_training, processes
+from bistil.training.loop import processes
 
 # Held-out blocks beyond these cost time and tell little more.
 MOST_HELD_OUT = 200
@@ -73,7 +74,18 @@ def check_adapt(model: str, settings: AdaptSettings) -> None:
     if load_tokenizer(model).mask_token_id is None:
         raise ArtefactError(f"the tokenizer of {model} has no mask token: masked language modelling needs one")
     check_length(supported_config(model_folder(model)), settings.block_length, name="block_length")
-    check_training(settings.training)
+    check_sparse(_phases(settings, steps=1), settings.training)
+
+
+def _phases(settings: AdaptSettings, *, steps: int) -> SparseSettings:
+    """Two phases of so many steps."""
+    return SparseSettings(
+        density=settings.density,
+        dense_steps=steps,
+        sparse_steps=steps,
+        freeze_embeddings=settings.freeze_embeddings,
+        freeze_layer_norms=settings.freeze_layer_norms,
+    )
 
 
 def adapt(
@@ -139,13 +151,7 @@ def adapt(
         schedule,
         model=masked_lm,
         dense_parameters=dense,
-        settings=SparseSettings(
-            density=settings.density,
-            dense_steps=steps,
-            sparse_steps=steps,
-            freeze_embeddings=settings.freeze_embeddings,
-            freeze_layer_norms=settings.freeze_layer_norms,
-        ),
+        settings=_phases(settings, steps=steps),
         training=settings.training,
         collate=collate,
         folder=work / "training",

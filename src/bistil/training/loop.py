@@ -69,6 +69,8 @@ __all__ = [
 
 # Where TensorBoard's files are in a work folder, unless the environment's TENSORBOARD_LOGGING_DIR says otherwise.
 TENSORBOARD = "tensorboard"
+# The order of training is drawn beforehand, for so many steps at most: 500 times the paper's longest.
+MOST_STEPS = 10**8
 # The trained parameters in a checkpoint.
 WEIGHTS = "trained.safetensors"
 
@@ -77,17 +79,23 @@ def planned_steps(size: int, settings: TrainingSettings) -> int:
     """Number of optimizer steps that the settings mean for a data set of `size` examples.
 
     Raises:
-        RecipeError: neither or both of steps and epochs are given.
+        RecipeError: neither or both of steps and epochs are given, or they mean more steps than any training takes.
     """
     if (settings.steps is None) == (settings.epochs is None):
         raise RecipeError("training needs either steps or epochs, and not both")
     if settings.steps is not None:
-        return settings.steps
+        return _no_more_than_any(settings.steps, f"steps is {settings.steps}")
     assert settings.epochs is not None
     steps = math.ceil(size * settings.epochs / settings.batch_size)
     if settings.most_steps is not None:
         steps = min(steps, settings.most_steps)
-    return max(1, steps, settings.least_steps or 0)
+    return _no_more_than_any(max(1, steps, settings.least_steps or 0), f"epochs is {settings.epochs:g}")
+
+
+def _no_more_than_any(steps: int, said: str) -> int:
+    if steps > MOST_STEPS:
+        raise RecipeError(f"{said}, which means {steps:,} steps: at most {MOST_STEPS:,} can be planned")
+    return steps
 
 
 def check_loggers(names: Sequence[str]) -> None:
