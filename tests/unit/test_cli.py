@@ -157,3 +157,14 @@ def test_other_errors_keep_their_traceback(command_line, monkeypatch):
     monkeypatch.setattr("bistil.demo.run.run_demo", fail)
     with pytest.raises(OSError, match="a fault of the program"):
         command_line("demo")
+
+
+def test_the_first_version_s_dense_fine_tuning_still_works_and_says_its_new_name(capsys):
+    from bistil.cli import _in_new_words
+
+    words = ["finetune", "--model", "m", "--dense", "--dense-epochs", "1", "-o", "out"]
+    assert _in_new_words(words) == ["finetune", "--model", "m", "--no-sparse", "--epochs", "1", "-o", "out"]
+    assert "[bistil] --dense is now --no-sparse" in capsys.readouterr().err
+    assert _in_new_words(["finetune", "--dense-epochs=2"]) == ["finetune", "--dense-epochs=2"]
+    assert _in_new_words(["finetune", "--dense", "--dense-epochs=2"])[1:] == ["--no-sparse", "--epochs=2"]
+    assert capsys.readouterr().err.count("0.3") == 1
