@@ -178,9 +178,10 @@ def test_the_cards_metadata_can_be_read_whatever_the_base_is_called(tmp_path):
     sft = random_sft(tagger(), seed=1)
     sft.provenance.base, sft.provenance.kind = "owner/na: me #1", 'odd" ]: kind'
     sft.save(tmp_path / "sft")
-    data = ModelCard.load(tmp_path / "sft/README.md").data
-    assert (data.library_name, data.base_model) == ("bistil", "owner/na: me #1")
-    assert data.tags == ["sparse-fine-tuning", 'odd" ]: kind-sft']
+    data = ModelCard.load(tmp_path / "sft/README.md").data.to_dict()
+    assert data.pop("base_model") == "owner/na: me #1"
+    assert data.pop("tags") == ["sparse-fine-tuning", 'odd" ]: kind-sft']
+    assert list(data.values()) == ["bistil"]  # what loads it
 
 
 def test_round_trip_is_exact(tmp_path):
