@@ -1,7 +1,6 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
 import errno
-import logging
 import os
 import sys
 from importlib import import_module
@@ -9,12 +8,10 @@ from importlib import import_module
 import typer
 
 from bistil._version import __version__
-from bistil.commands.options import RENAMED
+from bistil.commands.options import in_new_words
 from bistil.errors import BistilError
 from bistil.runtime.insides import is_torch_writer_s, system_error_number, usage_error
 from bistil.runtime.process import prepare_process
-
-logger = logging.getLogger(__name__)
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = ("demo", "run", "trim", "distill", "finetune", "evaluate", "benchmark", "adapt", "sft")
@@ -63,14 +60,11 @@ def main() -> None:
     prepare_process()
     try:
         # Typer's own handling draws a box of several lines around an error.
-        sys.exit(app(_in_new_words(sys.argv[1:]), prog_name="bistil", standalone_mode=False) or 0)
+        sys.exit(app(in_new_words(sys.argv[1:]), prog_name="bistil", standalone_mode=False) or 0)
     except BistilError as error:
         _fail(str(error), error.exit_code)
     except usage_error() as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
-        option = getattr(error, "option_name", "")
-        if (new := RENAMED.get(command.removeprefix("bistil "), {}).get(option)) is not None:
-            _fail(f"{option} is now {new}: see {command} --help", 2)
         # Without arguments the help has been printed.
         if type(error).__name__ != "NoArgsIsHelpError":
             _fail(f"{error.format_message().removesuffix('.')}: see {command} --help", 2)  # type: ignore[attr-defined]
@@ -80,16 +74,6 @@ def main() -> None:
         if refused is None:
             raise
         _fail(refused, 2)
-
-
-def _in_new_words(words: list[str]) -> list[str]:
-    """A command line with the name that scripts of version 0.1 use most, in today's words; to go in version 0.3."""
-    if words[:1] != ["finetune"] or "--dense" not in words:
-        return words
-    logger.warning("--dense is now --no-sparse, and its --dense-epochs --epochs; the old names go in 0.3")
-    new = {"--dense": "--no-sparse", "--dense-epochs": "--epochs"}
-    found = ((name, sign, value) for name, sign, value in (word.partition("=") for word in words))
-    return [f"{new.get(name, name)}{sign}{value}" for name, sign, value in found]
 
 
 def _fail(message: str, code: int) -> None:

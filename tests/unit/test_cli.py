@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from bistil.cli import COMMANDS, app, main
+from bistil.commands.options import RENAMED, in_new_words
 
 
 @pytest.fixture
@@ -131,7 +132,6 @@ def folder(tmp_path_factory):
         (["--block-length", "0"], "block_length is 0; it must be at least 4"),
         (["--block-length", "141"], "block_length is 141, but the model has 140 positions"),
         (["--set", "training.batch_sise=2"], "did you mean 'batch_size'"),
-        (["--masked-lm", "1"], "--masked-lm is now --hard-labels: see bistil distill --help"),
         (["--spread", "first"], "give --depth too"),
         (["--output", "mine"], "mine already exists"),
         (["--output", "en.txt"], "en.txt is also an input"),
@@ -159,12 +159,17 @@ def test_other_errors_keep_their_traceback(command_line, monkeypatch):
         command_line("demo")
 
 
-def test_the_first_version_s_dense_fine_tuning_still_works_and_says_its_new_name(capsys):
-    from bistil.cli import _in_new_words
+@pytest.mark.parametrize("command", RENAMED)
+def test_options_of_the_first_version_still_work_and_say_their_new_names(command, capsys):
+    for old, new in RENAMED[command].items():
+        assert in_new_words([command, old, "x", "-o", "out"]) == [command, *new, "x", "-o", "out"]
+        assert capsys.readouterr().err == f"[bistil] {old} is now {' '.join(new)}; the old name goes in 0.3\n"
+    assert in_new_words([command, "--no", "old=one"]) == [command, "--no", "old=one"]
+    assert in_new_words(["run", "--dense", "--size"]) == ["run", "--dense", "--size"]
+    assert not capsys.readouterr().err
 
-    words = ["finetune", "--model", "m", "--dense", "--dense-epochs", "1", "-o", "out"]
-    assert _in_new_words(words) == ["finetune", "--model", "m", "--no-sparse", "--epochs", "1", "-o", "out"]
-    assert "[bistil] --dense is now --no-sparse" in capsys.readouterr().err
-    assert _in_new_words(["finetune", "--dense-epochs=2"]) == ["finetune", "--dense-epochs=2"]
-    assert _in_new_words(["finetune", "--dense", "--dense-epochs=2"])[1:] == ["--no-sparse", "--epochs=2"]
-    assert capsys.readouterr().err.count("0.3") == 1
+
+def test_the_length_of_a_dense_fine_tuning_had_another_name(capsys):
+    assert in_new_words(["finetune", "--dense", "--dense-epochs=2"])[1:] == ["--no-sparse", "--epochs=2"]
+    assert capsys.readouterr().err.count("0.3") == 2
+    assert in_new_words(["finetune", "--dense-epochs=2"]) == ["finetune", "--dense-epochs=2"]

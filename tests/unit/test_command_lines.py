@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bistil.cli import _in_new_words, main
+from bistil.cli import main
+from bistil.commands.options import in_new_words
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "command_lines.json"
 # Where the work of a command begins.
@@ -81,8 +82,8 @@ def inputs(tmp_path, monkeypatch):
 
 # Lines of version 0.1 in other words now: what the refusal names (None: they still work), and the line of today.
 CHANGED = {
-    "--random-start": ("--start random", "--start random"),
-    "--masked-lm": ("--hard-labels", "--hard-labels"),
+    "--random-start": (None, "--start random"),
+    "--masked-lm": (None, "--hard-labels"),
     "--held-out sw=0.3": ("held_out_shares", "--held-out-shares sw=0.3"),
     "--held-out en=0.01": ("held_out_shares", "--held-out-shares en=0.01"),
     "--held-out-blocks 0": ("false: no limit", "--held-out-blocks false"),
@@ -90,9 +91,9 @@ CHANGED = {
     "--dense": (None, "--no-sparse"),
     "--preset short --dense-epochs": ("give --epochs", "--preset short --epochs"),
     "--column ignore=a --column ignore=b": ("--column ignore= is given twice", "--column ignore=a,b"),
-    "--size": ("--vocabulary-size", "--vocabulary-size"),
-    "--no-characters": ("--no-keep-characters", "--no-keep-characters"),
-    "--characters": ("--keep-characters", "--keep-characters"),
+    "--size": (None, "--vocabulary-size"),
+    "--no-characters": (None, "--no-keep-characters"),
+    "--characters": (None, "--keep-characters"),
 }
 # What is another thing on purpose: command, what the line has or ("not ...") lacks, and the value now.
 OTHERWISE = [
@@ -138,7 +139,7 @@ def test_a_command_line_means_what_it_meant(line, wanted, monkeypatch, capsys):
         assert stopped.value.code == 2 and shown.count("\n") == 1
         assert said in shown
     elif line_now != line:
-        assert _in_new_words(line.split()) == line_now.split()
+        assert in_new_words(line.split()) == line_now.split()
     got = json.loads(json.dumps(call_of(line_now, monkeypatch)))
     assert {key: got.get(key, "(absent)") for key in wanted} == wanted
 

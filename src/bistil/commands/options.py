@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,22 +14,41 @@ from bistil.settings.parsing import assigned, plain_value, settled
 from bistil.settings.recipe import Recipe
 from bistil.settings.schema import MOST_SEED, help_of
 
+logger = logging.getLogger(__name__)
+
 # What several commands take besides settings.
 FORCE = typer.Option(False, "--force", help="Replace the output if bistil made it.")
 SEED = typer.Option(0, min=0, max=MOST_SEED, help=help_of(Recipe, "seed"))
 TRUST = typer.Option(False, "--trust-code", help="Import the code that settings name as package.module:Class.")
 SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
 
-# Options of version 0.1 by command, and what does the same now.
+# Options of version 0.1 by command, and what they are now; to go in version 0.3.
 RENAMED = {
-    "distill": {"--masked-lm": "--hard-labels", "--random-start": "--start random"},
-    "finetune": {"--dense": "--no-sparse, whose length is --epochs"},
+    "distill": {"--masked-lm": ["--hard-labels"], "--random-start": ["--start", "random"]},
+    "finetune": {"--dense": ["--no-sparse"]},
     "trim": {
-        "--size": "--vocabulary-size",
-        "--characters": "--keep-characters",
-        "--no-characters": "--no-keep-characters",
+        "--size": ["--vocabulary-size"],
+        "--characters": ["--keep-characters"],
+        "--no-characters": ["--no-keep-characters"],
     },
 }
+# The length of a dense fine-tuning had the name that is now the dense phase's alone.
+WITH_DENSE = {"--dense-epochs": ["--epochs"]}
+
+
+def in_new_words(words: Sequence[str]) -> list[str]:
+    """A command line with old options in today's words; a notice says each new name."""
+    renamed = RENAMED.get(words[0], {}) if words else {}
+    if "--dense" in words and "--dense" in renamed:
+        renamed = renamed | WITH_DENSE
+    new: list[str] = []
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name in renamed:
+            logger.warning(f"{name} is now {' '.join(renamed[name])}; the old name goes in 0.3")
+        *first, last = renamed.get(name, [name])
+        new += [*first, f"{last}{sign}{value}"]
+    return new
 
 
 @dataclass(frozen=True)
