@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,10 @@ from bistil.runs.inputs import labelled_digests, text_files
 from bistil.runs.stage import File, Product
 from bistil.runs.stages import Distil, Evaluate, FineTune, Score
 from bistil.runtime.artefacts import json_digest
+from bistil.settings.schema import TaskSettings
 from bistil.settings.study import StudySettings, Variant
 from bistil.tasks.hub import labelled_digest
+from bistil.tasks.metrics import interval
 
 UNDISTILLED, TRIM_ONLY = "undistilled", "trim only"
 
@@ -81,7 +82,7 @@ class Study:
             teacher_seed=own.teacher_seed,
         )
 
-    def _task(self) -> Any:
+    def _task(self) -> TaskSettings:
         """The task with the study's files: dev and test sets of every target as "TARGET/PART"."""
         own = self.settings
 
@@ -224,5 +225,4 @@ def mean_gap(rows: Iterable[Iterable[Score]], reference: Iterable[Score]) -> tup
     pairs = [pair for row in rows for pair in zip(row, references, strict=True)]
     gaps = [one.gap(other)[0] for one, other in pairs]
     resampled = [np.subtract(one.resamples, other.resamples) for one, other in pairs]
-    low, high = np.percentile(np.mean(resampled, axis=0), [2.5, 97.5])
-    return float(np.mean(gaps)), float(low), float(high)
+    return float(np.mean(gaps)), *interval(np.mean(resampled, axis=0))

@@ -19,7 +19,7 @@ from bistil.runtime.artefacts import whole_folder
 from bistil.settings.recipe import AdaptSettings, FinetuneSettings, Phase1Settings, StudentSettings, TrimSettings
 from bistil.sparse.language import adapt
 from bistil.sparse.wearing import dressed_copy
-from bistil.tasks.metrics import Metrics, resampled
+from bistil.tasks.metrics import Metrics, interval, resampled
 from bistil.text.lines import read_sentences
 from bistil.training.processes import one_process_first, processes
 from bistil.vocabulary import kept_ids, trim_vocabulary
@@ -380,15 +380,14 @@ class Score:
             metric=metrics.primary,
             score=scores[metrics.primary],
             scores=scores,
-            interval=np.percentile(values, [2.5, 97.5]).tolist(),
+            interval=list(interval(values)),
             examples=len(metrics.counts),
             resamples=values.tolist(),
         )
 
     def gap(self, reference: "Score") -> tuple[float, float, float]:
         """`tasks.paired_gap`: this score minus the reference's, low and high end of its interval, in points."""
-        low, high = np.percentile(np.subtract(self.resamples, reference.resamples), [2.5, 97.5])
-        return self.score - reference.score, float(low), float(high)
+        return self.score - reference.score, *interval(np.subtract(self.resamples, reference.resamples))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,12 @@ def bootstrap(metrics: Metrics, n: int = 1000, seed: int = 0, *, name: str | Non
     Returns:
         Low and high end, in percent.
     """
-    low, high = np.percentile(resampled(metrics, n, seed, name=name), [2.5, 97.5])
+    return interval(resampled(metrics, n, seed, name=name))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% percentile interval of resampled values (n,): low and high end."""
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -68,8 +73,7 @@ def paired_gap(metrics: Metrics, reference: Metrics, n: int = 1000, seed: int = 
         raise ValueError(f"{len(metrics.counts)} examples against {len(reference.counts)}: the sets must be the same")
     gap = metrics.scores[metrics.primary] - reference.scores[metrics.primary]
     differences = resampled(metrics, n, seed) - resampled(reference, n, seed, name=metrics.primary)
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return gap, float(low), float(high)
+    return gap, *interval(differences)
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
