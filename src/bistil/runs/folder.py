@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -247,22 +247,13 @@ class RunFolder:
         work = self._work(stage)
         places = {part: self._place(Product(stage, part)) for part in stage.parts()}
         outputs = [self.folder / place for place in places.values()]
-        replaced = self._records_at(places.values())
-        # With a product goes all that was made with it.
-        old = [self.folder / place for record in replaced.values() for place in record["places"].values()]
-        gone = list(dict.fromkeys([*outputs, *old]))
-        # Of runs of version 0.1 it is not known which files a stage wrote.
-        written = [self.folder / one for record in replaced.values() for one in record["files"]] or None
-        claim(made=gone, written=written, work=work)
+        self._make_room(list(places.values()), work=work)
         clock = work / "clock.json"
         earlier = _sealed(clock, name)
         # What belongs to other inputs is removed; going on from it would mix two runs.
         earlier = earlier if earlier.get("digest") == stage.key else {}
         open_work(work, anew=not earlier)
-        for path in {*replaced, self._record_file(stage.KIND, stage.key)}:
-            path.unlink(missing_ok=True)
-        for output in gone:
-            discard_output(output, written=written)
+        self._record_file(stage.KIND, stage.key).unlink(missing_ok=True)
         self._say(f"{name}: {'going on' if earlier else 'started'}")
         processes().wait_for_everyone()
         with _metered(clock, stage.key, earlier) as meter:
@@ -290,6 +281,23 @@ class RunFolder:
         discard_work(work)
         self._say(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
         return made
+
+    def _make_room(self, places: list[str], *, work: Path | None = None) -> None:
+        """Remove what earlier stages left at some places, with all that was made with it.
+
+        Raises:
+            InputError: something there, or in the work folder, is not ours; nothing is removed then.
+        """
+        replaced = self._records_at(places)
+        with_it = [place for record in replaced.values() for place in record["places"].values()]
+        gone = [self.folder / place for place in dict.fromkeys([*places, *with_it])]
+        # Of runs of version 0.1 it is not known which files a stage wrote.
+        written = [self.folder / one for record in replaced.values() for one in record["files"]] or None
+        claim(made=gone, written=written, work=work)
+        for path in replaced:
+            path.unlink()
+        for output in gone:
+            discard_output(output, written=written)
 
     def _take_part(self, stage: Stage[Result]) -> Made[Result]:
         """What the other processes do while the first one carries out a stage."""
@@ -321,7 +329,7 @@ class RunFolder:
     def _write_record(self, record: Mapping[str, Any]) -> None:
         write_sealed(self._record_file(record["kind"], record["key"]), record)
 
-    def _records_at(self, places: Any) -> dict[Path, dict[str, Any]]:
+    def _records_at(self, places: Iterable[str]) -> dict[Path, dict[str, Any]]:
         """The records of what lies at some of the places, whoever put it there."""
         wanted = {place for place in places if (self.folder / place).exists()}
         if not wanted:
@@ -364,12 +372,7 @@ class RunFolder:
         leaving = {move.record["places"][move.part] for move in moves}
         for move in moves:
             if move.to not in leaving:
-                stale = self._records_at([move.to])
-                written = [self.folder / one for record in stale.values() for one in record["files"]] or None
-                claim(made=[self.folder / move.to], written=written)
-                for path in stale:
-                    path.unlink()
-                discard_output(self.folder / move.to, written=written)
+                self._make_room([move.to])
         for move in moves:
             self._move(move, self._relative(move.by))
         for move in moves:
