@@ -196,11 +196,8 @@ def train(
         data = Ordered(train_data, order)
 
     with quiet_transformers(), kept_environment():
-        trainer = _Trainer(
+        recorder = Recorder(
             module=module,
-            data=data,
-            collate=collate,
-            arguments=_arguments(settings, folder, steps=steps, seed=seed),
             settings=settings,
             folder=folder,
             evaluate=evaluate,
@@ -208,17 +205,18 @@ def train(
             label=label,
             steps=steps,
         )
+        trainer = _Trainer(recorder, data, collate, _arguments(settings, folder, steps=steps, seed=seed))
         with processes().main_process_first():
             checkpoint = newest_checkpoint(folder)
-        trainer.recorder.open(checkpoint)
-        with trainer.recorder.progress:
+        recorder.open(checkpoint)
+        with recorder.progress:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The first process wrote the best weights, and removes them when all have read them.
     trainer.accelerator.wait_for_everyone()
-    for prefix in trainer.recorder.best:
-        load_trained(module, trainer.recorder.best_file(prefix))
+    for prefix in recorder.best:
+        load_trained(module, recorder.best_file(prefix))
     trainer.accelerator.wait_for_everyone()
-    result = trainer.recorder.result()
+    result = recorder.result()
     if trainer.args.should_save:
         save_trained(module, folder / FINAL)
         write_sealed(folder / RESULT, {**asdict(result), "files": {FINAL: file_digest(folder / FINAL)}})
@@ -274,27 +272,13 @@ class _Trainer(Trainer):
 
     def __init__(
         self,
-        *,
-        module: nn.Module,
+        recorder: Recorder,
         data: Sized,
         collate: Callable[[list[Any]], dict[str, Any]],
         arguments: TrainingArguments,
-        settings: TrainingSettings,
-        folder: Path,
-        evaluate: Callable[[nn.Module], dict[str, float]] | None,
-        best_by: BestBy | Mapping[str, BestBy] | None,
-        label: str,
-        steps: int,
     ) -> None:
-        self.recorder = Recorder(
-            module=module,
-            settings=settings,
-            folder=folder,
-            evaluate=evaluate,
-            best_by=best_by,
-            label=label,
-            steps=steps,
-        )
+        self.recorder = recorder
+        module, settings, folder = recorder.module, recorder.settings, recorder.folder
         self._terms: dict[str, torch.Tensor] = {}
         self._term_count = 0
         super().__init__(
