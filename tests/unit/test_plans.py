@@ -181,6 +181,12 @@ def test_what_a_part_of_a_recipe_decides(part):
     assert redone == wanted
 
 
+def test_the_order_of_languages_counts():
+    """Batches are drawn by their place, so another order is another phase 1."""
+    other = all_stages(recipe(text={"sw": ["sw.txt"], "en": ["en.txt"]}))
+    assert other["phase1"].key != all_stages(recipe())["phase1"].key
+
+
 def test_names_are_cosmetic():
     before, after = (
         plan(recipe()),

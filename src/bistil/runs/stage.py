@@ -130,7 +130,8 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return _plain_fields(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        # Pairs, for the order of languages decides what is drawn, and digests sort keys.
+        return [[str(key), plain(one)] for key, one in value.items()]
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     if value is None or isinstance(value, (str, int, float, bool)):
