@@ -9,13 +9,12 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil._moved import left_names
 from bistil.distillation.module import Distiller, check_objective
-from bistil.distillation.task_data import MixedData, TaskData
+from bistil.distillation.task_data import MixedData, TaskData, some
 from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
@@ -356,15 +355,16 @@ def _compared(
 
 
 def _sample(sentences: list[str], size: int | None, *, seed: int) -> list[str]:
-    """So many of the sentences, in their order; of one seed, a smaller sample is part of a larger one."""
-    if size is None or size >= len(sentences):
-        return sentences
-    if size < 1:
+    """So many of the sentences (`task_data.some`).
+
+    Raises:
+        InputError: fewer than one are asked for.
+    """
+    if size is not None and size < 1:
         raise InputError(
             f"phase2.target_sentences is {size}: at least 1 is needed; for none set phase2.target_text = 0"
         )
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(sentences))[:size])
-    return [sentences[i] for i in chosen]
+    return some(sentences, size, seed=seed)
 
 
 def _task_teacher(folder: Path, data: TaskData, *, max_length: int) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_
 from bistil.tasks.reading import Reading, RowReport
 from bistil.training.loop import epoch_order
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -132,6 +134,14 @@ def unseen_target_text(data: TaskData, sentences: list[str], *, quiet: bool = Fa
             f"set (the first: {seen[0][:60]!r})"
         )
     return kept, seen
+
+
+def some(items: list[T], count: int | None, *, seed: int = 0) -> list[T]:
+    """So many of the items, drawn at random, in their order; of one seed, a smaller draw is part of a larger one."""
+    if count is None or count >= len(items):
+        return items
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:count])
+    return [items[i] for i in chosen]
 
 
 def how_to_read(settings: TaskSettings, *, language: str | None = None, quiet: bool = False) -> Reading:

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
-from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, unseen_target_text
+from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, some, unseen_target_text
 from bistil.runs.stage import File, Place
 from bistil.settings.recipe import TaskSettings, to_dict
 from bistil.text.lines import read_sentences
@@ -16,8 +14,6 @@ FILES = ("train", "dev", "test", "sources")
 NOT_LEARNT_FROM = (*FILES, "preset", "strict")
 DEV = "dev"
 """The part of an exam that is the source language's dev set; all others are test sets."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +129,3 @@ class Exam:
 def sources_of(task: TaskSettings) -> dict[str, list[str]]:
     """Training files per source language, where they are in several."""
     return dict(task.sources)
-
-
-def some(items: list[T], count: int | None) -> list[T]:
-    """So many of the items, drawn at random, in their order; a smaller draw is part of a larger one."""
-    if count is None or count >= len(items):
-        return items
-    chosen = np.sort(np.random.default_rng(0).permutation(len(items))[:count])
-    return [items[i] for i in chosen]
