@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -67,8 +68,13 @@ def fork(folder: Path, out: str, log: Path) -> int:
 
 def interrupt_again_and_again(folder: Path) -> None:
     """One whole run, then one that is killed at random moments until it is done; prints what was done to it."""
+    import tqdm
+
     import bistil.distillation.general  # noqa: F401  (children inherit the imports)
 
+    # datasets makes a bar, shown or not, for every row that it reads, and bars take turns across processes: a child
+    # that is killed in its turn would keep the others waiting for good.
+    tqdm.tqdm.set_lock(threading.RLock())
     prepare(folder)
     started = time.monotonic()
     assert os.waitpid(fork(folder, "whole", folder / "log.txt"), 0)[1] == 0, (folder / "log.txt").read_text()
