@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bistil.errors import InputError, MissingExtraError
+from bistil.text.sources import Lines, TextSource
 
 BATCH_BYTES = 1 << 20
 # A line longer than this is cut at a space, so that memory stays bounded on a file without line ends.
@@ -54,15 +55,19 @@ def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def line_batches(path: Path, *, progress: Callable[[int], None] | None = None) -> Iterator[list[str]]:
+def line_batches(path: TextSource, *, progress: Callable[[int], None] | None = None) -> Iterator[list[str]]:
     """Batches of about a megabyte of consecutive lines, without line ends, blank lines included.
 
     Args:
+        path: a file, or lines in memory.
         progress: called with the number of bytes of the file (compressed as it is) that each batch took.
 
     Raises:
         InputError: as `open_text`, or a line is not UTF-8 (with its number).
     """
+    if isinstance(path, Lines):
+        yield from _in_memory(path, progress)
+        return
     with open_text(path) as (stream, raw):
         done, rest, first, position = 0, b"", True, 0
         while block := stream.read(BATCH_BYTES):
@@ -86,7 +91,24 @@ def line_batches(path: Path, *, progress: Callable[[int], None] | None = None) -
             yield _decode(rest, path, done)
 
 
-def require_plain_text(path: Path) -> None:
+def _in_memory(lines: Lines, progress: Callable[[int], None] | None) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line) + 1
+        if size >= BATCH_BYTES:
+            yield batch
+            if progress is not None:
+                progress(size)
+            batch, size = [], 0
+    if batch:
+        yield batch
+        if progress is not None:
+            progress(size)
+
+
+def require_plain_text(path: TextSource) -> None:
     """Refuse a file whose lines are rows of something else: JSON, columns between tabs, CoNLL-U; or of another coding.
 
     The first 1,000 lines with text are looked at.
