@@ -25,8 +25,8 @@ class Made:
     """What `bistil.json` holds: kind, settings, seed, metrics, parents."""
     card: Mapping[str, Any] = field(repr=False)
     """Arguments of `models.cards.write_model_card`."""
-    sft: Any = None
-    """The sparse fine-tuning (`bistil.SparseFineTuning`) that the model wears, if it was fine-tuned sparsely."""
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What else is known, as objects: the report, the sparse fine-tuning that the model wears, ..."""
 
 
 def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, made: Made) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bistil.distillation.checks import check_general
+from bistil.distillation.checks import check_folder
 from bistil.distillation.student import choose_layers, depth_of
 from bistil.distillation.task import check_fit
 from bistil.distillation.task_data import read_task_data
@@ -142,7 +142,7 @@ def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | N
     worn: dict[str, Any] = dict(recipe.language_sfts)
     if recipe.language is not None:
         check_adapt(str(teacher), recipe.language)
-    check_general(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
+    check_folder(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
     if recipe.task is not None:
         length = recipe.task.max_length
         check_fit(teacher, recipe.finetune, max_length=length)

@@ -214,13 +214,18 @@ class ObjectiveSettings(Checked):
             raise RecipeError(f"every weight of the objective is 0: give one of {', '.join(self.WEIGHTS)}")
 
 
+UNNAMED = "(after its layers)"
+
+
 @dataclass(kw_only=True, frozen=True)
 class StudentSettings(Checked):
     """Which teacher layers a student starts from (paper, section 3.2)."""
 
     ALTERNATIVES: ClassVar = (("reduction", "layers", "depth"),)
 
-    name: str = option(help="the student's folder name, such as lrf2", cosmetic=True)
+    name: str = option(
+        UNNAMED, "the student's folder name; default: after its layers, such as lrf2 or 4-layers", cosmetic=True
+    )
     reduction: int | None = option(None, "layer reduction factor s: keep every s-th layer", least=1)
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
     depth: int | None = option(None, "number of layers (any depth) instead of a reduction", least=1)
@@ -233,6 +238,8 @@ class StudentSettings(Checked):
     def __post_init__(self) -> None:
         """Also refuses a name that no folder can have, and layers that no student can have."""
         super().__post_init__()
+        if self.name == UNNAMED:
+            object.__setattr__(self, "name", self._named_after_layers())
         if not re.fullmatch(r"[^\W_][^./\\:\x00-\x1f]*(?<! )", self.name):
             raise RecipeError(
                 f"name is {self.name!r}; a student's folder is called so: begin with a letter or digit, without dots, "
@@ -245,6 +252,14 @@ class StudentSettings(Checked):
         if layers is not None and (not layers or sorted(set(layers)) != layers or layers[0] < 1):
             raise RecipeError(f"layers is {layers}; teacher layers must ascend, without repeats, from 1")
         self.check_given({"spread": None if self.spread == "even" else self.spread})
+
+    def _named_after_layers(self) -> str:
+        if self.reduction is not None:
+            return f"lrf{self.reduction}"
+        if self.layers is not None:
+            return "layers-" + "-".join(map(str, self.layers))
+        spread = "" if self.spread == "even" else f"{self.spread}-"
+        return f"{spread}{self.depth}-layers" if self.depth is not None else "student"
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for a spread without the depth that it spreads (see `parse`)."""

@@ -175,8 +175,8 @@ def trim(
         verify: make sure that lines without dropped tokens get the same tokens, hidden states and logits.
 
     Returns:
-        The trimmed model. It brings its tokenizer and record (`models.complete`); "report" in the record is
-        `TrimReport.to_dict`, "kept_ids" the old id of each new one.
+        The trimmed model. It brings its tokenizer and record (`models.complete`); its `bistil.facts` have the "report"
+        (`TrimReport`) and what was "kept" (`Kept`).
 
     Raises:
         InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, or the tokenizer is of an
@@ -190,8 +190,8 @@ def trim(
     cut = cut_vocabulary(trimmed, fast, counted, name=name, settings=settings, keep=keep, verify=verify)
     own = with_state(fast, cut.state)
     report = cut.proven(trimmed if verify else None, own)
-    record = {**_record(report), "report": report.to_dict(), "kept_ids": cut.kept.tolist()}
-    return complete(trimmed, own, Made(record=record, card=_card(report)))
+    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base)}
+    return complete(trimmed, own, Made(record=_record(report), card=_card(report), facts=facts))
 
 
 def cut_vocabulary(
@@ -354,35 +354,50 @@ def plan(
     return rows, changed(shape.size(shape.rows), tokens=size)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a trimmed model kept of another one's vocabulary.
+
+    Attributes:
+        ids: new id -> old id, (vocabulary size,) int64, ascending.
+        fingerprint: `models.fingerprint.encoder_digest` of the model before; None where it is not known.
+    """
+
+    ids: torch.Tensor
+    fingerprint: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Kept":
+        """Of a trimmed model's folder.
+
+        Raises:
+            ArtefactError: the folder holds no vocabulary map, or is damaged.
+        """
+        check_product(folder)
+        try:
+            with safe_open(folder / MAP_FILE, framework="pt") as stored:
+                kept, facts = stored.get_tensor("kept_ids"), stored.metadata() or {}
+            if kept.ndim != 1 or bool((kept.diff() < 1).any()) or bool((kept < 0).any()):
+                raise ValueError("its ids do not ascend")
+        except Exception as error:
+            raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+        return cls(kept, facts.get("fingerprint"))
+
+    @classmethod
+    def of(cls, model: Any) -> "Kept | None":
+        """Of a model in memory that `trim` made, or one made of it; None of any other."""
+        made = getattr(model, "bistil", None)
+        kept: Kept | None = made.facts.get("kept") if made is not None else None
+        return kept
+
+
 def kept_ids(folder: Path) -> torch.Tensor:
-    """New id -> old id of a trimmed model: (vocabulary size,) int64, ascending.
+    """`Kept.ids` of a trimmed model's folder.
 
     Raises:
         ArtefactError: the folder holds no vocabulary map, or is damaged.
     """
-    return _read_map(folder)[0]
-
-
-def untrimmed_fingerprint(folder: Path) -> str | None:
-    """`models.fingerprint.encoder_digest` of the model before it was trimmed; None for a folder that does not say it.
-
-    Raises:
-        ArtefactError: the folder holds no vocabulary map, or is damaged.
-    """
-    return _read_map(folder)[1].get("fingerprint")
-
-
-def _read_map(folder: Path) -> tuple[torch.Tensor, dict[str, str]]:
-    """The kept ids of a trimmed model, and what stands beside them."""
-    check_product(Path(folder))
-    try:
-        with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
-            kept, facts = stored.get_tensor("kept_ids"), stored.metadata() or {}
-        if kept.ndim != 1 or bool((kept.diff() < 1).any()) or bool((kept < 0).any()):
-            raise ValueError("its ids do not ascend")
-        return kept, facts
-    except Exception as error:
-        raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+    return Kept.read(Path(folder)).ids
 
 
 def count_corpora(
