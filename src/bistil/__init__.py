@@ -11,8 +11,8 @@ from bistil import _moved
 from bistil._version import __version__
 
 if TYPE_CHECKING:
+    from bistil._moved import fit_task
     from bistil.distillation.general import distill_general
-    from bistil.distillation.task import fit_task
     from bistil.method import run_recipe
     from bistil.settings.recipe import load_recipe
     from bistil.sparse import SparseFineTuning, train_sparse
@@ -24,7 +24,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "distill_general": "bistil.distillation.general",
-    "fit_task": "bistil.distillation.task",
+    "fit_task": "bistil._moved",
     "load_recipe": "bistil.settings.recipe",
     "run_recipe": "bistil.method",
     "SparseFineTuning": "bistil.sparse",

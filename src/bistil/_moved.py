@@ -47,7 +47,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 LEFT: dict[str, tuple[str, ...]] = {
     "bistil.distillation.general": ("bistil.sparse.wearing", "bistil.models.masked_lm"),
     "bistil.distillation.module": ("bistil.distillation.terms",),
-    "bistil.distillation.task": ("bistil.distillation.task_data",),
+    "bistil.distillation.task": ("bistil.distillation.task_data", "bistil._moved"),
     "bistil.models": ("bistil.models.loading", "bistil.models.names", "bistil.runtime.quiet"),
     "bistil.sparse.artefact": ("bistil.sparse.delta",),
     "bistil.sparse.base": ("bistil.models.fingerprint",),
@@ -110,6 +110,8 @@ def left_names(old: str) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         new, value = _found(old, LEFT[old], name)
+        if value is fit_task:  # which says it itself
+            return value
         warnings.warn(f"{old}.{name} is now {new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
         return value
 
@@ -140,6 +142,25 @@ class _OldPaths(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """There is nothing to run."""
+
+
+def fit_task(start: Any, data: Any, **given: Any) -> Any:
+    """`fit_task` of version 0.1, which is two functions now."""
+    from bistil.distillation.task import Fitting, Outputs, write_task_student, write_task_teacher
+
+    warnings.warn(
+        "bistil.fit_task is now bistil.finetune (in memory), or write_task_teacher and write_task_student of "
+        "bistil.distillation.task; the old name goes in 0.3",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    outputs = Outputs(model=given["output"], sft=given.get("sft_output"), replace=given.get("replace", False))
+    how = {name: given[name] for name in ("settings", "max_length", "seed", "label", "languages") if name in given}
+    fitting = Fitting(data=data, folder=given["work"], **how)
+    if given.get("teacher") is not None:
+        return write_task_student(start, given["teacher"], fitting, outputs)
+    sfts, force = given.get("language_sfts"), given.get("force_sfts", False)
+    return write_task_teacher(start, fitting, outputs, language_sfts=sfts, force_sfts=force)
 
 
 def install() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from fitting import fit
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -19,7 +20,7 @@ from transformers import (
 from bistil.commands.sft import merge
 from bistil.distillation.general import distill_general
 from bistil.distillation.student import copy_student
-from bistil.distillation.task import fit_task, read_task_data
+from bistil.distillation.task import read_task_data
 from bistil.errors import ArtefactError
 from bistil.measuring.benchmark import benchmark
 from bistil.measuring.evaluation import evaluate
@@ -81,8 +82,8 @@ class Uses:
 
     def finetune(self, model):
         data = read_task_data(TaskSettings(kind="token-classification", train=[str(self.files / "ner.conll")]))
-        fit_task(model, data, output=self.output(), settings=FinetuneSettings(sparse=None, training=TRAINING),
-                 max_length=32, work=self.output(), seed=0, label="test")  # fmt: skip
+        fit(model, data, self.output(), settings=FinetuneSettings(sparse=None, training=TRAINING),
+            max_length=32, work=self.output(), label="test")  # fmt: skip
 
     def benchmark(self, model):
         benchmark({"m": model}, texts=["The cat sat."], rounds=1)
@@ -274,8 +275,8 @@ def test_an_encoder_has_no_head_to_score_or_to_learn_from(sound, tmp_path):
     data = read_task_data(TaskSettings(kind="token-classification", train=[str(sound / "ner.conll")]))
     phase2 = Phase2Settings(sparse=None, training=TRAINING, target_text=0.0)
     assert line == refused(
-        fit_task, encoder, data, output=tmp_path / "o", teacher=encoder, settings=phase2, max_length=32,
-        work=tmp_path / "w", seed=0, label="test",
+        fit, encoder, data, tmp_path / "o", teacher=encoder, settings=phase2, max_length=32,
+        work=tmp_path / "w", label="test",
     )  # fmt: skip
     for kind in ("sequence-classification", "question-answering", "dependency-parsing"):
         for folder in (encoder, sound / "token-classification"):

@@ -44,7 +44,7 @@ def dressed(tmp_path):
     return model, folders, expected
 
 
-def test_the_teacher_wears_the_batchs_language_exactly_after_any_number_of_switches(dressed, tmp_path):
+def test_the_teacher_wears_the_batchs_language_exactly_after_any_number_of_switches(dressed):
     model, folders, expected = dressed
     wardrobe = Wardrobe(model, folders)
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def test_the_task_teachers_start_is_the_teacher_in_its_sft_for_good(dressed, tmp
     assert all(torch.equal(value, expected["sw"][name]) for name, value in worn.items())
 
 
-def test_batches_of_a_language_see_the_teacher_in_its_sft(dressed, tmp_path):
+def test_batches_of_a_language_see_the_teacher_in_its_sft(dressed):
     model, folders, expected = dressed
     student = make_student(model, [3, 6])
     wardrobe = Wardrobe(model, folders)

@@ -470,7 +470,7 @@ def functions():
 
     model, lang = Path("in/model"), Path("in/lang")
     texts = {"en": [Path("in/en.txt")], "sw": [Path("in/sw.txt")]}
-    fit = {"settings": FinetuneSettings(), "max_length": 32, "seed": 0, "label": "x", "replace": True}
+    fit = task.Fitting(data=None, settings=FinetuneSettings(), folder=Path("w"))
 
     def write_summary(out):
         from test_report import SUMMARY
@@ -490,9 +490,12 @@ def functions():
         "distill_general": ("folder", lambda out: general.distill_general(
             model, [StudentSettings(name="a", reduction=2)], texts, out, settings=Phase1Settings(), seed=0,
             work=Path("w"), replace=True)),
-        "fit_task": ("folder", lambda out: task.fit_task(model, None, output=out, work=Path("w"), **fit)),
-        "fit_task, sft": ("folder", lambda out: task.fit_task(
-            model, None, output=Path("o"), sft_output=out, work=Path("w"), **fit)),
+        "write_task_teacher": ("folder", lambda out: task.write_task_teacher(
+            model, fit, task.Outputs(model=out, replace=True))),
+        "write_task_teacher, sft": ("folder", lambda out: task.write_task_teacher(
+            model, fit, task.Outputs(model=Path("o"), sft=out, replace=True))),
+        "write_task_student": ("folder", lambda out: task.write_task_student(
+            model, model, fit, task.Outputs(model=out, replace=True))),
         "adapt": ("folder", lambda out: adaptation.adapt(
             "in/model", texts["sw"], out, language="sw", settings=adaptation.AdaptSettings(), work=Path("w"),
             replace=True)),

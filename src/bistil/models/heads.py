@@ -8,7 +8,16 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError
-from bistil.models.loading import PRETRAINED_WITH, HeadRule, labels_of, load_model, read_config, task_of
+from bistil.models.loading import (
+    PRETRAINED_WITH,
+    HeadRule,
+    ModelSource,
+    config_of,
+    labels_of,
+    load_model,
+    source_name,
+    task_of,
+)
 
 logger = logging.getLogger(__name__)
 # A message names so many labels.
@@ -17,7 +26,7 @@ _LABELS_SHOWN = 12
 
 def build_head(
     auto_class: Any,
-    folder: str | Path,
+    folder: ModelSource,
     labels: Sequence[str] | None,
     *,
     seed: int,
@@ -32,7 +41,7 @@ def build_head(
 
     Args:
         auto_class: a class with `from_pretrained`, such as `AutoModelForTokenClassification`.
-        folder: a Hugging Face model folder.
+        folder: a Hugging Face model folder; or a model in memory, whose weights are copied.
         labels: class names in order; None: those that the folder's configuration names.
         means_labels: whether the labels are what the head was trained for (of a question answering head they are not).
         sizes: of a head that is to be trained, by name in the configuration.
@@ -41,12 +50,14 @@ def build_head(
     Raises:
         ArtefactError: the folder is no loadable model, is damaged, or has no head although no labels are given.
     """
-    if not Path(folder).is_dir():
+    if not isinstance(folder, PreTrainedModel) and not Path(folder).is_dir():
         raise ArtefactError(f"{folder} is not a model folder: name a folder with config.json and model.safetensors")
-    config = read_config(folder)
+    config = config_of(folder)
     head: HeadRule = "whole"
     if labels is not None:
-        head = _head_to_start_from(auto_class, folder, config, labels if means_labels else None, sizes or {})
+        head = _head_to_start_from(
+            auto_class, source_name(folder), config, labels if means_labels else None, sizes or {}
+        )
         config_values |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         config_values |= sizes or {}
     for name, value in config_values.items():
@@ -56,7 +67,7 @@ def build_head(
 
 
 def _head_to_start_from(
-    auto_class: Any, folder: str | Path, config: Any, labels: Sequence[str] | None, sizes: Mapping[str, int]
+    auto_class: Any, folder: str, config: Any, labels: Sequence[str] | None, sizes: Mapping[str, int]
 ) -> HeadRule:
     """What becomes of the head in a folder that fine-tuning starts from."""
     wanted, found = task_of(auto_class.__name__), {task_of(name) for name in config.architectures or ()}

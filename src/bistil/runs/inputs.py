@@ -9,6 +9,7 @@ from bistil.distillation.checks import check_folder
 from bistil.distillation.student import choose_layers, depth_of
 from bistil.distillation.task import check_fit
 from bistil.distillation.task_data import read_task_data
+from bistil.models.masked_lm import supported_config
 from bistil.models.names import model_folder
 from bistil.runs.data import Labelled, TargetText, sources_of
 from bistil.runs.stage import File
@@ -144,10 +145,10 @@ def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | N
         check_adapt(str(teacher), recipe.language)
     check_folder(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
     if recipe.task is not None:
-        length = recipe.task.max_length
-        check_fit(teacher, recipe.finetune, max_length=length)
+        length, configuration = recipe.task.max_length, supported_config(teacher)
+        check_fit(configuration, recipe.finetune, max_length=length)
         check_fit(
-            teacher,
+            configuration,
             recipe.phase2,
             max_length=length,
             teacher=recipe.phase2.teacher_forced,

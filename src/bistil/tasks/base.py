@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil._moved import left_names
 from bistil.errors import InputError
+from bistil.models.loading import ModelSource
 from bistil.runtime.artefacts import whole_file
 from bistil.tasks.batches import Batch, Collator, Feature
 from bistil.tasks.metrics import Metrics
@@ -171,7 +172,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         """The encoder in `folder` under the task's head; with `labels` a new one, unless the folder has one for them.
 
         Args:

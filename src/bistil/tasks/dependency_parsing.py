@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.heads import build_head
-from bistil.models.loading import labels_of
+from bistil.models.loading import ModelSource, labels_of
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks.base import Example, PredictionPair, Task
@@ -98,7 +98,7 @@ class DependencyParsing(Task):
                 if relation not in known:
                     require_known_label(relation, labels, example.at(word))
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         sizes = {} if self.projection is None else {"parser_projection": self.projection}
         return build_head(AutoModelForDependencyParsing, folder, labels, seed=seed, sizes=sizes)
 

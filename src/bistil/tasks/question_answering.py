@@ -17,6 +17,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 from bistil.errors import InputError
 from bistil.models.families import position_limit
 from bistil.models.heads import build_head
+from bistil.models.loading import ModelSource
 from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
@@ -130,7 +131,7 @@ class QuestionAnswering(Task):
     def check_labels(self, examples: Sequence[Question], labels: Sequence[str]) -> None:
         del examples, labels
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=False)
 
     def encode(

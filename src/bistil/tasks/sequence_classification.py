@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from bistil.errors import InputError
 from bistil.models.heads import build_head
-from bistil.models.loading import labels_of
+from bistil.models.loading import ModelSource, labels_of
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.boundaries import boundaries
@@ -122,7 +122,7 @@ class SequenceClassification(Task):
         for example in examples:
             require_known_label(example.label, labels, example.where)
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(
             AutoModelForSequenceClassification,
             folder,

@@ -13,7 +13,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from bistil.errors import InputError
 from bistil.models.heads import build_head
-from bistil.models.loading import labels_of
+from bistil.models.loading import ModelSource, labels_of
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.conll import read_blocks
@@ -132,7 +132,7 @@ class TokenClassification(Task):
                 line = example.lines[unknown]
                 require_known_label(example.tags[unknown], labels, f"{example.file}, line {line}")
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(AutoModelForTokenClassification, folder, labels, seed=seed)
 
     def encode(
