@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bistil.distillation.task import Fitting, Outputs, write_task_teacher
+from bistil.distillation.task import Fitting, TaskOutputs, write_task_teacher
 from bistil.distillation.task_data import TaskData, read_task_data
 from bistil.measuring.benchmark import machine
 from bistil.measuring.evaluation import measure
@@ -139,7 +139,7 @@ def train_and_score(
         folder=work,
         label=f"{setting.kind}, {len(few.train)} examples, {steps} steps",
     )
-    result = write_task_teacher(trimmed, how, Outputs(model=model))
+    result = write_task_teacher(trimmed, how, TaskOutputs(model=model))
     shutil.rmtree(work)
     target = found.task.read([data / setting.target_dev], label_map=label_map)
     scores = {

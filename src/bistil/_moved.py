@@ -146,21 +146,20 @@ class _OldPaths(MetaPathFinder, Loader):
 
 def fit_task(start: Any, data: Any, **given: Any) -> Any:
     """`fit_task` of version 0.1, which is two functions now."""
-    from bistil.distillation.task import Fitting, Outputs, write_task_student, write_task_teacher
-
+    task: Any = import_module("bistil.distillation.task")
     warnings.warn(
         "bistil.fit_task is now bistil.finetune (in memory), or write_task_teacher and write_task_student of "
         "bistil.distillation.task; the old name goes in 0.3",
         DeprecationWarning,
         stacklevel=2,
     )
-    outputs = Outputs(model=given["output"], sft=given.get("sft_output"), replace=given.get("replace", False))
+    outputs = task.TaskOutputs(model=given["output"], sft=given.get("sft_output"), replace=given.get("replace", False))
     how = {name: given[name] for name in ("settings", "max_length", "seed", "label", "languages") if name in given}
-    fitting = Fitting(data=data, folder=given["work"], **how)
+    fitting = task.Fitting(data=data, folder=given["work"], **how)
     if given.get("teacher") is not None:
-        return write_task_student(start, given["teacher"], fitting, outputs)
+        return task.write_task_student(start, given["teacher"], fitting, outputs)
     sfts, force = given.get("language_sfts"), given.get("force_sfts", False)
-    return write_task_teacher(start, fitting, outputs, language_sfts=sfts, force_sfts=force)
+    return task.write_task_teacher(start, fitting, outputs, language_sfts=sfts, force_sfts=force)
 
 
 def install() -> None:

@@ -491,11 +491,11 @@ def functions():
             model, [StudentSettings(name="a", reduction=2)], texts, out, settings=Phase1Settings(), seed=0,
             work=Path("w"), replace=True)),
         "write_task_teacher": ("folder", lambda out: task.write_task_teacher(
-            model, fit, task.Outputs(model=out, replace=True))),
+            model, fit, task.TaskOutputs(model=out, replace=True))),
         "write_task_teacher, sft": ("folder", lambda out: task.write_task_teacher(
-            model, fit, task.Outputs(model=Path("o"), sft=out, replace=True))),
+            model, fit, task.TaskOutputs(model=Path("o"), sft=out, replace=True))),
         "write_task_student": ("folder", lambda out: task.write_task_student(
-            model, model, fit, task.Outputs(model=out, replace=True))),
+            model, model, fit, task.TaskOutputs(model=out, replace=True))),
         "adapt": ("folder", lambda out: adaptation.adapt(
             "in/model", texts["sw"], out, language="sw", settings=adaptation.AdaptSettings(), work=Path("w"),
             replace=True)),

@@ -85,7 +85,7 @@ def register(app: typer.Typer) -> None:
             text=bool(text),
         )
         require_trust(settings, trust_code=trust_code, where="bistil finetune")
-        from bistil.distillation.task import Fitting, Outputs, write_task_student, write_task_teacher
+        from bistil.distillation.task import Fitting, TaskOutputs, write_task_student, write_task_teacher
         from bistil.distillation.task_data import read_task_data
         from bistil.models.names import model_folder
         from bistil.runtime.artefacts import claim, discard_work, work_beside
@@ -109,7 +109,7 @@ def register(app: typer.Typer) -> None:
             label=f"fine-tuning {output.name}",
             languages=list(sources),
         )
-        outputs, start = Outputs(model=output, sft=sft, replace=force), model_folder(model)
+        outputs, start = TaskOutputs(model=output, sft=sft, replace=force), model_folder(model)
         if teacher is not None:
             write_task_student(start, teacher, how, outputs)
         else:

@@ -313,7 +313,7 @@ def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outputs:
+class TaskOutputs:
     """Where a fine-tuning is written."""
 
     model: Path
@@ -327,7 +327,7 @@ class Outputs:
 def write_task_teacher(
     start: str | Path,
     how: Fitting,
-    outputs: Outputs,
+    outputs: TaskOutputs,
     *,
     language_sfts: Mapping[str, str | Path] | None = None,
     force_sfts: bool = False,
@@ -357,7 +357,7 @@ def write_task_teacher(
     return _write(model, outputs, start=Path(start), teacher=None)
 
 
-def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, outputs: Outputs) -> dict[str, Any]:
+def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, outputs: TaskOutputs) -> dict[str, Any]:
     """`fit_from_teacher` from folders into folders; the same call goes on after an interruption. One process writes.
 
     Args:
@@ -376,11 +376,11 @@ def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, out
     return _write(model, outputs, start=Path(start), teacher=Path(teacher))
 
 
-def _claim(how: Fitting, outputs: Outputs, read: Sequence[str | Path]) -> None:
+def _claim(how: Fitting, outputs: TaskOutputs, read: Sequence[str | Path]) -> None:
     claim(folders=[outputs.model, outputs.sft], work=how.folder, inputs=read, force=outputs.replace)
 
 
-def _write(model: PreTrainedModel, outputs: Outputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
+def _write(model: PreTrainedModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
     """Write a model that `_learn` made, in one process of several; returns its figures."""
     own: Any = model
     made: Made = own.bistil

@@ -10,7 +10,7 @@ import numpy as np
 
 from bistil.distillation.general import distill_general
 from bistil.distillation.student import copy_student
-from bistil.distillation.task import Fitting, Outputs, write_task_student, write_task_teacher
+from bistil.distillation.task import Fitting, TaskOutputs, write_task_student, write_task_teacher
 from bistil.measuring.benchmark import BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
 from bistil.runs.data import Exam, Labelled, TargetText
@@ -305,7 +305,7 @@ class FineTune(Stage[Fitted]):
             label=place.label,
             languages=self.languages,
         )
-        outputs = Outputs(model=place.output("model"), sft=place.output("sft") if self.settings.sparse else None)
+        outputs = TaskOutputs(model=place.output("model"), sft=place.output("sft") if self.settings.sparse else None)
         if self.teacher is not None:
             figures = write_task_student(start, place.path(self.teacher), how, outputs)
         else:
