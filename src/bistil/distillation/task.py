@@ -371,7 +371,7 @@ def _task_teacher(folder: Path, data: TaskData, *, max_length: int) -> PreTraine
     """The task teacher, after making sure that its classes are the data's."""
     teacher = data.task.build_model(folder, None)
     check_length(teacher.config, max_length)
-    if data.task.kind != "question-answering" and labels_of(teacher.config) != data.labels:
+    if data.task.means_labels and labels_of(teacher.config) != data.labels:
         raise ArtefactError(f"the task teacher {folder} has other labels than the training data: fine-tune it on them")
     return teacher
 

@@ -1,8 +1,8 @@
 """The kinds of task, by name alone: settings and help know them before anything of a task is imported.
 
 In the package a kind is a module of `bistil.tasks` that is called like it, such as token_classification for
-"token-classification"; whatever else is in that room has a name of one word. `bistil.tasks.register` makes known what is
-elsewhere.
+"token-classification"; whatever else is in that room has a name of one word. `bistil.tasks.register_task` makes known
+what is elsewhere.
 """
 
 from functools import cache
@@ -33,5 +33,5 @@ def module_of(kind: str) -> str | None:
 
 
 def add_kind(kind: str) -> None:
-    """Make a kind known that is elsewhere (`bistil.tasks.register` does)."""
+    """Make a kind known that is elsewhere (`bistil.tasks.register_task` does)."""
     _ELSEWHERE.add(kind)

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, ClassVar, Literal
 
 from bistil.errors import RecipeError
-from bistil.settings.kinds import task_kinds
+from bistil.settings.kinds import own_kinds, task_kinds
 
 Kind = str
 """Of a task; one of `kinds.task_kinds()`."""
@@ -410,7 +410,8 @@ class TaskSettings(Checked):
             both = "both are given" if self.train else "none is given"
             raise RecipeError(f"train or sources must name labelled files, and {both}: give one of them")
         for name, kind in (("parser_projection", "dependency-parsing"), ("scheme", "token-classification")):
-            if getattr(self, name) is not None and self.kind != kind:
+            # A task from elsewhere says itself what it takes.
+            if getattr(self, name) is not None and self.kind in own_kinds() and self.kind != kind:
                 raise RecipeError(f"{name} is of {kind}; {self.kind} has no use for it: leave it out")
         if self.label_map and self.kind == "question-answering":
             raise RecipeError("label_map renames labels, and question-answering has none: leave it out")

@@ -65,6 +65,9 @@ class Task(ABC):
     word_padding: Mapping[str, int] = {}
     """The same for keys with one value per word."""
 
+    means_labels: bool = True
+    """Whether the head's outputs stand for the data's labels: then a teacher's must be the same ones."""
+
     passages: bool = False
     """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
 
@@ -140,6 +143,8 @@ class Task(ABC):
         """Refuse a reading that no file of this task can have."""
         if not paths:
             raise InputError("no file was given: name at least one labelled file")
+        if how.label_map and not self.means_labels:
+            raise InputError(f"label_map renames labels, and {self.kind} has none: leave it out")
         known = (*self.columns, "ignore") if self.columns else ()
         for name in how.columns:
             if name not in known:

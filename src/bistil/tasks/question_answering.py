@@ -18,6 +18,7 @@ from bistil.errors import InputError
 from bistil.models.families import position_limit
 from bistil.models.heads import build_head
 from bistil.models.tokenizers import load_tokenizer
+from bistil.tasks import register_task
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.boundaries import boundaries
@@ -62,6 +63,7 @@ class Answer:
     score: float
 
 
+@register_task
 class QuestionAnswering(Task):
     """Start and end of the answer in the passage: `AutoModelForQuestionAnswering`.
 
@@ -71,6 +73,7 @@ class QuestionAnswering(Task):
 
     kind = "question-answering"
     pipeline_tag = "question-answering"
+    means_labels = False
     passages = True
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}
 
@@ -131,7 +134,7 @@ class QuestionAnswering(Task):
         del examples, labels
 
     def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
-        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=False)
+        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=self.means_labels)
 
     def encode(
         self,

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from bistil.errors import InputError
 from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
+from bistil.tasks import register_task
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.boundaries import boundaries
@@ -72,6 +73,7 @@ class _Columns:
     label: str | None
 
 
+@register_task
 class SequenceClassification(Task):
     """One label per text or pair of texts, from the first token: `AutoModelForSequenceClassification`."""
 

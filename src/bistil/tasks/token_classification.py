@@ -14,6 +14,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 from bistil.errors import InputError
 from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
+from bistil.tasks import register_task
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.conll import read_blocks
@@ -67,6 +68,7 @@ class _Raw:
         return f"{path}, line {self.lines[word]}"
 
 
+@register_task
 class TokenClassification(Task):
     """One tag per word, read at its first subword with text: `AutoModelForTokenClassification`."""
 
