@@ -272,7 +272,7 @@ def fit_task(
             ],
             metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
             pipeline_tag=task.pipeline_tag,
-            task=task.kind,
+            usage=task.usage,
             replace=replace,
         )
     processes().wait_for_everyone()

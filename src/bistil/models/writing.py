@@ -25,7 +25,7 @@ def write_model(
     made: Sequence[str] = (),
     metrics: Mapping[str, str] | None = None,
     pipeline_tag: str | None = None,
-    task: str | None = None,
+    usage: str | None = None,
     replace: bool = False,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
@@ -33,7 +33,7 @@ def write_model(
     Args:
         output: a new folder.
         record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag, task: of the card, see `models.cards.write_model_card`.
+        title, summary, languages, made, metrics, pipeline_tag, usage: of the card, see `models.cards.write_model_card`.
         replace: a folder of ours gives way.
 
     Raises:
@@ -51,7 +51,7 @@ def write_model(
             made=made,
             metrics=metrics,
             pipeline_tag=pipeline_tag,
-            task=task,
+            usage=usage,
         )
 
 

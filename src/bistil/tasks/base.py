@@ -59,6 +59,9 @@ class Task(ABC):
     pipeline_tag: str | None = None
     """The hub's name of the task; None where it has none."""
 
+    usage: str | None = None
+    """Python that runs a model of the task, for cards and reports, with {folder} for its folder."""
+
     padding: Mapping[str, int] = {}
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
 

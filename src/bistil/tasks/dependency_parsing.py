@@ -61,6 +61,11 @@ class DependencyParsing(Task):
     """
 
     kind = "dependency-parsing"
+    usage = """from bistil.tasks.dependency_parsing import Parser
+from bistil.tasks.words import split_words
+
+parse = Parser({folder})
+print(parse([split_words("a sentence of yours")]))  # per word its head (0: the root) and relation"""
     word_padding: Mapping[str, int] = {
         "word_starts": -1,
         "word_ends": -1,

@@ -73,6 +73,11 @@ class QuestionAnswering(Task):
 
     kind = "question-answering"
     pipeline_tag = "question-answering"
+    # transformers 5 has no pipeline for questions.
+    usage = """from bistil.tasks.question_answering import QuestionAnswerer
+
+answer = QuestionAnswerer({folder})
+print(answer("a question of yours", "a passage that holds its answer")[0].text)"""
     means_labels = False
     passages = True
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.cards import pipeline_code
 from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
 from bistil.tasks import register_task
@@ -79,6 +80,7 @@ class SequenceClassification(Task):
 
     kind = "sequence-classification"
     pipeline_tag = "text-classification"
+    usage = pipeline_code('"text-classification"')
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     def metric(self, labels: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.cards import pipeline_code
 from bistil.models.heads import build_head
 from bistil.models.loading import labels_of
 from bistil.tasks import register_task
@@ -74,6 +75,8 @@ class TokenClassification(Task):
 
     kind = "token-classification"
     pipeline_tag = "token-classification"
+    # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
+    usage = pipeline_code('"token-classification"', 'aggregation_strategy="first"')
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     columns = ("words", "tags")
