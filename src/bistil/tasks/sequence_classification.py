@@ -132,7 +132,7 @@ class SequenceClassification(Task):
             folder,
             labels,
             seed=seed,
-            problem_type="single_label_classification",
+            problem="single_label_classification",
         )
 
     def encode(
