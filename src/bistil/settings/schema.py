@@ -390,8 +390,9 @@ class TaskSettings(Checked):
     )
     columns: dict[str, str] = option(
         factory=dict,
-        help="which column is text, pair or label (classification), words or tags (tagging): its name, or its number "
-        "from 1 in CoNLL columns; ignore: columns that are left out on purpose, separated by commas",
+        help="which column is text, pair or label (classification; if there is one per label all of them, separated by "
+        "commas), words or tags (tagging): its name, or its number from 1 in CoNLL columns; "
+        "ignore: columns that are left out on purpose, separated by commas",
         flag="column",
         entry="NAME=COLUMN",
     )
@@ -400,6 +401,11 @@ class TaskSettings(Checked):
     )
     scheme: TagScheme | None = option(
         None, "scheme of tags that mark spans; the word `none` for tags that mark none; not given: as the tags show"
+    )
+    separator: str | None = option(
+        None,
+        "what separates labels that stand in one text, such as a semicolon; the word `none`: each text is one label; "
+        "not given: as the labels show",
     )
     strict: bool = option(False, "refuse a file for its first odd row, instead of leaving out a few")
 
@@ -413,6 +419,8 @@ class TaskSettings(Checked):
             # A task from elsewhere says itself what it takes.
             if getattr(self, name) is not None and self.kind in own_kinds() and self.kind != kind:
                 raise RecipeError(f"{name} is of {kind}; {self.kind} has no use for it: leave it out")
+        if self.separator == "":
+            raise RecipeError("separator is empty: give the character between labels, or the word none")
         if self.label_map and self.kind == "question-answering":
             raise RecipeError("label_map renames labels, and question-answering has none: leave it out")
 

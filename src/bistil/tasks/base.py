@@ -66,7 +66,7 @@ class Task(ABC):
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
 
     word_padding: Mapping[str, int] = {}
-    """The same for keys with one value per word."""
+    """The same for keys with one value per word or per class."""
 
     means_labels: bool = True
     """Whether the head's outputs stand for the data's labels: then a teacher's must be the same ones."""
@@ -80,6 +80,9 @@ class Task(ABC):
 
     columns: tuple[str, ...] = ()
     """What `Reading.columns` may name, besides "ignore"."""
+
+    takes: tuple[str, ...] = ()
+    """What of `Reading` this task takes and others do not: "scheme", "separator"."""
 
     def read(
         self,
@@ -146,6 +149,10 @@ class Task(ABC):
         """Refuse a reading that no file of this task can have."""
         if not paths:
             raise InputError("no file was given: name at least one labelled file")
+        for name in ("scheme", "separator"):
+            value = getattr(how, name)
+            if value is not None and name not in self.takes:
+                raise InputError(f"{name} is {value!r}, but {self.kind} has no use for it: leave it out")
         if how.label_map and not self.means_labels:
             raise InputError(f"label_map renames labels, and {self.kind} has none: leave it out")
         known = (*self.columns, "ignore") if self.columns else ()

@@ -80,6 +80,7 @@ class TokenClassification(Task):
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     columns = ("words", "tags")
+    takes = ("scheme",)
 
     def __init__(self, *, scheme: str | None = None) -> None:
         check_scheme(scheme)
