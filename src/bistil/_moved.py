@@ -61,6 +61,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "bistil.models.families",
         "bistil.text",
     ),
+    "bistil.tasks.sequence_classification": ("bistil.tasks.texts",),
     "bistil.training": (
         "bistil.training.loop",
         "bistil.training.order",

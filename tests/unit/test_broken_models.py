@@ -319,6 +319,27 @@ def test_a_head_for_other_labels_or_another_task_gives_way(sound, tmp_path, capf
     assert capfd.readouterr().err == ""
 
 
+def test_a_head_of_the_same_class_for_another_problem_is_refused_or_gives_way(tmp_path, capfd):
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    model = tiny.model("bert", layers=2, head=AutoModelForSequenceClassification, **labels)
+    task = get_task("sequence-classification")
+    # Nobody says what a published head is for; one that says it is for something else is no head for this.
+    for problem, kept in ((None, True), ("single_label_classification", True), ("multi_label_classification", False)):
+        model.config.problem_type = problem
+        model.save_pretrained(tmp_path / "classifier")
+        start = task.build_model(tmp_path / "classifier", LABELS, seed=5)
+        assert torch.equal(start.classifier.weight, model.classifier.weight) == kept
+        assert start.config.problem_type == "single_label_classification"
+        said = capfd.readouterr().err
+        if kept:
+            assert said == ""
+            assert task.build_model(tmp_path / "classifier", None).config.problem_type == "single_label_classification"
+        else:
+            assert "has a head for multi_label_classification; a new one is made for single_label" in said
+            refusal = refused(task.build_model, tmp_path / "classifier", None)
+            assert "was trained for multi_label_classification (problem_type in its config.json)" in refusal
+
+
 def test_what_a_head_is_for_is_in_its_class_s_name():
     assert task_of("XLMRobertaForTokenClassification") == task_of("AutoModelForTokenClassification")
     assert task_of("BertForMaskedLM") == "masked-lm"

@@ -26,7 +26,7 @@ from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs
 from bistil.tasks.dependency_parsing import ParsedSentence, Parser
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.question_answering import QuestionAnswerer, QuestionAnswering
-from bistil.tasks.sequence_classification import make_pairs
+from bistil.tasks.texts import make_pairs
 from bistil.tasks.words import Frame, count_words, encode_words, run_of_words, split_words, windows
 
 LENGTH = 32
@@ -36,6 +36,10 @@ LONG = "\n" + "".join(f"{word} {'O' if i % 3 else 'B-LOC'}\n" for i, word in enu
 TEXTS = "".join(json.dumps({"text": t, "label": str(i % 3)}) + "\n" for i, t in enumerate(tiny.ENGLISH.splitlines()))
 PAIRS = "premise\thypothesis\tlabel\n" + "".join(
     f"{a}\t{b}\t{len(a) % 2}\n" for a, b in zip(tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines(), strict=True)
+)
+QUOTED = "text,label\n" + "".join(
+    f'"{a}\n""{b}"", so,",{len(a) % 2}\n'
+    for a, b in zip(tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines(), strict=True)
 )
 
 
@@ -84,6 +88,7 @@ CASES = {
     "pos": ("token-classification", "pos.conllu", _conllu()),
     "texts": ("sequence-classification", "texts.jsonl", TEXTS),
     "pairs": ("sequence-classification", "pairs.tsv", PAIRS),
+    "quoted": ("sequence-classification", "quoted.csv", QUOTED),
     "trees": ("dependency-parsing", "trees.conllu", _conllu()),
     "questions": ("question-answering", "questions.json", _squad()),
 }

@@ -8,7 +8,7 @@ import typer
 from bistil.commands.options import Table, takes
 from bistil.settings.recipe import TaskSettings, parse
 
-READING = ("kind", "max_length", "label_map", "columns", "language", "scheme", "strict")
+READING = ("kind", "max_length", "label_map", "columns", "language", "scheme", "separator", "strict")
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
         from bistil.measuring.evaluation import evaluate as run
         from bistil.tasks.reading import Reading
 
-        how = {name: getattr(settings, name) for name in ("columns", "language", "scheme", "strict")}
+        how = {name: getattr(settings, name) for name in ("columns", "language", "scheme", "separator", "strict")}
 
         result = run(
             model,

@@ -304,7 +304,7 @@ def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str 
         ],
         "metrics": {f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
         "pipeline_tag": task.pipeline_tag,
-        "task": task.kind,
+        "usage": task.usage,
     }
     return Made(record=record, card=card)
 
@@ -478,7 +478,7 @@ def _task_teacher(teacher: ModelSource, data: TaskData, *, max_length: int) -> P
     """The task teacher, after making sure that its classes are the data's."""
     model = data.task.build_model(teacher, None)
     check_length(model.config, max_length)
-    if data.task.kind != "question-answering" and labels_of(model.config) != data.labels:
+    if data.task.means_labels and labels_of(model.config) != data.labels:
         raise ArtefactError(
             f"the task teacher {source_name(teacher)} has other labels than the training data: fine-tune it on them"
         )

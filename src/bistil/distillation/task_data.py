@@ -155,6 +155,7 @@ def how_to_read(settings: TaskSettings, *, language: str | None = None, quiet: b
         columns=settings.columns,
         language=language or settings.language,
         scheme=settings.scheme,
+        separator=settings.separator,
         strict=settings.strict,
         quiet=quiet,
     )

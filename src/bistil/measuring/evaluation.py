@@ -52,7 +52,7 @@ def evaluate(
         batch_size: windows per forward pass; changes speed, not predictions.
         max_length: tokens per window.
         label_map: labels to rename on reading.
-        how: what the files do not say themselves: columns, language, scheme of the tags.
+        how: what the files do not say themselves: columns, language, scheme of the tags, separator of labels.
         bootstrap_samples: resamples for the interval; 0: no interval.
         seed: of the resamples.
         predictions: write predictions here, in the format of the input.
@@ -102,6 +102,7 @@ def evaluate(
             "columns": dict(how.columns),
             "language": how.language,
             "scheme": how.scheme,
+            "separator": how.separator,
         },
         **({} if written is None else {"predictions": {"file": str(written), "digest": file_digest(written)}}),
         "versions": {"bistil": __version__, "torch": torch.__version__},

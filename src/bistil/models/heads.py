@@ -31,6 +31,7 @@ def build_head(
     *,
     seed: int,
     means_labels: bool = True,
+    problem: str | None = None,
     sizes: Mapping[str, int] | None = None,
     **config_values: Any,
 ) -> PreTrainedModel:
@@ -44,22 +45,36 @@ def build_head(
         folder: a Hugging Face model folder; or a model in memory, whose weights are copied.
         labels: class names in order; None: those that the folder's configuration names.
         means_labels: whether the labels are what the head was trained for (of a question answering head they are not).
+        problem: of a classifier, as configurations have it under "problem_type": heads of one class that are trained
+            by different losses, such as "multi_label_classification".
         sizes: of a head that is to be trained, by name in the configuration.
         config_values: replace values of the configuration.
 
     Raises:
-        ArtefactError: the folder is no loadable model, is damaged, or has no head although no labels are given.
+        ArtefactError: the folder is no loadable model, is damaged, or has no head, or one for another problem,
+            although no labels are given.
     """
     if not isinstance(folder, PreTrainedModel) and not Path(folder).is_dir():
         raise ArtefactError(f"{folder} is not a model folder: name a folder with config.json and model.safetensors")
     config = config_of(folder)
     head: HeadRule = "whole"
-    if labels is not None:
-        head = _head_to_start_from(
-            auto_class, source_name(folder), config, labels if means_labels else None, sizes or {}
+    trained_for = getattr(config, "problem_type", None)
+    of_another = problem is not None and trained_for not in (None, problem)
+    if labels is None and of_another:
+        raise ArtefactError(
+            f"{source_name(folder)} was trained for {trained_for} (problem_type in its config.json), and this task is "
+            f"{problem}: name the task that it was fine-tuned for"
         )
+    if labels is not None:
+        name = source_name(folder)
+        head = _head_to_start_from(auto_class, name, config, labels if means_labels else None, sizes or {})
+        if head == "whole" and of_another:
+            logger.warning(f"{name} has a head for {trained_for}; a new one is made for {problem}")
+            head = "new"
         config_values |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         config_values |= sizes or {}
+    if problem is not None:
+        config_values["problem_type"] = problem
     for name, value in config_values.items():
         setattr(config, name, value)
     model: PreTrainedModel = load_model(folder, auto_class, head=head, config=config, seed=seed)[0]

@@ -180,7 +180,6 @@ def load_model(
 
 
 _REMEDY = "fetch or make it again"
-_FINE_TUNED = ("token-classification", "sequence-classification", "question-answering", "dependency-parsing")
 
 
 def _check_loaded(
@@ -234,6 +233,6 @@ def _is_finite(values: torch.Tensor) -> bool:
 
 def _no_head(folder: str | Path, task: str) -> ArtefactError:
     remedy = "fetch the whole model, or name its encoder's class in config.json"
-    if task in _FINE_TUNED:
+    if task not in PRETRAINED_WITH:
         remedy = "fine-tune it first, with `bistil finetune`"
     return ArtefactError(f"{folder} has no head for {task}: {remedy}")

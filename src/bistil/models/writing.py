@@ -25,7 +25,7 @@ def write_model(
     made: Sequence[str] = (),
     metrics: Mapping[str, str | int | float] | None = None,
     pipeline_tag: str | None = None,
-    task: str | None = None,
+    usage: str | None = None,
     replace: bool = False,
     base_model: str | None = None,
     tags: Sequence[str] = (),
@@ -36,7 +36,7 @@ def write_model(
     Args:
         output: a new folder.
         record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag, task, base_model, tags: of the card, see
+        title, summary, languages, made, metrics, pipeline_tag, usage, base_model, tags: of the card, see
             `models.cards.write_model_card`.
         replace: a folder of ours gives way.
         options: for `PreTrainedModel.save_pretrained`.
@@ -56,7 +56,7 @@ def write_model(
             made=made,
             metrics=metrics,
             pipeline_tag=pipeline_tag,
-            task=task,
+            usage=usage,
             base_model=base_model,
             tags=tags,
         )

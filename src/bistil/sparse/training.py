@@ -169,6 +169,7 @@ def train_sparse(
             },
             architecture=type(model).__name__,
             labels=labels_of(model.config) if kind == "task" and heads else [],
+            problem_type=getattr(model.config, "problem_type", None) if kind == "task" and heads else None,
             seed=seed,
             metrics=dict(sparse.result.best or (sparse.result.history[-1] if sparse.result.history else {})),
         ),

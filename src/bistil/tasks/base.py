@@ -60,11 +60,17 @@ class Task(ABC):
     pipeline_tag: str | None = None
     """The hub's name of the task; None where it has none."""
 
+    usage: str | None = None
+    """Python that runs a model of the task, for cards and reports, with {folder} for its folder."""
+
     padding: Mapping[str, int] = {}
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
 
     word_padding: Mapping[str, int] = {}
-    """The same for keys with one value per word."""
+    """The same for keys with one value per word or per class."""
+
+    means_labels: bool = True
+    """Whether the head's outputs stand for the data's labels: then a teacher's must be the same ones."""
 
     passages: bool = False
     """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
@@ -75,6 +81,9 @@ class Task(ABC):
 
     columns: tuple[str, ...] = ()
     """What `Reading.columns` may name, besides "ignore"."""
+
+    takes: tuple[str, ...] = ()
+    """What of `Reading` this task takes and others do not: "scheme", "separator"."""
 
     def read(
         self,
@@ -141,6 +150,12 @@ class Task(ABC):
         """Refuse a reading that no file of this task can have."""
         if not paths:
             raise InputError("no file was given: name at least one labelled file")
+        for name in ("scheme", "separator"):
+            value = getattr(how, name)
+            if value is not None and name not in self.takes:
+                raise InputError(f"{name} is {value!r}, but {self.kind} has no use for it: leave it out")
+        if how.label_map and not self.means_labels:
+            raise InputError(f"label_map renames labels, and {self.kind} has none: leave it out")
         known = (*self.columns, "ignore") if self.columns else ()
         for name in how.columns:
             if name not in known:

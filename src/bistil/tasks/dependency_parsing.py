@@ -16,6 +16,7 @@ from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource, labels_of
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
+from bistil.tasks import register_task
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.hub import is_dataset
@@ -51,14 +52,20 @@ class ParsedSentence(Example):
         return self.where if self.source is None else self.source.where(word)
 
 
+@register_task
 class DependencyParsing(Task):
     """A head and a universal relation per word: `AutoModelForDependencyParsing`.
 
     Args:
-        projection: map words to this many dimensions before the biaffine; None: the full head of the paper.
+        parser_projection: map words to this many dimensions before the biaffine; None: the full head of the paper.
     """
 
     kind = "dependency-parsing"
+    usage = """from bistil.tasks.dependency_parsing import Parser
+from bistil.tasks.words import split_words
+
+parse = Parser({folder})
+print(parse([split_words("a sentence of yours")]))  # per word its head (0: the root) and relation"""
     word_padding: Mapping[str, int] = {
         "word_starts": -1,
         "word_ends": -1,
@@ -66,8 +73,8 @@ class DependencyParsing(Task):
         "relation_labels": IGNORED,
     }
 
-    def __init__(self, *, projection: int | None = None) -> None:
-        self.projection = projection
+    def __init__(self, *, parser_projection: int | None = None) -> None:
+        self.projection = parser_projection
 
     def metric(self, labels: Sequence[str]) -> str:
         del labels

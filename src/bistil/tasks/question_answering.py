@@ -19,6 +19,7 @@ from bistil.models.families import position_limit
 from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
 from bistil.models.tokenizers import load_tokenizer
+from bistil.tasks import register_task
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.boundaries import boundaries
@@ -63,6 +64,7 @@ class Answer:
     score: float
 
 
+@register_task
 class QuestionAnswering(Task):
     """Start and end of the answer in the passage: `AutoModelForQuestionAnswering`.
 
@@ -72,6 +74,12 @@ class QuestionAnswering(Task):
 
     kind = "question-answering"
     pipeline_tag = "question-answering"
+    # transformers 5 has no pipeline for questions.
+    usage = """from bistil.tasks.question_answering import QuestionAnswerer
+
+answer = QuestionAnswerer({folder})
+print(answer("a question of yours", "a passage that holds its answer")[0].text)"""
+    means_labels = False
     passages = True
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}
 
@@ -132,7 +140,7 @@ class QuestionAnswering(Task):
         del examples, labels
 
     def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
-        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=False)
+        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=self.means_labels)
 
     def encode(
         self,

@@ -12,8 +12,10 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.cards import pipeline_code
 from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource, labels_of
+from bistil.tasks import register_task
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, run
 from bistil.tasks.conll import read_blocks
@@ -67,14 +69,18 @@ class _Raw:
         return f"{path}, line {self.lines[word]}"
 
 
+@register_task
 class TokenClassification(Task):
     """One tag per word, read at its first subword with text: `AutoModelForTokenClassification`."""
 
     kind = "token-classification"
     pipeline_tag = "token-classification"
+    # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
+    usage = pipeline_code('"token-classification"', 'aggregation_strategy="first"')
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     columns = ("words", "tags")
+    takes = ("scheme",)
 
     def __init__(self, *, scheme: str | None = None) -> None:
         check_scheme(scheme)
