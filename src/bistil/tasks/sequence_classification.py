@@ -14,9 +14,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from bistil.errors import InputError
 from bistil.models.heads import build_head
-from bistil.models.loading import labels_of
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
+from bistil.tasks.base import Example, Prediction, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, probabilities
 from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
@@ -165,21 +164,16 @@ class SequenceClassification(Task):
         del batch
         return [PredictionPair(student.logits, teacher.logits)]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[TextExample],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[str]:
-        predictions = [""] * len(examples)
-        names = labels_of(model.config)
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            for i, label in zip(indices, output.logits.argmax(-1).tolist(), strict=True):
-                predictions[features[i]["example"]] = names[label]
-        return predictions
+    def decode(
+        self, examples: Sequence[TextExample], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Prediction]:
+        """The likeliest label of each example; confidences (classes,) are of all labels."""
+        found = [Prediction("", np.zeros(len(labels)))] * len(examples)
+        for indices, output in outputs:
+            logits = as_array(output["logits"])
+            for i, best, shares in zip(indices, logits.argmax(-1), probabilities(logits), strict=True):
+                found[features[i]["example"]] = Prediction(labels[best], shares)
+        return found
 
     def score(
         self, examples: Sequence[TextExample], predictions: Sequence[str], *, labels: Sequence[str] | None = None
