@@ -14,8 +14,8 @@ from bistil.errors import ArtefactError
 from bistil.models.families import check_length
 from bistil.models.loading import labels_of
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
-from bistil.runtime.ownership import is_our_file
+from bistil.runtime.artefacts import claim, file_digest, folder_digest, write_json
+from bistil.runtime.ownership import recorded_predictions
 from bistil.tasks import Metrics, Task, bootstrap, get_task
 from bistil.tasks.batches import Feature
 from bistil.tasks.hub import labelled_digest, source_of
@@ -71,7 +71,7 @@ def evaluate(
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     written, recorded = (None if path is None else Path(path) for path in (predictions, record_file))
-    earlier = _predictions_of(recorded)
+    earlier = recorded_predictions(recorded)
     read = [model_folder, *map(source_of, files)]
     claim(files=[written, recorded], inputs=read, force=replace, known=earlier)
     how = how or Reading()
@@ -109,14 +109,6 @@ def evaluate(
     if recorded is not None:
         write_json(recorded, result, replace=replace)
     return result
-
-
-def _predictions_of(record_file: Path | None) -> list[str]:
-    """SHA-256 of the predictions that an earlier record was written with; none if it is not ours."""
-    if record_file is None or not record_file.is_file() or not is_our_file(record_file):
-        return []
-    known = read_json(record_file).get("predictions") or {}
-    return [known["digest"]] if "digest" in known else []
 
 
 def score_examples(

@@ -1,6 +1,9 @@
 """Tasks behind one small interface: reading, encoding, the head, what L_pred compares, decoding, scoring."""
 
-from bistil.errors import RecipeError
+from typing import Any
+
+from bistil.errors import ArtefactError, RecipeError
+from bistil.models.loading import task_of
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, model_inputs
 from bistil.tasks.boundaries import differing_boundaries
@@ -18,6 +21,7 @@ __all__ = [
     "bootstrap",
     "differing_boundaries",
     "get_task",
+    "kind_of",
     "model_inputs",
     "paired_gap",
     "resampled",
@@ -53,3 +57,21 @@ def get_task(kind: str, *, parser_projection: int | None = None, scheme: str | N
 
         return QuestionAnswering()
     raise RecipeError(f"there is no task {kind!r}; kinds: {', '.join(KINDS)}")
+
+
+def kind_of(config: Any, name: str) -> str:
+    """The kind of task that a model is for, by the class that its configuration names.
+
+    Args:
+        config: of the model (`models.read_config`).
+        name: of the model, for the message.
+
+    Raises:
+        ArtefactError: it is for none of `KINDS`.
+    """
+    found = [task_of(one) for one in config.architectures or ()]
+    kind = next((one for one in found if one in KINDS), None)
+    if kind is None:
+        what = f"a model for {found[0]}" if found and found[0] else "an encoder without a head"
+        raise ArtefactError(f"{name} is {what}, not for a task: fine-tune it first, with `bistil finetune`")
+    return kind

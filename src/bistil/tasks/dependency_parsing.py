@@ -299,10 +299,12 @@ class Parser:
         return self.task.predict(self.model, self.tokenizer, examples, features, batch_size=batch_size)
 
 
-def unparsed(words: Sequence[str], source: Sentence | None = None) -> ParsedSentence:
-    """A sentence that has no tree yet."""
+def unparsed(words: Sequence[str], source: Sentence | None = None, *, relation: str = "dep") -> ParsedSentence:
+    """A sentence that has no tree yet: words on the root with any relation."""
     size = len(words)
-    return ParsedSentence(file="", line=0, words=list(words), heads=[0] * size, relations=["dep"] * size, source=source)
+    return ParsedSentence(
+        file="", line=0, words=list(words), heads=[0] * size, relations=[relation] * size, source=source
+    )
 
 
 def _parse_parts(

@@ -15,7 +15,7 @@ from bistil.errors import InputError
 from bistil.models.heads import build_head
 from bistil.tasks.base import Example, Prediction, PredictionPair, Task
 from bistil.tasks.batches import Feature, Outputs, as_array, probabilities
-from bistil.tasks.conll import read_blocks
+from bistil.tasks.conll import around_tags, read_blocks
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
@@ -347,7 +347,7 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
     for block in blocks:
         start = block.lines[0].number
         with report.row(start):
-            words, tags, sides = [], [], []
+            words, tags = [], []
             for line in block.lines:
                 where, columns = f"{path}, line {line.number}", line.columns
                 if len(columns) < 2 or not columns[0] or not columns[-1]:
@@ -360,12 +360,7 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
                     raise InputError(f"{where}: column {layout.words + 1}, the word, is empty")
                 words.append(columns[layout.words])
                 tags.append(columns[layout.tags])
-                before, after = columns[: layout.tags], columns[layout.tags + 1 :]
-                sides.append(
-                    ("".join(one + line.separator for one in before), "".join(line.separator + one for one in after))
-                )
-            comments = "".join(comment + "\n" for comment in block.comments)
-            sides[0] = (comments + sides[0][0], sides[0][1])
+            sides = around_tags(block, layout)
             lines = [line.number for line in block.lines]
             found.append(_Raw(words=words, tags=[*tags], lines=lines, source=sides, line=start))
     return found, False

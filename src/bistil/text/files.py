@@ -64,26 +64,46 @@ def line_batches(path: Path, *, progress: Callable[[int], None] | None = None) -
         InputError: as `open_text`, or a line is not UTF-8 (with its number).
     """
     with open_text(path) as (stream, raw):
-        done, rest, first, position = 0, b"", True, 0
-        while block := stream.read(BATCH_BYTES):
+        position = 0
+
+        def read() -> bytes:
+            nonlocal position
+            block = stream.read(BATCH_BYTES)
             if progress is not None:
                 progress(raw.tell() - position)
                 position = raw.tell()
-            if first:
-                block, first = block.removeprefix(b"\xef\xbb\xbf"), False
-            block = rest + block
-            end = block.rfind(b"\n") + 1
-            if not end and len(block) >= LONGEST_LINE:
-                end = block.rfind(b" ") + 1
-            if not end:
-                rest = block
-                continue
-            rest = block[end:]
-            lines = _decode(block[:end], path, done)
-            done += len(lines)
-            yield lines
-        if rest:
-            yield _decode(rest, path, done)
+            return block
+
+        yield from batches_read(read, path)
+
+
+def batches_read(read: Callable[[], bytes], name: str | Path) -> Iterator[list[str]]:
+    """Batches of consecutive lines out of what `read` gives, one for each of its blocks that ends a line.
+
+    Args:
+        read: gives the next bytes; none at the end.
+        name: of the text, for messages.
+
+    Raises:
+        InputError: a line is not UTF-8 (with its number).
+    """
+    done, rest, first = 0, b"", True
+    while block := read():
+        if first:
+            block, first = block.removeprefix(b"\xef\xbb\xbf"), False
+        block = rest + block
+        end = block.rfind(b"\n") + 1
+        if not end and len(block) >= LONGEST_LINE:
+            end = block.rfind(b" ") + 1
+        if not end:
+            rest = block
+            continue
+        rest = block[end:]
+        lines = _decode(block[:end], name, done)
+        done += len(lines)
+        yield lines
+    if rest:
+        yield _decode(rest, name, done)
 
 
 def require_plain_text(path: Path) -> None:
@@ -157,7 +177,7 @@ class _ZstdStream(io.RawIOBase):
         return size
 
 
-def _decode(block: bytes, path: Path, done: int) -> list[str]:
+def _decode(block: bytes, path: str | Path, done: int) -> list[str]:
     try:
         text = block.decode("utf-8")
     except UnicodeDecodeError as error:
