@@ -51,7 +51,7 @@ def read_config(folder: str | Path) -> Any:
     """The configuration of a model in a folder, or of a hub name.
 
     Raises:
-        ArtefactError: config.json is missing or damaged, or the model is defined by code of its own, which is never run.
+        ArtefactError: config.json is missing or damaged, or the model is defined by code of its own, which is not run.
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

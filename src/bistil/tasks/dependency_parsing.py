@@ -16,7 +16,7 @@ from bistil.models.heads import build_head
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks.base import Example, Prediction, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array, probabilities
+from bistil.tasks.batches import Feature, Outputs, as_array
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence

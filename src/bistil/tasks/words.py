@@ -78,9 +78,9 @@ def word_places(text: str) -> list[tuple[int, int]]:
 def sentence_places(text: str) -> list[tuple[int, int]]:
     """Start and end, in characters, of the sentences in running text, without the space around them.
 
-    A sentence ends behind a mark that Unicode calls sentence-terminal, or an ellipsis, and what closes after it (quotes,
-    brackets), where a space follows; not where the next word begins with a small letter. Behind full-width and
-    half-width marks no space is needed. An abbreviation with its dot in front of a capital letter ends a sentence too.
+    A sentence ends behind a mark that Unicode calls sentence-terminal, or an ellipsis, and what closes after it
+    (quotes, brackets), where a space follows; not where the next word begins with a small letter. Behind full-width
+    and half-width marks no space is needed. An abbreviation in front of a capital letter ends a sentence too.
 
     Example:
         >>> text = 'Paka amelala. "Je, ameamka?" Hapana!'
