@@ -11,7 +11,7 @@ from bistil.errors import InputError
 from bistil.prediction.inputs import Form, Input, Place
 from bistil.runtime.quiet import kept_threads
 from bistil.tasks import Task
-from bistil.tasks.base import Prediction
+from bistil.tasks.base import Decoded
 from bistil.tasks.batches import Engine, run
 
 Format = Literal["conll", "conllu", "jsonl", "tsv"]
@@ -59,7 +59,7 @@ class Said:
 
     example: Any
     places: list[Place]
-    prediction: Prediction
+    prediction: Decoded
     truncated: bool = False
 
 

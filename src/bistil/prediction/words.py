@@ -8,7 +8,7 @@ from typing import Any
 from bistil.errors import InputError
 from bistil.prediction.inputs import Form, Input, Place, of_words
 from bistil.prediction.predictor import SPLITTING, Format, Predictor, Said, Sentences, Wanted, sure
-from bistil.tasks.base import Prediction
+from bistil.tasks.base import Decoded
 from bistil.tasks.dependency_parsing import unparsed
 from bistil.tasks.parsing.conllu import COLUMNS, FORM, ID, UPOS, Sentence
 from bistil.tasks.spans import OUTSIDE, spans
@@ -74,7 +74,7 @@ class OfWords(Predictor):
                     [replace(sentence.example, source=source)], [self.kept(sentence.prediction, wanted)]
                 )
 
-    def kept(self, prediction: Prediction, wanted: Wanted) -> Any:
+    def kept(self, prediction: Decoded, wanted: Wanted) -> Any:
         """What is written of a prediction."""
         del wanted
         return prediction.value
@@ -103,7 +103,7 @@ class Tagger(OfWords):
             file=one.where, line=one.line, words=words, tags=tags, lines=[one.line] * len(words), source=[], column=UPOS
         )
 
-    def spans(self, prediction: Prediction, wanted: Wanted) -> list[tuple[str, int, int, float]]:
+    def spans(self, prediction: Decoded, wanted: Wanted) -> list[tuple[str, int, int, float]]:
         """(type, first word, last word, confidence) of the spans, in their order. Confidences are means over words."""
         if self.scheme is None:
             return []
@@ -113,7 +113,7 @@ class Tagger(OfWords):
         ]
         return [span for span in sure_of if span[3] >= (wanted.threshold or 0)]
 
-    def kept(self, prediction: Prediction, wanted: Wanted) -> list[str]:
+    def kept(self, prediction: Decoded, wanted: Wanted) -> list[str]:
         """The tags; those of spans below the threshold are outside."""
         tags: list[str] = prediction.value
         if wanted.threshold is None:

@@ -52,7 +52,7 @@ class PredictionPair:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Decoded:
     """What a model says of an example.
 
     Attributes:
@@ -223,7 +223,7 @@ class Task(ABC):
     @abstractmethod
     def decode(
         self, examples: Sequence[Any], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
-    ) -> list[Prediction]:
+    ) -> list[Decoded]:
         """Predictions, one per example and in their order, out of the outputs of `run`.
 
         Args:

@@ -122,7 +122,7 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last dimension; what is -inf has probability 0."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)

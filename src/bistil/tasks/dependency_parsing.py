@@ -15,7 +15,7 @@ from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.heads import build_head
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
-from bistil.tasks.base import Example, Prediction, PredictionPair, Task
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, Outputs, as_array
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
@@ -163,13 +163,13 @@ class DependencyParsing(Task):
 
     def decode(
         self, examples: Sequence[ParsedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
-    ) -> list[Prediction]:
+    ) -> list[Decoded]:
         """Best single-rooted trees. A sentence of several windows is still parsed as one: its words' vectors are
         gathered from the windows, each from where it has context on both sides, and all arcs are scored.
 
         Confidences (words, 2) are of the head among all heads, and of the relation to it.
         """
-        found = [Prediction([], np.zeros((0, 2)))] * len(examples)
+        found = [Decoded([], np.zeros((0, 2)))] * len(examples)
         windows = Counter(feature["example"] for feature in features)
         parts: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
         weights: dict[str, torch.Tensor] = {}
@@ -309,7 +309,7 @@ def unparsed(words: Sequence[str], source: Sentence | None = None, *, relation: 
 
 def _parse_parts(
     parts: list[tuple[torch.Tensor, torch.Tensor]], weights: Mapping[str, torch.Tensor], labels: Sequence[str]
-) -> Prediction:
+) -> Decoded:
     """Parse one sentence from its windows' own words: dependents (words, p) and heads (words, p), the root first."""
     with torch.inference_mode():
         dependents = torch.cat([part[0] for part in parts])
@@ -328,9 +328,9 @@ def _parse_parts(
 
 def _tree(
     heads: np.ndarray, sure_of_heads: np.ndarray, relations: np.ndarray, sure: np.ndarray, labels: Sequence[str]
-) -> Prediction:
+) -> Decoded:
     tree = [(head, labels[relation]) for head, relation in zip(heads.tolist(), relations.tolist(), strict=True)]
-    return Prediction(tree, np.stack([sure_of_heads, sure], axis=1))
+    return Decoded(tree, np.stack([sure_of_heads, sure], axis=1))
 
 
 def _head_confidences(arcs: np.ndarray, tree: np.ndarray) -> np.ndarray:

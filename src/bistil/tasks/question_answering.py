@@ -18,8 +18,8 @@ from bistil.errors import InputError
 from bistil.models.families import position_limit
 from bistil.models.heads import build_head
 from bistil.models.tokenizers import load_tokenizer
-from bistil.tasks.base import Example, Prediction, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array, probabilities
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
@@ -192,7 +192,7 @@ class QuestionAnswering(Task):
 
     def decode(
         self, examples: Sequence[Question], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
-    ) -> list[Prediction]:
+    ) -> list[Decoded]:
         """Per question its best answers over all windows, best first, and their shares of confidence among each other.
 
         Where questions may be unanswerable, "no answer" comes first if its score is above the best span's: the logits
@@ -215,14 +215,14 @@ class QuestionAnswering(Task):
         predictions = []
         for own, score in zip(answers, none, strict=True):
             if not own:
-                predictions.append(Prediction([], np.zeros(0)))
+                predictions.append(Decoded([], np.zeros(0)))
                 continue
             scores = [answer.score for answer in own]
-            shares = probabilities(np.array([*scores, score] if unanswerable else scores))
+            shares = softmax(np.array([*scores, score] if unanswerable else scores))
             if unanswerable and score > scores[0]:
                 own.insert(0, Answer("", 0, score))
                 shares = np.roll(shares, 1)
-            predictions.append(Prediction(own, shares[: len(own)]))
+            predictions.append(Decoded(own, shares[: len(own)]))
         return predictions
 
     def score(

@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from bistil.errors import InputError
 from bistil.models.heads import build_head
-from bistil.tasks.base import Example, Prediction, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array, probabilities
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
@@ -166,13 +166,13 @@ class SequenceClassification(Task):
 
     def decode(
         self, examples: Sequence[TextExample], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
-    ) -> list[Prediction]:
+    ) -> list[Decoded]:
         """The likeliest label of each example; confidences (classes,) are of all labels."""
-        found = [Prediction("", np.zeros(len(labels)))] * len(examples)
+        found = [Decoded("", np.zeros(len(labels)))] * len(examples)
         for indices, output in outputs:
             logits = as_array(output["logits"])
-            for i, best, shares in zip(indices, logits.argmax(-1), probabilities(logits), strict=True):
-                found[features[i]["example"]] = Prediction(labels[best], shares)
+            for i, best, shares in zip(indices, logits.argmax(-1), softmax(logits), strict=True):
+                found[features[i]["example"]] = Decoded(labels[best], shares)
         return found
 
     def score(

@@ -13,8 +13,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from bistil.errors import InputError
 from bistil.models.heads import build_head
-from bistil.tasks.base import Example, Prediction, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array, probabilities
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.conll import around_tags, read_blocks
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
@@ -181,9 +181,9 @@ class TokenClassification(Task):
 
     def decode(
         self, examples: Sequence[TaggedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
-    ) -> list[Prediction]:
+    ) -> list[Decoded]:
         """A tag per word; confidences (words,) are of these tags."""
-        found = [Prediction([""] * len(example.words), np.zeros(len(example.words))) for example in examples]
+        found = [Decoded([""] * len(example.words), np.zeros(len(example.words))) for example in examples]
         for indices, output in outputs:
             logits = as_array(output["logits"])
             for row, i in enumerate(indices):
@@ -191,7 +191,7 @@ class TokenClassification(Task):
                 positions, words = np.array(features[i]["targets"]).T
                 scores = logits[row, positions]
                 best = scores.argmax(-1)
-                own.confidence[words] = probabilities(scores)[np.arange(len(best)), best]
+                own.confidence[words] = softmax(scores)[np.arange(len(best)), best]
                 for word, label in zip(words.tolist(), best.tolist(), strict=True):
                     own.value[word] = labels[label]
         return found
