@@ -111,8 +111,6 @@ def left_names(old: str) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         new, value = _found(old, LEFT[old], name)
-        if value is fit_task:  # which says it itself
-            return value
         warnings.warn(f"{old}.{name} is now {new}; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
         return value
 

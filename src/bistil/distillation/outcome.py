@@ -7,7 +7,7 @@ from typing import Any
 
 from bistil.distillation.corpus import Corpus, Figures
 from bistil.distillation.student import alignment
-from bistil.models.complete import Made
+from bistil.models.complete import Origin
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import folder_digest, whole_folder, write_json
 from bistil.settings.recipe import Phase1Settings, StudentSettings, to_dict
@@ -50,7 +50,9 @@ def phase1_report(
     }
 
 
-def student_made(student: StudentSettings, settings: Phase1Settings, report: Mapping[str, Any], *, parent: str) -> Made:
+def student_made(
+    student: StudentSettings, settings: Phase1Settings, report: Mapping[str, Any], *, parent: str
+) -> Origin:
     """What is known of a student: record and card.
 
     Args:
@@ -77,7 +79,7 @@ def student_made(student: StudentSettings, settings: Phase1Settings, report: Map
             f"teacher layers {own['alignment']['layers']}, {own['start']} start",
         ],
     }
-    return Made(record=record, card=card)
+    return Origin(record=record, card=card)
 
 
 def write_students(

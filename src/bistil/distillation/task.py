@@ -20,7 +20,7 @@ from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.models.complete import Made, complete
+from bistil.models.complete import Origin, complete
 from bistil.models.families import check_length, family_of, head_names
 from bistil.models.loading import ModelSource, config_of, labels_of, source_name
 from bistil.models.masked_lm import load_encoder
@@ -279,7 +279,7 @@ def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelS
     return complete(student, lesson.tokenizer, replace(made, facts={"sft": sft, "figures": figures}))
 
 
-def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str | None) -> Made:
+def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str | None) -> Origin:
     """What is known of a task model: record and card."""
     task, settings = how.data.task, how.settings
     start, teacher = Path(start).name, None if teacher is None else Path(teacher).name
@@ -306,7 +306,7 @@ def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str 
         "pipeline_tag": task.pipeline_tag,
         "usage": task.usage,
     }
-    return Made(record=record, card=card)
+    return Origin(record=record, card=card)
 
 
 # From folders into folders
@@ -383,7 +383,7 @@ def _claim(how: Fitting, outputs: TaskOutputs, read: Sequence[str | Path]) -> No
 def _write(model: PreTrainedModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
     """Write a model that `_learn` made, in one process of several; returns its figures."""
     own: Any = model
-    made: Made = own.bistil
+    made: Origin = own.bistil
     figures: dict[str, Any] = made.facts["figures"]
     if processes().is_main_process:
         parents = {"start": start, "teacher": teacher}

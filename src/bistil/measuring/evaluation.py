@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from bistil._version import __version__
 from bistil.errors import ArtefactError
 from bistil.models.families import check_length
-from bistil.models.loading import labels_of
+from bistil.models.loading import labels_of, read_config
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
-from bistil.runtime.ownership import is_our_file
-from bistil.tasks import Metrics, Task, bootstrap, get_task
+from bistil.runtime.artefacts import claim, file_digest, folder_digest, write_json
+from bistil.runtime.ownership import recorded_predictions
+from bistil.tasks import Metrics, Task, bootstrap, get_task, kind_of
 from bistil.tasks.batches import Feature
 from bistil.tasks.hub import labelled_digest, source_of
 from bistil.tasks.reading import Reading, RowReport
@@ -30,7 +30,7 @@ WORTH_A_WARNING = 0.01
 def evaluate(
     model_folder: str | Path,
     *,
-    task: str,
+    task: str | None = None,
     files: Sequence[str | Path],
     batch_size: int = 32,
     max_length: int = 128,
@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         model_folder: a Hugging Face folder of a task model with its tokenizer.
-        task: kind of the task, such as "token-classification".
+        task: kind of the task, such as "token-classification"; None: the one that the model's head is for.
         files: labelled files or data sets (`tasks.hub`), scored together.
         batch_size: windows per forward pass; changes speed, not predictions.
         max_length: tokens per window.
@@ -71,10 +71,11 @@ def evaluate(
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     written, recorded = (None if path is None else Path(path) for path in (predictions, record_file))
-    earlier = _predictions_of(recorded)
+    earlier = recorded_predictions(recorded)
     read = [model_folder, *map(source_of, files)]
     claim(files=[written, recorded], inputs=read, force=replace, known=earlier)
     how = how or Reading()
+    task = task or kind_of(read_config(model_folder), str(model_folder))
     kind = get_task(task, scheme=how.scheme)
     reports: list[RowReport] = []
     examples = kind.read(files, label_map=label_map, how=how, reports=reports)
@@ -110,14 +111,6 @@ def evaluate(
     if recorded is not None:
         write_json(recorded, result, replace=replace)
     return result
-
-
-def _predictions_of(record_file: Path | None) -> list[str]:
-    """SHA-256 of the predictions that an earlier record was written with; none if it is not ours."""
-    if record_file is None or not record_file.is_file() or not is_our_file(record_file):
-        return []
-    known = read_json(record_file).get("predictions") or {}
-    return [known["digest"]] if "digest" in known else []
 
 
 def score_examples(

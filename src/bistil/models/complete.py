@@ -18,7 +18,7 @@ from bistil.models.writing import write_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class Origin:
     """What is known of a model that was made here."""
 
     record: Mapping[str, Any]
@@ -29,8 +29,8 @@ class Made:
     """What else is known, as objects: the report, the sparse fine-tuning that the model wears, ..."""
 
 
-def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, made: Made) -> PreTrainedModel:
-    """The same model, which then has `model.tokenizer` and `model.bistil` (`Made`).
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, made: Origin) -> PreTrainedModel:
+    """The same model, which then has `model.tokenizer` and `model.bistil` (`Origin`).
 
     Its `save_pretrained` writes tokenizer, card and `bistil.json` along, whole or not at all, into a folder that is
     new, empty or ours; its `push_to_hub` uploads that folder. It stays a model of its class.

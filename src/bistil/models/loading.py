@@ -52,13 +52,18 @@ def read_config(folder: str | Path) -> Any:
     """The configuration of a model in a folder, or of a hub name.
 
     Raises:
-        ArtefactError: config.json is missing or damaged.
+        ArtefactError: config.json is missing or damaged, or the model is defined by code of its own, which is not run.
     """
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and its parsers raise anything
         if not (Path(folder) / "config.json").is_file():
             raise ArtefactError(f"{folder} is not a Hugging Face model folder: {first_line(error)}") from error
+        if "custom code" in str(error):
+            raise ArtefactError(
+                f"{folder} is defined by code of its own (auto_map in its config.json), which is not run: use a model "
+                "of one of transformers' own classes"
+            ) from error
         raise ArtefactError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
 
 

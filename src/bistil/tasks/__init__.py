@@ -8,7 +8,8 @@ from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
 
-from bistil.errors import RecipeError
+from bistil.errors import ArtefactError, RecipeError
+from bistil.models.loading import task_of
 from bistil.settings.kinds import add_kind, module_of, own_kinds, task_kinds
 from bistil.tasks.base import Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, model_inputs
@@ -28,6 +29,7 @@ __all__ = [
     "bootstrap",
     "differing_boundaries",
     "get_task",
+    "kind_of",
     "model_inputs",
     "paired_gap",
     "register_task",
@@ -80,3 +82,21 @@ def get_task(kind: str, *, parser_projection: int | None = None, scheme: str | N
         raise RecipeError(f"{name} is {given[name]!r}, but {kind} has no use for it: leave it out")
     made: Task = task(**given)
     return made
+
+
+def kind_of(config: Any, name: str) -> str:
+    """The kind of task that a model is for, by the class that its configuration names.
+
+    Args:
+        config: of the model (`models.read_config`).
+        name: of the model, for the message.
+
+    Raises:
+        ArtefactError: it is for no known task.
+    """
+    found = [task_of(one) for one in config.architectures or ()]
+    kind = next((one for one in found if one in task_kinds()), None)
+    if kind is None:
+        what = f"a model for {found[0]}" if found and found[0] else "an encoder without a head"
+        raise ArtefactError(f"{name} is {what}, not for a task: fine-tune it first, with `bistil finetune`")
+    return kind

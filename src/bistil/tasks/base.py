@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,7 +15,7 @@ from bistil._moved import left_names
 from bistil.errors import InputError
 from bistil.models.loading import ModelSource
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.batches import Batch, Collator, Feature
+from bistil.tasks.batches import Batch, Collator, Feature, Outputs, TorchEngine, run
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
 
@@ -49,6 +50,19 @@ class PredictionPair:
     teacher: torch.Tensor
     mask: torch.Tensor | None = None
     valid: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a model says of an example.
+
+    Attributes:
+        value: in the task's own type.
+        confidence: probabilities, of what the task says in `decode`.
+    """
+
+    value: Any
+    confidence: np.ndarray
 
 
 class Task(ABC):
@@ -223,6 +237,15 @@ class Task(ABC):
         """What L_pred compares (paper, section 3.3), from the models' outputs on `batch`."""
 
     @abstractmethod
+    def decode(
+        self, examples: Sequence[Any], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """Predictions, one per example and in their order, out of the outputs of `run`.
+
+        Args:
+            labels: the model's, in the order of its logits.
+        """
+
     def predict(
         self,
         model: PreTrainedModel,
@@ -233,6 +256,9 @@ class Task(ABC):
         batch_size: int = 32,
     ) -> list[Any]:
         """Predictions, one per example and in their order, in the task's own type."""
+        engine = TorchEngine(model)
+        outputs = run(engine, features, self.collate(tokenizer), batch_size=batch_size)
+        return [one.value for one in self.decode(examples, features, outputs, engine.labels)]
 
     @abstractmethod
     def score(

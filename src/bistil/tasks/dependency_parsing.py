@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.heads import build_head
-from bistil.models.loading import ModelSource, labels_of
+from bistil.models.loading import ModelSource
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks import register_task
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
@@ -169,23 +169,22 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
             PredictionPair(student_relations.flatten(0, 1), teacher_relations.flatten(0, 1), counted.flatten()),
         ]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[ParsedSentence],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[Tree]:
+    def decode(
+        self, examples: Sequence[ParsedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
         """Best single-rooted trees. A sentence of several windows is still parsed as one: its words' vectors are
-        gathered from the windows, each from where it has context on both sides, and all arcs are scored."""
-        predictions: list[Tree] = [[] for _ in examples]
+        gathered from the windows, each from where it has context on both sides, and all arcs are scored.
+
+        Confidences (words, 2) are of the head among all heads, and of the relation to it.
+        """
+        found = [Decoded([], np.zeros((0, 2)))] * len(examples)
         windows = Counter(feature["example"] for feature in features)
         parts: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
-        names = dict(enumerate(labels_of(model.config)))
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            trees = torch.zeros(output.logits.shape[:2], dtype=torch.int64)
+        weights: dict[str, torch.Tensor] = {}
+        for indices, output in outputs:
+            dependents, heads = torch.as_tensor(output["dependents"]), torch.as_tensor(output["heads"])
+            weights = {name: torch.as_tensor(output[name]) for name in ("arc_weight", "relation_weight")}
+            trees = torch.zeros(dependents.shape[:2], dtype=torch.int64)
             whole = []
             for row, i in enumerate(indices):
                 feature = features[i]
@@ -194,27 +193,22 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
                     # The root goes with the first window's words.
                     left = 0 if feature["own"][0] == 0 else first + 1
                     parts[feature["example"]][feature["own"][0]] = (
-                        output.dependents[row, first:last],
-                        output.heads[row, left : last + 1],
+                        dependents[row, first:last],
+                        heads[row, left : last + 1],
                     )
                 else:
                     words = len(feature["word_starts"])
-                    arcs = output.logits[row, :words, : words + 1].float().cpu().numpy()
-                    trees[row, :words] = torch.from_numpy(spanning_tree(arcs))
-                    whole.append((row, feature["example"], words))
-            with torch.inference_mode():
-                chosen = trees.to(output.logits.device)
-                scores = relation_scores(output.dependents, output.heads, chosen, output.relation_weight)
-            relations = _best_relations(scores, chosen, names).tolist()
-            for row, example, words in whole:
-                predictions[example] = [
-                    (head, names[relation])
-                    for head, relation in zip(trees[row, :words].tolist(), relations[row][:words], strict=True)
-                ]
-        weights: Any = model
-        for example, found in parts.items():
-            predictions[example] = _parse_parts([found[first] for first in sorted(found)], weights, names)
-        return predictions
+                    arcs = as_array(output["logits"][row, :words, : words + 1])
+                    tree = spanning_tree(arcs)
+                    trees[row, :words] = torch.from_numpy(tree)
+                    whole.append((row, feature["example"], tree, _head_confidences(arcs, tree)))
+            relations, sure = _best_relations(dependents, heads, trees, weights["relation_weight"], labels)
+            for row, example, tree, sure_of_heads in whole:
+                words = len(tree)
+                found[example] = _tree(tree, sure_of_heads, relations[row, :words], sure[row, :words], labels)
+        for example, own in parts.items():
+            found[example] = _parse_parts([own[first] for first in sorted(own)], weights, labels)
+        return found
 
     def score(
         self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree], *, labels: Sequence[str] | None = None
@@ -308,39 +302,70 @@ class Parser:
         Returns:
             Per sentence and word, the head's number (from 1; 0: the root) and the relation.
         """
-        examples = [_unparsed(words) for words in sentences]
+        examples = [unparsed(words) for words in sentences]
         features = self.task.encode(examples, self.tokenizer, self.max_length, labels=["dep"])
         return self.task.predict(self.model, self.tokenizer, examples, features, batch_size=batch_size)
 
 
-def _unparsed(words: Sequence[str]) -> ParsedSentence:
-    """A sentence that has no tree yet."""
+def unparsed(words: Sequence[str], source: Sentence | None = None, *, relation: str = "dep") -> ParsedSentence:
+    """A sentence that has no tree yet: words on the root with any relation."""
     size = len(words)
-    return ParsedSentence(file="", line=0, words=list(words), heads=[0] * size, relations=["dep"] * size, source=None)
+    return ParsedSentence(
+        file="", line=0, words=list(words), heads=[0] * size, relations=[relation] * size, source=source
+    )
 
 
-def _parse_parts(parts: list[tuple[torch.Tensor, torch.Tensor]], model: Any, names: Mapping[int, str]) -> Tree:
+def _parse_parts(
+    parts: list[tuple[torch.Tensor, torch.Tensor]], weights: Mapping[str, torch.Tensor], labels: Sequence[str]
+) -> Decoded:
     """Parse one sentence from its windows' own words: dependents (words, p) and heads (words, p), the root first."""
     with torch.inference_mode():
         dependents = torch.cat([part[0] for part in parts])
         candidates = torch.cat([part[1] for part in parts])
-        arcs = arc_scores(dependents, candidates, model.arcs.weight).float().cpu().numpy()
-        tree = spanning_tree(arcs)
-        found: Tree = []
-        # A long sentence's relation scores are made in pieces: they hold (words, relations, p) numbers.
-        for start in range(0, len(tree), 256):
-            chosen = torch.from_numpy(tree[start : start + 256]).to(dependents.device).unsqueeze(0)
-            piece = dependents[start : start + 256].unsqueeze(0)
-            scores = relation_scores(piece, candidates.unsqueeze(0), chosen, model.relations.weight)
-            labels = _best_relations(scores, chosen, names)[0].tolist()
-            found += [(int(h), names[r]) for h, r in zip(tree[start : start + 256], labels, strict=True)]
-    return found
+        arcs = as_array(arc_scores(dependents, candidates, weights["arc_weight"]))
+    tree = spanning_tree(arcs)
+    found = []
+    # A long sentence's relation scores are made in pieces: they hold (words, relations, p) numbers.
+    for start in range(0, len(tree), 256):
+        chosen = torch.from_numpy(tree[start : start + 256]).unsqueeze(0)
+        piece = dependents[start : start + 256].unsqueeze(0)
+        found.append(_best_relations(piece, candidates.unsqueeze(0), chosen, weights["relation_weight"], labels))
+    relations, sure = (np.concatenate([piece[i][0] for piece in found]) for i in (0, 1))
+    return _tree(tree, _head_confidences(arcs, tree), relations, sure, labels)
 
 
-def _best_relations(scores: torch.Tensor, heads: torch.Tensor, names: Mapping[int, str]) -> torch.Tensor:
-    """(batch, W) best relations; `root` goes to the root's child and to nobody else, as UD demands."""
-    roots = torch.tensor([names[i] == "root" for i in range(len(names))], device=scores.device)
-    if not roots.any():
-        return scores.argmax(-1)
-    allowed = roots == (heads == 0).unsqueeze(-1)
-    return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
+def _tree(
+    heads: np.ndarray, sure_of_heads: np.ndarray, relations: np.ndarray, sure: np.ndarray, labels: Sequence[str]
+) -> Decoded:
+    tree = [(head, labels[relation]) for head, relation in zip(heads.tolist(), relations.tolist(), strict=True)]
+    return Decoded(tree, np.stack([sure_of_heads, sure], axis=1))
+
+
+def _head_confidences(arcs: np.ndarray, tree: np.ndarray) -> np.ndarray:
+    """(words,) probability of each word's head among all heads but the word itself."""
+    words = np.arange(len(tree))
+    shares = arcs.copy()
+    shares[words, words + 1] = -np.inf
+    shares -= shares.max(axis=1, keepdims=True)
+    # In place: a sentence of 5,000 words has 25 million arcs.
+    np.exp(shares, out=shares)
+    sure: np.ndarray = shares[words, tree] / shares.sum(axis=1)
+    return sure
+
+
+def _best_relations(
+    dependents: torch.Tensor, heads: torch.Tensor, tree: torch.Tensor, weight: torch.Tensor, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(batch, W) best relations to the heads `tree` (batch, W), and their probabilities.
+
+    `root` goes to the root's child and to nobody else, as UD demands.
+    """
+    with torch.inference_mode():
+        chosen = tree.to(dependents.device)
+        scores = relation_scores(dependents, heads, chosen, weight)
+        roots = torch.tensor([label == "root" for label in labels], device=scores.device)
+        if roots.any():
+            scores = scores.masked_fill(roots != (chosen == 0).unsqueeze(-1), -torch.inf)
+        best = scores.argmax(-1)
+        sure = scores.softmax(-1).gather(-1, best.unsqueeze(-1)).squeeze(-1)
+    return best.cpu().numpy(), as_array(sure)

@@ -20,8 +20,8 @@ from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
 from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks import register_task
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
@@ -199,25 +199,20 @@ print(answer("a question of yours", "a passage that holds its answer")[0].text)"
             PredictionPair(student.end_logits, teacher.end_logits, None, valid),
         ]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Question],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[list[Answer]]:
-        """Per question its best answers over all windows, best first.
+    def decode(
+        self, examples: Sequence[Question], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """Per question its best answers over all windows, best first, and their shares of confidence among each other.
 
         Where questions may be unanswerable, "no answer" comes first if its score is above the best span's: the logits
         of the first token as start and end, in the window where they are lowest (Devlin et al. 2019, section 4.3, with
         a threshold of 0).
         """
+        del labels
         found: list[dict[tuple[int, int], float]] = [defaultdict(lambda: -np.inf) for _ in examples]
         none = [np.inf] * len(examples)
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            starts, ends = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
+        for indices, output in outputs:
+            starts, ends = as_array(output["start_logits"]), as_array(output["end_logits"])
             for row, i in enumerate(indices):
                 example = features[i]["example"]
                 best = found[example]
@@ -225,11 +220,19 @@ print(answer("a question of yours", "a passage that holds its answer")[0].text)"
                 for span, score in _best_spans(starts[row], ends[row], features[i]["offsets"]):
                     best[span] = max(best[span], score)
         answers = [_answers(example, spans) for example, spans in zip(examples, found, strict=True)]
-        if self.unanswerable if self.unanswerable is not None else _of_squad_2(examples):
-            for own, score in zip(answers, none, strict=True):
-                if own and score > own[0].score:
-                    own.insert(0, Answer("", 0, score))
-        return answers
+        unanswerable = self.unanswerable if self.unanswerable is not None else _of_squad_2(examples)
+        predictions = []
+        for own, score in zip(answers, none, strict=True):
+            if not own:
+                predictions.append(Decoded([], np.zeros(0)))
+                continue
+            scores = [answer.score for answer in own]
+            shares = softmax(np.array([*scores, score] if unanswerable else scores))
+            if unanswerable and score > scores[0]:
+                own.insert(0, Answer("", 0, score))
+                shares = np.roll(shares, 1)
+            predictions.append(Decoded(own, shares[: len(own)]))
+        return predictions
 
     def score(
         self,
@@ -309,7 +312,8 @@ class QuestionAnswerer:
         """The best answers, best first: spans of the passage with the sum of their start and end logits."""
         example = Question(file="", line=0, id="", text=question, context=context, answers=[])
         features = self.task.encode([example], self.tokenizer, self.max_length)
-        return self.task.predict(self.model, self.tokenizer, [example], features)[0]
+        answers: list[Answer] = self.task.predict(self.model, self.tokenizer, [example], features)[0]
+        return answers
 
 
 def normalise(answer: str) -> str:

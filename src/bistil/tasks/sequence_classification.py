@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from bistil._moved import left_names
 from bistil.models.cards import pipeline_code
 from bistil.models.heads import build_head
-from bistil.models.loading import ModelSource, labels_of
+from bistil.models.loading import ModelSource
 from bistil.tasks import register_task
-from bistil.tasks.base import PredictionPair
-from bistil.tasks.batches import Feature, run
+from bistil.tasks.base import Decoded, PredictionPair
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
 from bistil.tasks.rows import Row, check_named, read_rows
@@ -104,21 +104,16 @@ class SequenceClassification(TextTask):
         del batch
         return [PredictionPair(student.logits, teacher.logits)]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[TextExample],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[str]:
-        predictions = [""] * len(examples)
-        names = labels_of(model.config)
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            for i, label in zip(indices, output.logits.argmax(-1).tolist(), strict=True):
-                predictions[features[i]["example"]] = names[label]
-        return predictions
+    def decode(
+        self, examples: Sequence[TextExample], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """The likeliest label of each example; confidences (classes,) are of all labels."""
+        found = [Decoded("", np.zeros(len(labels)))] * len(examples)
+        for indices, output in outputs:
+            logits = as_array(output["logits"])
+            for i, best, shares in zip(indices, logits.argmax(-1), softmax(logits), strict=True):
+                found[features[i]["example"]] = Decoded(labels[best], shares)
+        return found
 
     def score(
         self, examples: Sequence[TextExample], predictions: Sequence[str], *, labels: Sequence[str] | None = None

@@ -14,11 +14,11 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 from bistil.errors import InputError
 from bistil.models.cards import pipeline_code
 from bistil.models.heads import build_head
-from bistil.models.loading import ModelSource, labels_of
+from bistil.models.loading import ModelSource
 from bistil.tasks import register_task
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
-from bistil.tasks.conll import read_blocks
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
+from bistil.tasks.conll import around_tags, read_blocks
 from bistil.tasks.hub import is_dataset
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
@@ -88,9 +88,9 @@ class TokenClassification(Task):
 
     def metric(self, labels: Sequence[str]) -> str:
         """Span F1 where the tags mark spans, accuracy elsewhere."""
-        return "accuracy" if self._scheme(labels) is None else "f1"
+        return "accuracy" if self.span_scheme(labels) is None else "f1"
 
-    def _scheme(self, labels: Iterable[str]) -> str | None:
+    def span_scheme(self, labels: Iterable[str]) -> str | None:
         """The scheme by which spans are counted: the one asked for, else that of the label set; None: no spans."""
         scheme = self.scheme or scheme_of(labels)
         return None if scheme == "none" else scheme
@@ -186,23 +186,22 @@ class TokenClassification(Task):
         counted = batch["labels"] != IGNORED if "labels" in batch else batch["attention_mask"] != 0
         return [PredictionPair(student.logits.flatten(0, 1), teacher.logits.flatten(0, 1), counted.flatten())]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[TaggedSentence],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[list[str]]:
-        predictions = [[""] * len(example.words) for example in examples]
-        names = labels_of(model.config)
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            classes = output.logits.argmax(-1).cpu().numpy()
+    def decode(
+        self, examples: Sequence[TaggedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """A tag per word; confidences (words,) are of these tags."""
+        found = [Decoded([""] * len(example.words), np.zeros(len(example.words))) for example in examples]
+        for indices, output in outputs:
+            logits = as_array(output["logits"])
             for row, i in enumerate(indices):
-                for position, word in features[i]["targets"]:
-                    predictions[features[i]["example"]][word] = names[int(classes[row, position])]
-        return predictions
+                own = found[features[i]["example"]]
+                positions, words = np.array(features[i]["targets"]).T
+                scores = logits[row, positions]
+                best = scores.argmax(-1)
+                own.confidence[words] = softmax(scores)[np.arange(len(best)), best]
+                for word, label in zip(words.tolist(), best.tolist(), strict=True):
+                    own.value[word] = labels[label]
+        return found
 
     def score(
         self,
@@ -221,7 +220,7 @@ class TokenClassification(Task):
         )
         if labels is None:
             labels = sorted({t for e in examples for t in e.tags} | {t for p in predictions for t in p})
-        scheme = self._scheme(labels)
+        scheme = self.span_scheme(labels)
         if scheme is None:
             return Metrics("accuracy", words, lambda s: {"accuracy": ratio(s[..., 1], s[..., 0])})
 
@@ -355,7 +354,7 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
     for block in blocks:
         start = block.lines[0].number
         with report.row(start):
-            words, tags, sides = [], [], []
+            words, tags = [], []
             for line in block.lines:
                 where, columns = f"{path}, line {line.number}", line.columns
                 if len(columns) < 2 or not columns[0] or not columns[-1]:
@@ -368,12 +367,7 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
                     raise InputError(f"{where}: column {layout.words + 1}, the word, is empty")
                 words.append(columns[layout.words])
                 tags.append(columns[layout.tags])
-                before, after = columns[: layout.tags], columns[layout.tags + 1 :]
-                sides.append(
-                    ("".join(one + line.separator for one in before), "".join(line.separator + one for one in after))
-                )
-            comments = "".join(comment + "\n" for comment in block.comments)
-            sides[0] = (comments + sides[0][0], sides[0][1])
+            sides = around_tags(block, layout)
             lines = [line.number for line in block.lines]
             found.append(_Raw(words=words, tags=[*tags], lines=lines, source=sides, line=start))
     return found, False

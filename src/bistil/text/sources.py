@@ -15,7 +15,7 @@ TEXT_COLUMN = "text"
 
 
 @dataclass(frozen=True, eq=False)
-class Lines:
+class TextLines:
     """Text in memory. A string may hold several lines, as a file does.
 
     Args:
@@ -30,7 +30,7 @@ class Lines:
         return self.name
 
     def __iter__(self) -> Iterator[str]:
-        """Lines without their ends.
+        """TextLines without their ends.
 
         Raises:
             InputError: something is no text, or holds half a surrogate pair.
@@ -48,7 +48,7 @@ class Lines:
                 yield line.removesuffix("\r")
 
 
-TextSource = Path | Lines
+TextSource = Path | TextLines
 """A text file, or lines in memory."""
 
 
@@ -82,27 +82,27 @@ def as_texts(texts: Mapping[str, Any]) -> dict[str, list[TextSource]]:
 def _as_text(name: str, given: Any) -> list[TextSource]:
     if isinstance(given, str | Path):
         return [Path(given)]
-    if isinstance(given, Lines):
+    if isinstance(given, TextLines):
         return [given]
     columns = getattr(given, "column_names", None)
     if columns is not None:
         if TEXT_COLUMN not in columns:
             raise InputError(f"{name}: a column {TEXT_COLUMN!r} is expected; found: {', '.join(columns)}")
-        return [Lines(name, given[TEXT_COLUMN])]
+        return [TextLines(name, given[TEXT_COLUMN])]
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise InputError(f"{name}: give texts, files or a data set, not a {type(given).__name__}")
     items = list(given)
-    if items and all(isinstance(one, Path | Lines) for one in items):
+    if items and all(isinstance(one, Path | TextLines) for one in items):
         return items
     if items and all(isinstance(one, Mapping) and TEXT_COLUMN in one for one in items):
-        return [Lines(name, [one[TEXT_COLUMN] for one in items])]
+        return [TextLines(name, [one[TEXT_COLUMN] for one in items])]
     strings = [one for one in items if isinstance(one, str)]
     if len(strings) < len(items):
         other = next(one for one in items if not isinstance(one, str))
         raise InputError(f"{name}: a list of strings, of paths or of mappings with {TEXT_COLUMN!r}, not {other!r:.60}")
     if strings and all(map(_is_file, strings[:_LOOKED_AT])):
         raise InputError(f"{name}: {strings[0]} is a file; give pathlib.Path({strings[0]!r}), for a string is text")
-    return [Lines(name, strings)]
+    return [TextLines(name, strings)]
 
 
 def _is_file(name: str) -> bool:

@@ -24,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bistil.errors import ArtefactError, InputError
 from bistil.models.cards import write_model_card
-from bistil.models.complete import Made, complete
+from bistil.models.complete import Origin, complete
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
@@ -191,7 +191,7 @@ def trim(
     own = with_state(fast, cut.state)
     report = cut.proven(trimmed if verify else None, own)
     facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base)}
-    return complete(trimmed, own, Made(record=_record(report), card=_card(report), facts=facts))
+    return complete(trimmed, own, Origin(record=_record(report), card=_card(report), facts=facts))
 
 
 def cut_vocabulary(
@@ -398,6 +398,15 @@ def kept_ids(folder: Path) -> torch.Tensor:
         ArtefactError: the folder holds no vocabulary map, or is damaged.
     """
     return Kept.read(Path(folder)).ids
+
+
+def untrimmed_fingerprint(folder: Path) -> str | None:
+    """`Kept.fingerprint` of a trimmed model's folder.
+
+    Raises:
+        ArtefactError: the folder holds no vocabulary map, or is damaged.
+    """
+    return Kept.read(Path(folder)).fingerprint
 
 
 def count_corpora(
