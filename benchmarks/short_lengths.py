@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from bistil.distillation.task import Fitting, TaskOutputs, write_task_teacher
+from bistil.distillation.task import Fitting
 from bistil.distillation.task_data import TaskData, read_task_data
+from bistil.distillation.task_folders import TaskOutputs, write_task_teacher
 from bistil.measuring.benchmark import machine
 from bistil.measuring.evaluation import measure
 from bistil.pretrained import e5_small_folder

@@ -1,6 +1,7 @@
 """Fine-tuning for a task from folders into folders, with or without a task teacher."""
 
-from bistil.distillation.task import Fitting, TaskOutputs, write_task_student, write_task_teacher
+from bistil.distillation.task import Fitting
+from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 
 
 def fit(start, data, output, *, work, teacher=None, sft=None, replace=False, language_sfts=None, **how):

@@ -23,7 +23,7 @@ from bistil.distillation.student import copy_student
 from bistil.distillation.task import read_task_data
 from bistil.errors import ArtefactError
 from bistil.measuring.benchmark import benchmark
-from bistil.measuring.evaluation import evaluate
+from bistil.measuring.evaluation import evaluate_folder
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.families import base_prefix, family_of
 from bistil.models.loading import load_model, read_config, task_of
@@ -77,8 +77,8 @@ class Uses:
         self.outputs += 1
         return self.work / f"output-{self.outputs}"
 
-    def evaluate(self, model):
-        evaluate(model, task="token-classification", files=[self.files / "ner.conll"], bootstrap_samples=0)
+    def evaluate_folder(self, model):
+        evaluate_folder(model, task="token-classification", files=[self.files / "ner.conll"], bootstrap_samples=0)
 
     def finetune(self, model):
         data = read_task_data(TaskSettings(kind="token-classification", train=[str(self.files / "ner.conll")]))

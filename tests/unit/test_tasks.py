@@ -17,7 +17,7 @@ from bistil.distillation.module import Distiller
 from bistil.distillation.objectives import prediction_loss
 from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.measuring.evaluation import WORTH_A_WARNING, evaluate, measure, unknown_share
+from bistil.measuring.evaluation import WORTH_A_WARNING, evaluate_folder, measure, unknown_share
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.heads import build_head
 from bistil.models.parser import word_vectors
@@ -145,7 +145,7 @@ def test_round_trip(case, family, loaded, tmp_path):
     assert len(one) == len(examples)
 
     output = tmp_path / f"predictions{CASES[case][1]}"
-    record = evaluate(
+    record = evaluate_folder(
         tmp_path / "saved",
         task=task.kind,
         files=[tmp_path / CASES[case][1]],
@@ -188,7 +188,7 @@ def test_head_with_other_labels_and_no_model(tmp_path, capsys):
     encoder = task.build_model(tmp_path / "encoder", ["O", "B-X", "I-X"], seed=3)
     assert all(torch.equal(a, b) for a, b in zip(new.parameters(), encoder.parameters(), strict=True))
     with pytest.raises(ArtefactError, match="is not a model folder"):
-        evaluate(tmp_path / "none", task="token-classification", files=[_file(tmp_path, "ner.txt", CONLL)])
+        evaluate_folder(tmp_path / "none", task="token-classification", files=[_file(tmp_path, "ner.txt", CONLL)])
 
 
 def _file(folder, name, text):
@@ -367,7 +367,7 @@ def test_length_beyond_the_positions(loaded, tmp_path):
     *_, model = loaded("ner")
     tiny.save(model, tmp_path / "saved")
     with pytest.raises(InputError, match="max_length is 141, but the model has 140 positions"):
-        evaluate(tmp_path / "saved", task="token-classification", files=[tmp_path / "ner.txt"], max_length=141)
+        evaluate_folder(tmp_path / "saved", task="token-classification", files=[tmp_path / "ner.txt"], max_length=141)
 
 
 def test_label_stands_at_first_subwords_only(loaded):

@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
             task = kind_of(read_config(model), str(model))
         # Nothing is learnt: of the settings only how files are read counts.
         settings = parse(TaskSettings, {**values, "kind": task, "train": list(map(str, file))}, "bistil evaluate")
-        from bistil.measuring.evaluation import evaluate as run
+        from bistil.measuring.evaluation import evaluate_folder as run
         from bistil.tasks.reading import Reading
 
         how = {name: getattr(settings, name) for name in ("columns", "language", "scheme", "separator", "strict")}

@@ -85,8 +85,9 @@ def register(app: typer.Typer) -> None:
             text=bool(text),
         )
         require_trust(settings, trust_code=trust_code, where="bistil finetune")
-        from bistil.distillation.task import Fitting, TaskOutputs, write_task_student, write_task_teacher
+        from bistil.distillation.task import Fitting
         from bistil.distillation.task_data import read_task_data
+        from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
         from bistil.models.names import model_folder
         from bistil.runtime.artefacts import claim, discard_work, work_beside
         from bistil.tasks.hub import source_of

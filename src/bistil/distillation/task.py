@@ -5,7 +5,7 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,11 @@ from bistil.errors import ArtefactError, InputError
 from bistil.models.complete import Origin, complete
 from bistil.models.families import check_length, family_of, head_names
 from bistil.models.loading import ModelSource, config_of, labels_of, source_name
-from bistil.models.masked_lm import load_encoder
-from bistil.models.tokenizers import load_tokenizer
-from bistil.models.writing import write_model
-from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder
+from bistil.runtime.artefacts import open_work
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
-from bistil.sparse.delta import RECORD
 from bistil.sparse.training import check_sparse
-from bistil.sparse.wearing import kept_in, own_sft
 from bistil.tasks import model_inputs
 from bistil.tasks.batches import Feature
 from bistil.training.loop import check_training, processes, train
@@ -153,7 +148,7 @@ def fit_from_labels(
     data, task = how.data, how.data.task
     check_fit(config_of(start), how.settings, max_length=how.max_length)
     student = task.build_model(start, data.labels, seed=how.seed)
-    worn = _worn(language_sfts or {}, data, how.settings)
+    worn = worn_in_batches(language_sfts or {}, data, how.settings)
 
     def encode(examples: Sequence[Any]) -> list[Feature]:
         return task.encode(examples, tokenizer, how.max_length, labels=data.labels)
@@ -309,100 +304,7 @@ def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str 
     return Origin(record=record, card=card)
 
 
-# From folders into folders
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskOutputs:
-    """Where a fine-tuning is written."""
-
-    model: Path
-    """Gets the fine-tuned model, an ordinary folder."""
-    sft: Path | None = None
-    """Gets the sparse fine-tuning by itself, if it is sparse."""
-    replace: bool = False
-    """Folders of ours give way."""
-
-
-def write_task_teacher(
-    start: str | Path,
-    how: Fitting,
-    outputs: TaskOutputs,
-    *,
-    language_sfts: Mapping[str, str | Path] | None = None,
-    force_sfts: bool = False,
-) -> dict[str, Any]:
-    """`fit_from_labels` from a folder into folders; the same call goes on after an interruption. One process writes.
-
-    Args:
-        start: the model's folder.
-        language_sfts: as for `fit_from_labels`, as folders or hub names.
-        force_sfts: wear them although they were made for another base.
-
-    Returns:
-        The figures of `fit_from_labels`.
-
-    Raises:
-        BistilError: as `fit_from_labels`; a language SFT was made for another base, or an output may not be written
-            (`runtime.artefacts.claim`).
-    """
-    _claim(how, outputs, [start, *(language_sfts or {}).values()])
-    sfts: dict[str, SparseFineTuning] = {}
-    if language_sfts:
-        # What is asked for in vain is refused before anything is loaded.
-        _worn(language_sfts, how.data, how.settings)
-        base, kept = load_encoder(Path(start)), kept_in(Path(start))
-        sfts = {code: own_sft(sft, base, kept, force=force_sfts) for code, sft in language_sfts.items()}
-    model = fit_from_labels(start, load_tokenizer(str(start)), how, language_sfts=sfts)
-    return _write(model, outputs, start=Path(start), teacher=None)
-
-
-def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, outputs: TaskOutputs) -> dict[str, Any]:
-    """`fit_from_teacher` from folders into folders; the same call goes on after an interruption. One process writes.
-
-    Args:
-        start: folder of the student that phase 1 made.
-        teacher: folder of the task teacher.
-
-    Returns:
-        The figures of `fit_from_teacher`.
-
-    Raises:
-        BistilError: as `fit_from_teacher`, or an output may not be written (`runtime.artefacts.claim`).
-    """
-    _claim(how, outputs, [start, teacher])
-    tokenizers = load_tokenizer(str(start)), load_tokenizer(str(teacher))
-    model = fit_from_teacher(start, tokenizers[0], how, teacher=teacher, teacher_tokenizer=tokenizers[1])
-    return _write(model, outputs, start=Path(start), teacher=Path(teacher))
-
-
-def _claim(how: Fitting, outputs: TaskOutputs, read: Sequence[str | Path]) -> None:
-    claim(folders=[outputs.model, outputs.sft], work=how.folder, inputs=read, force=outputs.replace)
-
-
-def _write(model: PreTrainedModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
-    """Write a model that `_learn` made, in one process of several; returns its figures."""
-    own: Any = model
-    made: Origin = own.bistil
-    figures: dict[str, Any] = made.facts["figures"]
-    if processes().is_main_process:
-        parents = {"start": start, "teacher": teacher}
-        record = {**made.record, "parents": {
-            name: None if path is None else {"name": path.name, "digest": folder_digest(path)}
-            for name, path in parents.items()
-        }}  # fmt: skip
-        # Both at the end: of an interrupted call there is either none or, but for an instant, both.
-        with ExitStack() as both:
-            sft: SparseFineTuning | None = made.facts["sft"]
-            if sft is not None and outputs.sft is not None:
-                sft.write_into(both.enter_context(whole_folder(outputs.sft, replace=outputs.replace, record=RECORD)))
-            card = {**made.card, "title": outputs.model.name}
-            write_model(outputs.model, model, own.tokenizer, record=record, replace=outputs.replace, **card)
-    processes().wait_for_everyone()
-    return figures
-
-
-def _worn(names: Mapping[str, Any], data: TaskData, settings: FinetuneSettings) -> dict[str, Any]:
+def worn_in_batches(names: Mapping[str, Any], data: TaskData, settings: FinetuneSettings) -> dict[str, Any]:
     """The language SFTs of multi-source training, in the order of the sources."""
     if not names:
         return {}

@@ -12,7 +12,8 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bistil.errors import InputError
-from bistil.models.tokenizers import require_fast
+from bistil.models.loading import ModelSource
+from bistil.models.tokenizers import load_tokenizer, require_fast
 from bistil.models.upload import upload
 from bistil.models.writing import write_model
 
@@ -43,12 +44,15 @@ def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, made: O
     return model
 
 
-def tokenizer_of(model: Any, given: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that is given, or else the one that the model brings.
+def tokenizer_of(model: ModelSource, given: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer that is given, or else the one that the model brings, or the one in its folder.
 
     Raises:
         InputError: there is none, or it is not a fast one.
+        ArtefactError: the folder has none.
     """
+    if given is None and isinstance(model, str | Path):
+        return load_tokenizer(str(model))
     tokenizer = given if given is not None else getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise InputError(f"the {type(model).__name__} brings no tokenizer: give tokenizer=")

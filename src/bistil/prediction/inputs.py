@@ -16,7 +16,7 @@ from bistil.tasks.parsing.conllu import FORM, read_conllu
 from bistil.tasks.reading import Reading, plain_name, without_surrogates
 from bistil.tasks.rows import LOOKED_AT, column_of, columns_of
 from bistil.tasks.texts import FIRST, SECOND
-from bistil.tasks.token_classification import WORDS
+from bistil.tasks.words import WORDS
 from bistil.text.files import BATCH_BYTES, batches_read, line_batches, require_plain_text
 
 Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv"]

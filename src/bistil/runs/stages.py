@@ -10,7 +10,8 @@ import numpy as np
 
 from bistil.distillation.general import distill_general
 from bistil.distillation.student import copy_student
-from bistil.distillation.task import Fitting, TaskOutputs, write_task_student, write_task_teacher
+from bistil.distillation.task import Fitting
+from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 from bistil.measuring.benchmark import BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
 from bistil.runs.data import Exam, Labelled, TargetText

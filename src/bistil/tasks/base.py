@@ -16,6 +16,7 @@ from bistil.errors import InputError
 from bistil.models.loading import ModelSource
 from bistil.runtime.artefacts import whole_file
 from bistil.tasks.batches import Batch, Collator, Feature, Outputs, TorchEngine, run
+from bistil.tasks.hub import Rows, Source
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
 
@@ -101,13 +102,13 @@ class Task(ABC):
 
     def read(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Source],
         *,
         label_map: Mapping[str, str] | None = None,
         how: Reading | None = None,
         reports: list[RowReport] | None = None,
     ) -> list[Any]:
-        """Labelled examples of the files or data sets, in their order.
+        """Labelled examples of files, data sets or rows in memory, in their order.
 
         What is certain is mended, rows without a label and a few odd ones are left out; one line per file says so.
 
@@ -124,7 +125,7 @@ class Task(ABC):
         self._check_reading(paths, how)
         examples: list[Any] = []
         found: list[RowReport] = []
-        for path in map(Path, paths):
+        for path in (one if isinstance(one, Rows) else Path(one) for one in paths):
             report = RowReport(str(path), strict=how.strict)
             rows = list(self.read_file(path, how, report))
             report.finish(len(rows))
@@ -141,7 +142,7 @@ class Task(ABC):
         return examples
 
     @abstractmethod
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterable[Any]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterable[Any]:
         """Labelled examples of one file or data set; each row is read in `report.row()`.
 
         Raises:
@@ -160,7 +161,7 @@ class Task(ABC):
         del how, report
         return examples
 
-    def _check_reading(self, paths: Sequence[str | Path], how: Reading) -> None:
+    def _check_reading(self, paths: Sequence[str | Source], how: Reading) -> None:
         """Refuse a reading that no file of this task can have."""
         if not paths:
             raise InputError("no file was given: name at least one labelled file")
@@ -315,7 +316,7 @@ class Task(ABC):
         return Collator(tokenizer, self.padding, self.word_padding, teacher or tokenizer)
 
 
-def _nothing_left(paths: Sequence[str | Path], reports: Sequence[RowReport]) -> str:
+def _nothing_left(paths: Sequence[str | Source], reports: Sequence[RowReport]) -> str:
     named = ", ".join(map(str, paths))
     first = next((report.unlabelled.first for report in reports if report.unlabelled.count), None)
     if first is not None:

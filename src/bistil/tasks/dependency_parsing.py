@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.complete import tokenizer_of
 from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
 from bistil.models.parser import arc_scores, relation_scores
-from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, Outputs, as_array
-from bistil.tasks.hub import is_dataset
+from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
-from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
+from bistil.tasks.parsing.conllu import (
+    COLUMNS,
+    DEPREL,
+    FORM,
+    HEAD,
+    UPOS,
+    Sentence,
+    heads,
+    read_conllu,
+    write_sentence,
+)
 from bistil.tasks.parsing.trees import spanning_tree
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
-from bistil.tasks.words import check_words, encode_words, split_words
+from bistil.tasks.rows import column_of, read_rows
+from bistil.tasks.words import WORDS, check_words, encode_words, split_words
 from bistil.text import IGNORED
 
 # https://universaldependencies.org/u/dep/: the part of a relation before the colon.
@@ -80,11 +90,12 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
         del labels
         return "las"
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[ParsedSentence]:
-        """Trees of `.conllu` files. Relations lose what follows the colon, as in the official evaluation's LAS."""
-        if is_dataset(path):
-            raise InputError(f"{path}: trees are read from CoNLL-U files only; give a .conllu file")
-        sentences = list(read_conllu(path, report))
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[ParsedSentence]:
+        """Trees of `.conllu` files, and of data sets with columns as those of Universal Dependencies have them.
+
+        Relations lose what follows the colon, as in the official evaluation's LAS.
+        """
+        sentences = list(read_conllu(path, report) if is_file(path) else _of_rows(path, how, report))
         check_words([sentence.column(FORM) for sentence in sentences], path)
         known = {*RELATIONS, *how.label_map.values()}
         for sentence in sentences:
@@ -248,7 +259,44 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
             yield write_sentence(example.source, columns=columns)
 
 
-def _parsed(sentence: Sentence, path: Path, label_map: Mapping[str, str], known: Set[str]) -> ParsedSentence:
+# Columns of a data set that CoNLL-U's are made of, each under the names that it has.
+_COLUMNS = {
+    FORM: WORDS,
+    HEAD: ("head", "heads"),
+    DEPREL: ("deprel", "deprels", "relations"),
+    UPOS: ("upos",),
+}
+
+
+def _of_rows(path: Source, how: Reading, report: RowReport) -> Iterator[Sentence]:
+    """Sentences of a data set as they would stand in a file.
+
+    Raises:
+        InputError: a row lacks a column, or its columns have other lengths than its words.
+    """
+    for line, row in read_rows(path, how, report):
+        with report.row(line):
+            where = f"{path}, line {line}"
+            found = {column: column_of(row, names) for column, names in _COLUMNS.items()}
+            lacking = next((column for column in (FORM, HEAD, DEPREL) if found[column] is None), None)
+            if lacking is not None:
+                raise InputError(f"{where}: no column {' or '.join(_COLUMNS[lacking])}; found: {', '.join(row)}")
+            values = {column: row[name] for column, name in found.items() if name is not None}
+            words = values[FORM]
+            for column, value in values.items():
+                if not isinstance(value, list) or not value or len(value) != len(words):
+                    raise InputError(f"{where}: {found[column]!r} must be a list with one entry per word")
+            if not all(isinstance(word, str) and word.strip() and not set(word) & set("\t\n") for word in words):
+                raise InputError(f"{where}: {found[FORM]!r} must hold words, without tabs and line breaks")
+            rows = [[str(number)] + ["_"] * (COLUMNS - 1) for number in range(1, len(words) + 1)]
+            for column, value in values.items():
+                for cells, entry in zip(rows, value, strict=True):
+                    cells[column] = "_" if entry is None else str(entry)
+            places = {"lines": [line] * len(rows), "words": list(range(len(rows)))}
+            yield Sentence(file=str(path), line=line, comments=[], rows=rows, **places)
+
+
+def _parsed(sentence: Sentence, path: Source, label_map: Mapping[str, str], known: Set[str]) -> ParsedSentence:
     """A sentence with its tree.
 
     Raises:
@@ -277,7 +325,8 @@ class Parser:
     """Parses sentences that are split into words; what `pipeline(...)` is for the other tasks.
 
     Args:
-        folder: of a parser.
+        model: a parser, or its folder.
+        tokenizer: of a parser in memory; default: the one that it brings.
         max_length: tokens per window; longer sentences are parsed over several windows.
 
     Raises:
@@ -288,10 +337,12 @@ class Parser:
         [[(2, 'nsubj'), (0, 'root')]]
     """
 
-    def __init__(self, folder: str | Path, *, max_length: int = 128) -> None:
+    def __init__(
+        self, model: ModelSource, *, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int = 128
+    ) -> None:
         self.task, self.max_length = DependencyParsing(), max_length
-        self.tokenizer = load_tokenizer(str(folder))
-        self.model = self.task.build_model(folder, None).eval()
+        self.tokenizer = tokenizer_of(model, tokenizer)
+        self.model = self.task.build_model(model, None)
 
     def __call__(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32) -> list[Tree]:
         """Parse.

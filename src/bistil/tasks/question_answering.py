@@ -15,15 +15,15 @@ import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.complete import tokenizer_of
 from bistil.models.families import position_limit
 from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
-from bistil.models.tokenizers import load_tokenizer
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.boundaries import boundaries
-from bistil.tasks.hub import is_dataset
+from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
 from bistil.tasks.rows import read_rows
@@ -90,12 +90,12 @@ print(answer("a question of yours", "a passage that holds its answer")[0].text)"
     def __init__(self, *, unanswerable: bool | None = None) -> None:
         self.unanswerable = unanswerable
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[Question]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[Question]:
         """SQuAD JSON, or one question a row: JSON lines and data sets of its flat layout.
 
         An answer that stands in its context elsewhere than it says, and only once, is taken from there.
         """
-        found = None if is_dataset(path) or plain_name(path).endswith(".jsonl") else _squad_items(path)
+        found = _squad_items(path) if is_file(path) and not plain_name(path).endswith(".jsonl") else None
         if found is None:
             found = [(line, row, row.get("context")) for line, row in read_rows(path, how, report)]
             keys = [line for line, *_ in found]
@@ -290,7 +290,8 @@ class QuestionAnswerer:
     """Answers questions about passages; transformers 5 has no pipeline for it.
 
     Args:
-        folder: of a question-answering model.
+        model: a question-answering model, or its folder.
+        tokenizer: of a model in memory; default: the one that it brings.
         max_length: tokens per window over the passage.
         unanswerable: whether an answer may be empty, for there is none in the passage (models of SQuAD 2.0).
 
@@ -302,10 +303,17 @@ class QuestionAnswerer:
         'The cat'
     """
 
-    def __init__(self, folder: str | Path, *, max_length: int = 384, unanswerable: bool = False) -> None:
+    def __init__(
+        self,
+        model: ModelSource,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int = 384,
+        unanswerable: bool = False,
+    ) -> None:
         self.task = QuestionAnswering(unanswerable=unanswerable)
-        self.tokenizer = load_tokenizer(str(folder))
-        self.model = self.task.build_model(folder, None).eval()
+        self.tokenizer = tokenizer_of(model, tokenizer)
+        self.model = self.task.build_model(model, None)
         self.max_length = min(max_length, position_limit(self.model.config) or max_length)
 
     def __call__(self, question: str, context: str) -> list[Answer]:
@@ -485,7 +493,7 @@ def _squad_items(path: Path) -> list[tuple[int, Mapping[str, Any], Any]] | None:
         ) from error
 
 
-def _question(item: Mapping[str, Any], context: Any, path: Path, line: int, mend: Callable[[str], None]) -> Question:
+def _question(item: Mapping[str, Any], context: Any, path: Source, line: int, mend: Callable[[str], None]) -> Question:
     """A question after making sure that it is whole and that its answers stand in its context.
 
     Args:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from bistil.models.loading import ModelSource
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, PredictionPair
 from bistil.tasks.batches import Feature, Outputs, as_array, softmax
+from bistil.tasks.hub import Source
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
 from bistil.tasks.rows import Row, check_named, read_rows
@@ -60,7 +60,7 @@ class SequenceClassification(TextTask):
         del labels
         return "accuracy"
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[TextExample]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[TextExample]:
         """JSON lines, tables with a header and data sets."""
         rows = read_rows(path, how, report)
         check_named(rows, path, how)
@@ -151,7 +151,7 @@ class SequenceClassification(TextTask):
 def _example(
     row: Row,
     columns: TextColumns,
-    path: Path,
+    path: Source,
     line: int,
     *,
     pairs: bool,

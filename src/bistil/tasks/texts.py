@@ -18,7 +18,7 @@ from bistil.errors import InputError
 from bistil.tasks.base import Example, Task
 from bistil.tasks.batches import Feature
 from bistil.tasks.boundaries import boundaries
-from bistil.tasks.hub import is_dataset
+from bistil.tasks.hub import Source, is_dataset
 from bistil.tasks.reading import Reading, RowReport, plain_name
 from bistil.tasks.rows import Row, column_of, columns_of, is_companion, is_table, text_columns
 from bistil.tasks.words import count_words, run_of_words
@@ -106,7 +106,7 @@ class TextTask(Task):
 
 
 def choose_columns(
-    rows: Sequence[tuple[int, Row]], path: Path, how: Reading, report: RowReport
+    rows: Sequence[tuple[int, Row]], path: Source, how: Reading, report: RowReport
 ) -> dict[tuple[str, ...], TextColumns]:
     """The columns that are used, per set of columns that rows have (those of JSON lines may differ).
 
@@ -203,7 +203,7 @@ def label_text(value: Any, message: str) -> str:
     return str(value).strip()
 
 
-def missing_labels(values: Sequence[Any], path: Path, how: Reading, report: RowReport) -> set[str]:
+def missing_labels(values: Sequence[Any], path: Source, how: Reading, report: RowReport) -> set[str]:
     """The labels that stand for none: empty, "-" (but beside "+") and -1 (but as a class, as in -1, 0, 1).
 
     What the label map names is a class.
@@ -299,7 +299,7 @@ def rows_again(examples: Sequence[TextOrPair], rows: Iterable[Row]) -> Iterator[
             yield _comma_separated(values) if delimiter == "," else delimiter.join(values) + "\n"
 
 
-def _delimiter(path: Path) -> str | None:
+def _delimiter(path: Source) -> str | None:
     """Of a table with this name; None: it is none."""
     if not is_table(path):
         return None

@@ -19,21 +19,20 @@ from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
 from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.conll import around_tags, read_blocks
-from bistil.tasks.hub import is_dataset
+from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
 from bistil.tasks.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
 from bistil.tasks.rows import check_named, columns_of, is_json, read_rows
 from bistil.tasks.spans import OUTSIDE, check_scheme, fits, marks_spans, scheme_of, slips, spans
-from bistil.tasks.words import check_words, encode_words, split_words, without_language_prefix
+from bistil.tasks.words import WORDS, check_words, encode_words, split_words, without_language_prefix
 from bistil.text import IGNORED
 
 UPOS_TAGS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
     *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
 )
-WORDS = ("tokens", "words")
 TAGS = ("labels", "tags", "ner_tags", "pos_tags", "upos", "chunk_tags", "xpos")
 # What stands for a tag that is not there; -1 and -100 are those of data sets.
 NO_TAG = {"", "_", "-", "-1", "-100"}
@@ -65,7 +64,7 @@ class _Raw:
     line: int
     column: int | str = UPOS
 
-    def where(self, path: Path, word: int) -> str:
+    def where(self, path: Source, word: int) -> str:
         return f"{path}, line {self.lines[word]}"
 
 
@@ -95,14 +94,14 @@ class TokenClassification(Task):
         scheme = self.scheme or scheme_of(labels)
         return None if scheme == "none" else scheme
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
         """Read `.conllu` (UPOS), JSON lines and data sets ("tokens" and "labels") or, else, CoNLL columns.
 
         In CoNLL columns the first is the word and the last its tag, unless the first counts the words.
         """
         check_scheme(how.scheme)
         closed = False
-        if is_dataset(path) or is_json(path):
+        if not is_file(path) or is_json(path):
             found = list(_read_objects(path, how, report))
         elif plain_name(path).endswith(".conllu"):
             found = list(_read_conllu(path, how, report))
@@ -287,7 +286,7 @@ def _read_conllu(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:
         )
 
 
-def _read_objects(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:
+def _read_objects(path: Source, how: Reading, report: RowReport) -> Iterator[_Raw]:
     rows = read_rows(path, how, report)
     check_named(rows, path, how)
     numbers = False
@@ -373,7 +372,7 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
     return found, False
 
 
-def _upos(found: Sequence[_Raw], path: Path, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
+def _upos(found: Sequence[_Raw], path: Source, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
     """Sentences whose tags are universal ones, or what the label map makes of others."""
     known = {*UPOS_TAGS, *how.label_map.values()}
     for one in found:
@@ -393,7 +392,7 @@ def _upos(found: Sequence[_Raw], path: Path, how: Reading, report: RowReport) ->
 
 
 def _tagged(
-    found: Sequence[_Raw], path: Path, how: Reading, report: RowReport, *, scheme: str | None
+    found: Sequence[_Raw], path: Source, how: Reading, report: RowReport, *, scheme: str | None
 ) -> Iterator[TaggedSentence]:
     """Sentences all of whose words have a tag of the file's scheme; slips of `O` are mended."""
     named = how.label_map
@@ -438,12 +437,12 @@ def _slips(counts: Counter[str], scheme: str | None) -> set[str]:
     return {tag for tag in counts if not fits(tag)}
 
 
-def _require_text(one: _Raw, path: Path) -> None:
+def _require_text(one: _Raw, path: Source) -> None:
     if one.words and all(word == "_" for word in one.words):
         raise InputError(f"{path}, line {one.line}: all words are _, which stands for text that is not in the file")
 
 
-def _sentence(one: _Raw, tags: list[str], path: Path) -> TaggedSentence:
+def _sentence(one: _Raw, tags: list[str], path: Source) -> TaggedSentence:
     return TaggedSentence(
         file=str(path),
         line=one.line,

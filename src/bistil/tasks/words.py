@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from bistil.errors import InputError
 from bistil.tasks.batches import Feature
 from bistil.tasks.boundaries import boundaries
 
+# Columns of words in data sets.
+WORDS = ("tokens", "words")
 # A word is an ideograph or hiragana (so Unicode's word boundaries, UAX #29), a run of other letters, marks and digits
 # with inner apostrophes or hyphens, or another visible character. No language's rules are built in: katakana and other
 # scripts without spaces stay whole up to punctuation.
@@ -113,7 +114,7 @@ def run_of_words(text: str, most: int, generator: np.random.Generator) -> str:
     return text[spans[first][0] : spans[min(first + most, len(spans)) - 1][1]]
 
 
-def check_words(sentences: Sequence[Sequence[str]], path: str | Path) -> None:
+def check_words(sentences: Sequence[Sequence[str]], path: object) -> None:
     """Refuse a file whose words were taken out, as for reasons of licence: only placeholders are left.
 
     Raises:
