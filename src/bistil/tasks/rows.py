@@ -68,7 +68,7 @@ def of_language(rows: list[tuple[int, Row]], path: Source, how: Reading, report:
             "say which with --language" if how.language is None else f"none is {how.language!r}; choose with --language"
         )
         raise InputError(
-            f"{path}: the column {column!r} names {len(counts)} languages ({_listed(sorted(counts))}): {said} "
+            f"{path}: the column {column!r} names {len(counts)} languages ({listed(sorted(counts))}): {said} "
             f"(all: all of them; --column ignore={column}: it names no languages)"
         )
     kept = [(line, row) for line, row in rows if str(row.get(column)) in wanted]
@@ -160,5 +160,6 @@ def is_companion(name: str) -> bool:
     return name.casefold().endswith(COMPANIONS)
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Some of the names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
