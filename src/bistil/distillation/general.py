@@ -12,7 +12,7 @@ from bistil.distillation.checks import check_folder, check_general, check_mask_t
 from bistil.distillation.corpus import Figures, held_out_losses, masked_lm_losses, read_corpus
 from bistil.distillation.module import Distiller
 from bistil.distillation.outcome import phase1_report, student_made, write_students
-from bistil.distillation.student import borrowed, choose_layers, make_student
+from bistil.distillation.student import borrowed, choose_layers, make_student, without_upper_layers
 from bistil.models.complete import complete, tokenizer_of
 from bistil.models.families import family_of
 from bistil.models.masked_lm import load_encoder, supported_config
@@ -20,7 +20,8 @@ from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.memory import return_memory_if_allowed
-from bistil.settings.recipe import Phase1Settings, StudentSettings
+from bistil.settings.presets import phase1_preset
+from bistil.settings.schema import Phase1Settings, PresetName, StudentSettings
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.wearing import Wardrobe, kept_in, own_sft
 from bistil.text.schedule import BlockCollator, language_schedule
@@ -48,7 +49,7 @@ def distill(
     texts: Mapping[str, Any],
     *,
     students: Sequence[StudentSettings],
-    settings: Phase1Settings | None = None,
+    settings: Phase1Settings | PresetName | None = None,
     language_sfts: Mapping[str, SparseFineTuning | str | Path] | None = None,
     force_sfts: bool = False,
     seed: int = 0,
@@ -64,7 +65,7 @@ def distill(
         tokenizer: its fast tokenizer; None: the one that it brings.
         texts: per language, two or more, texts, files or a data set (`text.sources.as_texts`).
         students: which students to make.
-        settings: objective, data and training.
+        settings: objective, data and training, or a preset ("paper", "short"); default: the paper's.
         language_sfts: per language, the sparse fine-tuning (or its folder) that the teacher wears on that language's
             batches.
         force_sfts: wear them although they were made for another base.
@@ -80,8 +81,9 @@ def distill(
         MissingExtraError: a logger that is not installed.
         DivergenceError: the loss became NaN or infinite.
     """
-    settings, fast, sources = settings or Phase1Settings(), tokenizer_of(teacher, tokenizer), as_texts(texts)
-    students = list(students)
+    if not isinstance(settings, Phase1Settings):
+        settings = Phase1Settings() if settings is None else phase1_preset(settings)
+    fast, sources, students = tokenizer_of(teacher, tokenizer), as_texts(texts), list(students)
     mask_tokens = check_general(
         teacher.config, students, list(texts), settings=settings, language_sfts=language_sfts or {}
     )
@@ -90,16 +92,19 @@ def distill(
     family, batch_size = family_of(teacher), settings.training.batch_size
     has_head = teacher.get_output_embeddings() is not None
 
-    # Student initialisation: every s-th layer of the teacher (section 3.2).
-    layers = {student.name: choose_layers(family.depth(teacher.config), student) for student in students}
-    small: dict[str, Any] = {s.name: make_student(teacher, layers[s.name], start=s.start, seed=seed) for s in students}
+    with borrowed(teacher):
+        # Student initialisation: every s-th layer of the teacher (section 3.2).
+        layers = {student.name: choose_layers(family.depth(teacher.config), student) for student in students}
+        small: dict[str, Any] = {
+            student.name: make_student(teacher, layers[student.name], start=student.start, seed=seed)
+            for student in students
+        }
 
-    # What no student learns from need not be computed.
-    needed = max(max(one) for one in layers.values())
-    depth = None if has_head or family.final_norm(teacher) is not None else needed
-    with borrowed(teacher, depth=depth):
         # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).
         wardrobe = Wardrobe(teacher, language_sfts or {}, kept=Kept.of(teacher), force=force_sfts)
+        if not language_sfts and not has_head and family.final_norm(teacher) is None:
+            # What no student learns from need not be computed.
+            without_upper_layers(teacher, max(max(one) for one in layers.values()))
         objectives = objectives_of(students, settings)
         fast_maps = not settings.training.compile
         module = Distiller(teacher, small, objectives=objectives, layers=layers, wear=wardrobe.wear, fast=fast_maps)

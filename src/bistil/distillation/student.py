@@ -129,13 +129,9 @@ def without_upper_layers(model: nn.Module, depth: int) -> nn.Module:
 
 
 @contextmanager
-def borrowed(teacher: nn.Module, *, depth: int | None = None) -> Iterator[None]:
-    """Inside the block a model may be frozen, moved and put into evaluation mode; afterwards it is as before.
-
-    Inside it is in float32, whatever it was loaded in: its outputs are what students learn.
-
-    Args:
-        depth: cut it after so many layers inside the block; None: it stays whole.
+def borrowed(teacher: nn.Module) -> Iterator[None]:
+    """Inside the block a model may be frozen, moved, put into evaluation mode and cut (`without_upper_layers`);
+    afterwards it is as before. Inside it is in float32, whatever it was loaded in: its outputs are what students learn.
     """
     family, config = family_of(teacher), vars(teacher.config)
     before = {key: config[key] for key in (family.depth_field, "layer_types") if key in config}
@@ -146,8 +142,6 @@ def borrowed(teacher: nn.Module, *, depth: int | None = None) -> Iterator[None]:
     buffers = [(module, key, b) for module in teacher.modules() for key, b in module.named_buffers(recurse=False)]
     try:
         teacher.float()
-        if depth is not None:
-            without_upper_layers(teacher, depth)
         yield
     finally:
         setattr(holder, name, layers)

@@ -135,19 +135,25 @@ def load_model(
     Raises:
         ArtefactError: the folder holds no such model, or a damaged one.
     """
-    config = config_of(folder) if config is None else config
-    given: Any = folder
-    if isinstance(folder, PreTrainedModel):
-        weights = {name: value.detach().clone() for name, value in folder.state_dict().items()}
-        given, folder, options = None, source_name(folder), {**options, "state_dict": weights}
-    elif Path(folder).is_dir():
+    if isinstance(folder, str | Path) and Path(folder).is_dir():
         check_product(Path(folder))
+    config = config_of(folder) if config is None else config
     named = {task_of(name) for name in config.architectures or ()}
     kind = model_class(config) if auto_class is None else auto_class
     if not has_class_for(kind, config):
         raise ArtefactError(
-            f"{folder} has no head for {task_of(kind.__name__)}: transformers has none for {config.model_type} models"
+            f"{source_name(folder)} has no head for {task_of(kind.__name__)}: transformers has none for "
+            f"{config.model_type} models"
         )
+    given: Any = folder
+    own_name = str(folder.name_or_path or "") if isinstance(folder, PreTrainedModel) else str(folder)
+    if isinstance(folder, PreTrainedModel):
+        weights = {name: value.detach().clone() for name, value in folder.state_dict().items()}
+        given, folder, options = None, source_name(folder), {**options, "state_dict": weights}
+        if hasattr(kind, "from_config"):
+            # An Auto class looks for files; the class that it would choose takes weights.
+            with torch.device("meta"):
+                kind = type(kind.from_config(config))
     options = {
         "config": config,
         "dtype": dtype,
@@ -174,13 +180,13 @@ def load_model(
             model = type(model).from_pretrained(
                 None, config=config, dtype=dtype, state_dict={n: v for n, v in kept.items() if n not in made}
             )
-            model.name_or_path = model.config.name_or_path = str(folder)
+            model.name_or_path = model.config.name_or_path = own_name
             made |= {name for name in found if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not _is_finite(parameter.detach()):
             raise ArtefactError(f"{folder} is damaged: {name} has values that are NaN or infinite; {_REMEDY}")
     if given is None:
-        model.name_or_path = model.config.name_or_path = str(folder)
+        model.name_or_path = model.config.name_or_path = own_name
     return model.eval(), made
 
 

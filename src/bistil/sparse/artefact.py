@@ -5,13 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from bistil._moved import left_names
 from bistil.errors import ArtefactError, InputError
 from bistil.models.fingerprint import resolve_names, tensor_digest
+from bistil.models.upload import upload
 from bistil.runtime.artefacts import check_product, whole_folder
 from bistil.sparse.base import fingerprint
 from bistil.sparse.delta import CONFIG, RECORD, Parts, Provenance, SparseDelta
@@ -206,6 +209,29 @@ class SparseFineTuning(Parts):
     def write_into(self, folder: Path, *, values: Values = "float32") -> None:
         """Write what `save` writes, but the record, into a folder that is being made."""
         write_files(self, folder, values=values)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """`save`; an earlier folder of ours gives way, as in transformers."""
+        self.save(folder, replace=True)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        message: str = "Sparse fine-tuning",
+        api: HfApi | None = None,
+    ) -> str:
+        """Upload the SFT with its card (`models.upload.upload`); returns the commit's address."""
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "sft"
+            self.save(folder)
+            return upload(folder, repository, private=private, message=message, api=api)
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, *, revision: str | None = None) -> "SparseFineTuning":
+        """`load`, by the name that transformers has for it."""
+        return cls.load(name, revision=revision)
 
     @classmethod
     def load(

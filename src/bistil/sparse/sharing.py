@@ -1,11 +1,9 @@
 """Sharing SFTs on the hub."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 
-from bistil.models.upload import upload
 from bistil.sparse.artefact import SparseFineTuning
 
 
@@ -30,7 +28,4 @@ def push_to_hub(
     """
     if not isinstance(sft, SparseFineTuning):
         sft = SparseFineTuning.load(sft)
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "sft"
-        sft.save(folder)
-        return upload(folder, repository, private=private, message=message, api=api)
+    return sft.push_to_hub(repository, private=private, message=message, api=api)
