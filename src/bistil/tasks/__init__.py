@@ -67,15 +67,7 @@ def get_task(kind: str, *, parser_projection: int | None = None, scheme: str | N
         RecipeError: there is no such kind, or it has no use for what is given.
         InputError: there is no such scheme.
     """
-    module = module_of(kind)
-    if kind not in _TASKS and module is not None:
-        import_module(module)
-    if kind not in _TASKS:
-        raise RecipeError(
-            f"there is no task {kind!r}; kinds: {', '.join(task_kinds())}; one of your own is made known with "
-            "bistil.tasks.register_task"
-        )
-    task: Any = _TASKS[kind]
+    task: Any = _class_of(kind)
     options = {"parser_projection": parser_projection, "scheme": scheme}
     given = {name: value for name, value in options.items() if value is not None}
     for name in given.keys() - signature(task).parameters.keys():
@@ -84,8 +76,20 @@ def get_task(kind: str, *, parser_projection: int | None = None, scheme: str | N
     return made
 
 
+def _class_of(kind: str) -> type[Task]:
+    module = module_of(kind)
+    if kind not in _TASKS and module is not None:
+        import_module(module)
+    if kind not in _TASKS:
+        raise RecipeError(
+            f"there is no task {kind!r}; kinds: {', '.join(task_kinds())}; one of your own is made known with "
+            "bistil.tasks.register_task"
+        )
+    return _TASKS[kind]
+
+
 def kind_of(config: Any, name: str) -> str:
-    """The kind of task that a model is for, by the class that its configuration names.
+    """The kind of task that a model is for, as the tasks say (`Task.fits`).
 
     Args:
         config: of the model (`models.read_config`).
@@ -95,7 +99,7 @@ def kind_of(config: Any, name: str) -> str:
         ArtefactError: it is for no known task.
     """
     found = [task_of(one) for one in config.architectures or ()]
-    kind = next((one for one in found if one in task_kinds()), None)
+    kind = next((one for one in task_kinds() if _class_of(one).fits(config)), None)
     if kind is None:
         what = f"a model for {found[0]}" if found and found[0] else "an encoder without a head"
         raise ArtefactError(f"{name} is {what}, not for a task: fine-tune it first, with `bistil finetune`")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil._moved import left_names
 from bistil.errors import InputError
-from bistil.models.loading import ModelSource
+from bistil.models.loading import ModelSource, task_of
 from bistil.runtime.artefacts import whole_file
 from bistil.tasks.batches import Batch, Collator, Feature, Outputs, TorchEngine, run
 from bistil.tasks.hub import Rows, Source
@@ -89,6 +89,11 @@ class Task(ABC):
 
     passages: bool = False
     """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
+
+    @classmethod
+    def fits(cls, config: Any) -> bool:
+        """Whether a model of this configuration is for this task, as the class that it names is called."""
+        return cls.kind in map(task_of, config.architectures or ())
 
     @abstractmethod
     def metric(self, labels: Sequence[str]) -> str:

@@ -38,6 +38,9 @@ from bistil.text import IGNORED
 if not TYPE_CHECKING:
     __getattr__ = left_names("bistil.tasks.sequence_classification")
 
+# What configurations call it where each text has one label.
+PROBLEM = "single_label_classification"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextExample(TextOrPair):
@@ -55,6 +58,11 @@ class SequenceClassification(TextTask):
     pipeline_tag = "text-classification"
     usage = pipeline_code('"text-classification"')
     padding: Mapping[str, int] = {"labels": IGNORED}
+
+    @classmethod
+    def fits(cls, config: Any) -> bool:
+        # Published models mostly do not say what loss they were trained by.
+        return super().fits(config) and getattr(config, "problem_type", None) in (None, PROBLEM)
 
     def metric(self, labels: Sequence[str]) -> str:
         del labels
@@ -93,7 +101,7 @@ class SequenceClassification(TextTask):
             folder,
             labels,
             seed=seed,
-            problem="single_label_classification",
+            problem=PROBLEM,
         )
 
     def target(self, example: TextExample, labels: Mapping[str, int]) -> int:
