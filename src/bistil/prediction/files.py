@@ -273,12 +273,17 @@ def _own_work(work: Path, *, anew: bool) -> Iterator[None]:
     Raises:
         InputError: another one does, or it is that of another command.
     """
-    other = sorted(set(contents(work)) - {RECORD, JOURNAL, GROWN, LOCK}) if work.is_dir() else []
+    there = set(contents(work)) - {RECORD, JOURNAL, GROWN, LOCK} if work.is_dir() else set()
+    # A kill may leave a journal that was being written.
+    other = sorted(name for name in there if not name.startswith(f".{JOURNAL}."))
     if other:
         raise InputError(f"{work} holds the work of another command ({other[0]}): name another output")
     open_work(work, anew=anew)
     try:
         with FileLock(work / LOCK, timeout=0):
+            if not (work / GROWN).exists():
+                # It took the output's place already, or there was none yet.
+                (work / JOURNAL).unlink(missing_ok=True)
             (work / GROWN).touch()
             yield
     except Timeout as error:

@@ -1,6 +1,7 @@
 """A finished model by its name, with what its task needs."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from bistil.prediction.texts import Answerer, Classifier
 from bistil.prediction.words import Tagger, TreeParser
 from bistil.sparse.delta import CONFIG as SFT
 from bistil.tasks import get_task, kind_of
-from bistil.tasks.batches import TorchEngine
+from bistil.tasks.batches import PADDING_MULTIPLE, TorchEngine
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,
@@ -61,9 +62,7 @@ def load(
     own = get_task(kind, scheme=scheme)
     if kind not in PREDICTORS:
         raise InputError(f"models for {kind} cannot be asked yet: of use are those for {', '.join(PREDICTORS)}")
-    limit = position_limit(config)
-    length = min(MAX_LENGTH.get(kind, 128), limit or MAX_LENGTH.get(kind, 128)) if max_length is None else max_length
-    check_length(config, length)
+    length = _length(config, MAX_LENGTH.get(kind, 128), max_length)
     tokenizer = load_tokenizer(str(folder))
     model = own.build_model(folder, None)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,6 +71,25 @@ def load(
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"the model cannot be put on the device {place!r}: {first_line(error)}") from error
     return PREDICTORS[kind](str(name), own, TorchEngine(model), tokenizer, max_length=length, threads=threads)
+
+
+def _length(config: Any, usual: int, wanted: int | None) -> int:
+    """Tokens per window.
+
+    Raises:
+        InputError: the model has no positions for so many, or for what they are padded to.
+    """
+    limit = position_limit(config)
+    # Batches are padded to a multiple.
+    most = None if limit is None else limit // PADDING_MULTIPLE * PADDING_MULTIPLE
+    if wanted is None:
+        return usual if most is None else min(usual, most)
+    check_length(config, wanted)
+    if most is not None and wanted > most:
+        raise InputError(
+            f"max_length is {wanted}, but of the model's {limit} positions {most} are used: choose at most that"
+        )
+    return wanted
 
 
 def _folder(name: str) -> Path:

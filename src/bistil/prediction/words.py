@@ -123,12 +123,12 @@ class Tagger(OfWords):
 
     def record(self, one: Input, said: Sequence[Said], wanted: Wanted) -> dict[str, Any]:
         tokens, labels, confidences = list[str](), list[str](), list[float]()
-        offsets, entities = list[Place](), list[dict[str, Any]]()
+        offsets, entities = list[list[int]](), list[dict[str, Any]]()
         for sentence in said:
             tokens += sentence.example.words
             labels += self.kept(sentence.prediction, wanted)
             confidences += map(sure, sentence.prediction.confidence)
-            offsets += sentence.places
+            offsets += map(list, sentence.places)
             for kind, first, last, confidence in self.spans(sentence.prediction, wanted):
                 start, end = sentence.places[first][0], sentence.places[last][1]
                 entities.append(
@@ -171,7 +171,7 @@ class TreeParser(OfWords):
                     "heads": [head for head, _ in sentence.prediction.value],
                     "relations": [relation for _, relation in sentence.prediction.value],
                     "confidences": [sure(head * relation) for head, relation in sentence.prediction.confidence],
-                    "offsets": sentence.places,
+                    "offsets": [*map(list, sentence.places)],
                 }
                 for sentence in said
             ],

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from bistil.errors import InputError
@@ -143,7 +144,7 @@ def _is_key_and_value(line: Line) -> bool:
 
 def _may_be_comment(block: Sequence[Line], place: int) -> bool:
     """Whether the line and all before it in the sentence begin with `#`."""
-    return all(line.columns[0].startswith("#") for line in block[: place + 1])
+    return all(line.columns[0].startswith("#") for line in islice(block, place + 1))
 
 
 def _is_word(line: Line, layout: Layout) -> bool:
