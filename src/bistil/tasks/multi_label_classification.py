@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from bistil.models.loading import ModelSource, task_of
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, PredictionPair
 from bistil.tasks.batches import Feature, Outputs, as_array
+from bistil.tasks.hub import Source
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
 from bistil.tasks.rows import Row, check_named, listed, read_rows
@@ -94,7 +94,7 @@ class MultiLabelClassification(TextTask):
         del labels
         return "micro_f1"
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[LabelledText]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[LabelledText]:
         """JSON lines, tables with a header and data sets; labels as a list, as one text, or in columns of 0 and 1.
 
         A text may have no label; a file in which none has one is taken for one without labels.
@@ -236,7 +236,7 @@ def _row(example: LabelledText, labels: Sequence[str], known: Sequence[str]) -> 
     return {**example.fields, example.column: value}
 
 
-def _stated_columns(rows: Sequence[tuple[int, Row]], path: Path, how: Reading) -> list[str]:
+def _stated_columns(rows: Sequence[tuple[int, Row]], path: Source, how: Reading) -> list[str]:
     """The columns of labels that `how` names, if it names several."""
     stated = how.columns.get("label", "")
     if "," not in stated or any(stated in row for _, row in rows):
@@ -251,7 +251,7 @@ def _form(
     rows: Sequence[tuple[int, Row]],
     chosen: Mapping[tuple[str, ...], TextColumns],
     stated: Sequence[str],
-    path: Path,
+    path: Source,
     how: Reading,
     report: RowReport,
 ) -> _Form:
@@ -308,7 +308,7 @@ def _answer(value: Any) -> str:
         return "no answer"
 
 
-def _separator(texts: Sequence[str], path: Path, how: Reading, report: RowReport) -> str | None:
+def _separator(texts: Sequence[str], path: Source, how: Reading, report: RowReport) -> str | None:
     """What separates labels that stand in one text: what is said, or the only one of `SEPARATORS` that occurs.
 
     Raises:
