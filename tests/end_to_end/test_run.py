@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -341,7 +342,8 @@ def test_a_second_run_does_nothing_and_a_changed_input_only_what_follows(
 def test_the_readme_s_example_is_true(recipe_folder, finished, tmp_path, monkeypatch, capsys):
     """Word for word, but for the task of this recipe; the run is there already, so its stages are skipped."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    code = readme.split("```python\n")[1].split("```")[0].replace("token-classification", "text-classification")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "run_recipe(" in block)
+    code = code.replace("token-classification", "text-classification")
     inputs = [path for path in recipe_folder.iterdir() if path.suffix in (".txt", ".jsonl")]
     for path in inputs:
         shutil.copyfile(path, tmp_path / path.name)
@@ -357,6 +359,44 @@ def test_the_readme_s_example_is_true(recipe_folder, finished, tmp_path, monkeyp
     student = next(model for model in finished[1].models if model.name == "lrf2")
     assert f"lrf2 {student.parameters} {student.target_score}" in out
     assert "'label': 'even" in out
+
+
+OWN_TERM = """
+from bistil.distillation.terms import Needs, Term
+
+class Lengths(Term):
+    NAME = "lengths"
+
+    def needs(self, layers):
+        return Needs(hidden=frozenset(layers[-1:]))
+
+    def loss(self, compared):
+        ours, theirs = compared.pairs[-1]
+        return (compared.got.hidden[ours].norm(dim=-1) - compared.target.hidden[theirs].norm(dim=-1)).square().mean()
+"""
+
+
+def test_a_run_learns_by_a_term_of_one_s_own_if_its_code_is_trusted(
+    recipe_folder, finished, tmp_path, command_line, monkeypatch
+):
+    (tmp_path / "own_losses.py").write_text(OWN_TERM)
+    monkeypatch.syspath_prepend(tmp_path)
+    output = tmp_path / "run"
+    line = ("run", recipe_folder / "recipe.toml", "--set", 'phase1.objective.terms={ "own_losses:Lengths" = 0.5 }',
+            "--output", output)  # fmt: skip
+    code, said = command_line(*line)
+    assert code == 2
+    assert "names code, own_losses:Lengths" in said and "--trust-code" in said
+    assert not output.exists() and "own_losses" not in sys.modules
+    assert command_line(*line, "--check", "--trust-code")[0] == 0
+    assert not output.exists()
+    assert command_line(*line, "--trust-code")[0] == 0
+    log = [json.loads(one) for one in (output / "phase1/record/train_log.jsonl").read_text().splitlines()]
+    assert any(one.get("lrf2/lengths", 0) > 0 for one in log)
+    ours, theirs = (weights(folder / "phase1/lrf2") for folder in (output, finished[0]))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    assert json.loads((output / "recipe.json").read_text())["phase1"]["objective"]["terms"]
+    sys.modules.pop("own_losses", None)
 
 
 LANGUAGE = """

@@ -13,12 +13,14 @@ import pytest
 
 from bistil.cli import main
 from bistil.commands.options import in_new_words
+from bistil.distillation.task import Fitting
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "command_lines.json"
 # Where the work of a command begins.
 WORK = (
     "bistil.distillation.general.distill_general",
-    "bistil.distillation.task.fit_task",
+    "bistil.distillation.task_folders.write_task_teacher",
+    "bistil.distillation.task_folders.write_task_student",
     "bistil.sparse.language.adapt",
     "bistil.vocabulary.trim_vocabulary",
     "bistil.vocabulary.trimming.plan",
@@ -48,11 +50,29 @@ def flat(value, path=""):
     return {key: one for name, part in value.items() for key, one in flat(part, f"{path}.{name}".lstrip(".")).items()}
 
 
+def in_one_call(start, *others, language_sfts=None, force_sfts=False):
+    """A fine-tuning as the one function of version 0.1 was called, which is two now."""
+    *teacher, how, outputs = others
+    fields = {name: getattr(how, name) for name in ("settings", "max_length", "seed", "label", "languages")}
+    return (start, how.data), {
+        **fields,
+        "output": outputs.model,
+        "sft_output": outputs.sft,
+        "replace": outputs.replace,
+        "teacher": teacher[0] if teacher else None,
+        "work": how.folder,
+        "language_sfts": language_sfts or {},
+        "force_sfts": force_sfts,
+    }
+
+
 def call_of(line, monkeypatch):
     """What a command line would do: the arguments of the function that works."""
     calls = {}
 
     def stop(*arguments, **options):
+        if any(isinstance(one, Fitting) for one in arguments):
+            arguments, options = in_one_call(*arguments, **options)
         calls["arguments"], calls["options"] = plain(arguments), plain(options)
         for unknown in ("progress", "along"):
             calls["options"].pop(unknown, None)
@@ -63,7 +83,7 @@ def call_of(line, monkeypatch):
 
     for name in WORK:
         monkeypatch.setattr(name, stop)
-    monkeypatch.setattr("bistil.distillation.task.read_task_data", read)
+    monkeypatch.setattr("bistil.distillation.task_data.read_task_data", read)
     monkeypatch.setattr("bistil.models.names.model_folder", lambda name: Path(name))
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["bistil", *line.split()])

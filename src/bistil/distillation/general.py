@@ -92,6 +92,7 @@ def distill(
     family, batch_size = family_of(teacher), settings.training.batch_size
     has_head = teacher.get_output_embeddings() is not None
 
+    return_memory_if_allowed(family.width(teacher.config))
     with borrowed(teacher):
         # Student initialisation: every s-th layer of the teacher (section 3.2).
         layers = {student.name: choose_layers(family.depth(teacher.config), student) for student in students}
