@@ -121,7 +121,7 @@ def main() -> None:
                 print(f"round {number + 1}, {what}, {size:,} lines: {shown}", flush=True)
 
     def median(name: str, key: str) -> float:
-        return statistics.median(one[key] for one in found[name])
+        return float(statistics.median(one[key] for one in found[name]))
 
     record = {
         "lines": options.lines,

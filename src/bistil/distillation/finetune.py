@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher
 from bistil.distillation.task_data import TaskData, gather
 from bistil.errors import InputError, RecipeError
-from bistil.models.complete import tokenizer_of
+from bistil.models.complete import CompleteModel, tokenizer_of
 from bistil.models.loading import config_of, source_name
 from bistil.settings.presets import task_preset
 from bistil.settings.schema import FinetuneSettings, Phase2Settings, PresetName
@@ -41,7 +41,7 @@ def finetune(
     language_sfts: Mapping[str, SparseFineTuning | str | Path] | None = None,
     seed: int = 0,
     folder: Path | None = None,
-) -> PreTrainedModel:
+) -> CompleteModel:
     """Fine-tune a model for a task, from labels or from a task teacher (paper, section 3.3).
 
     Args:

@@ -13,7 +13,7 @@ from bistil.distillation.corpus import Figures, held_out_losses, masked_lm_losse
 from bistil.distillation.module import Distiller
 from bistil.distillation.outcome import phase1_report, student_made, write_students
 from bistil.distillation.student import borrowed, choose_layers, make_student, without_upper_layers
-from bistil.models.complete import complete, tokenizer_of
+from bistil.models.complete import CompleteModel, complete, tokenizer_of
 from bistil.models.families import family_of
 from bistil.models.masked_lm import load_encoder, supported_config
 from bistil.models.names import model_folder
@@ -33,7 +33,7 @@ if not TYPE_CHECKING:
     __getattr__ = left_names("bistil.distillation.general")
 
 
-class Students(dict[str, PreTrainedModel]):
+class Students(dict[str, CompleteModel]):
     """Bilingual students by name; each brings its tokenizer and record (`models.complete`).
 
     Attributes:

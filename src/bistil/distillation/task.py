@@ -20,7 +20,7 @@ from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.models.complete import Origin, complete
+from bistil.models.complete import CompleteModel, Origin, complete
 from bistil.models.families import check_length, family_of, head_names
 from bistil.models.loading import ModelSource, config_of, labels_of, source_name
 from bistil.runtime.artefacts import open_work
@@ -122,7 +122,7 @@ def fit_from_labels(
     how: Fitting,
     *,
     language_sfts: Mapping[str, SparseFineTuning] | None = None,
-) -> PreTrainedModel:
+) -> CompleteModel:
     """Fine-tune a model on labelled examples alone: the task teacher, or a student that has none (self-taught).
 
     Several processes share the training.
@@ -176,7 +176,7 @@ def fit_from_teacher(
     *,
     teacher: ModelSource,
     teacher_tokenizer: PreTrainedTokenizerFast,
-) -> PreTrainedModel:
+) -> CompleteModel:
     """Fine-tune a student by its task teacher, on labelled examples and, if the settings say so, on target text.
 
     Args:
@@ -239,7 +239,7 @@ class _Lesson:
     """For the record, besides those of every lesson."""
 
 
-def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelSource | None) -> PreTrainedModel:
+def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelSource | None) -> CompleteModel:
     """Train, sparsely or densely; the best weights on the dev set stay, if there is one."""
     data, settings, student = how.data, how.settings, lesson.student
     evaluate = _dev_scores(data, student, lesson.tokenizer, max_length=how.max_length)

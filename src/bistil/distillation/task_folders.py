@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher, worn_in_batches
-from bistil.models.complete import Origin
+from bistil.models.complete import CompleteModel
 from bistil.models.masked_lm import load_encoder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
@@ -88,10 +86,9 @@ def _claim(how: Fitting, outputs: TaskOutputs, read: Sequence[str | Path]) -> No
     claim(folders=[outputs.model, outputs.sft], work=how.folder, inputs=read, force=outputs.replace)
 
 
-def _write(model: PreTrainedModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
+def _write(model: CompleteModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
     """Write a model that `_learn` made, in one process of several; returns its figures."""
-    own: Any = model
-    made: Origin = own.bistil
+    made = model.bistil
     figures: dict[str, Any] = made.facts["figures"]
     if processes().is_main_process:
         parents = {"start": start, "teacher": teacher}
@@ -105,6 +102,6 @@ def _write(model: PreTrainedModel, outputs: TaskOutputs, *, start: Path, teacher
             if sft is not None and outputs.sft is not None:
                 sft.write_into(both.enter_context(whole_folder(outputs.sft, replace=outputs.replace, record=RECORD)))
             card = {**made.card, "title": outputs.model.name}
-            write_model(outputs.model, model, own.tokenizer, record=record, replace=outputs.replace, **card)
+            write_model(outputs.model, model, model.tokenizer, record=record, replace=outputs.replace, **card)
     processes().wait_for_everyone()
     return figures

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -30,18 +30,29 @@ class Origin:
     """What else is known, as objects: the report, the sparse fine-tuning that the model wears, ..."""
 
 
-def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, made: Origin) -> PreTrainedModel:
+if TYPE_CHECKING:
+
+    class CompleteModel(PreTrainedModel):
+        """A model that `complete` gave; it is of its own class, this one says for type checkers what it has besides."""
+
+        tokenizer: PreTrainedTokenizerFast
+        bistil: Origin
+else:
+    CompleteModel = PreTrainedModel
+
+
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, origin: Origin) -> CompleteModel:
     """The same model, which then has `model.tokenizer` and `model.bistil` (`Origin`).
 
     Its `save_pretrained` writes tokenizer, card and `bistil.json` along, whole or not at all, into a folder that is
     new, empty or ours; its `push_to_hub` uploads that folder. It stays a model of its class.
     """
     own: Any = model.eval()
-    own.tokenizer, own.bistil = tokenizer, made
+    own.tokenizer, own.bistil = tokenizer, origin
     # On the object and not in a subclass: the class's name is what config.json says.
     own.save_pretrained = MethodType(_save, own)
     own.push_to_hub = MethodType(_push, own)
-    return model
+    return cast(CompleteModel, model)
 
 
 def tokenizer_of(model: ModelSource, given: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerFast:

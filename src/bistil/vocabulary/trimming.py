@@ -24,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bistil.errors import ArtefactError, InputError
 from bistil.models.cards import write_model_card
-from bistil.models.complete import Origin, complete
+from bistil.models.complete import CompleteModel, Origin, complete
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
@@ -163,7 +163,7 @@ def trim(
     settings: TrimSettings | None = None,
     keep: Path | None = None,
     verify: bool = True,
-) -> Any:
+) -> CompleteModel:
     """A copy of a model whose vocabulary is cut to the tokens that its texts use (paper, section 3.1).
 
     Args:
