@@ -42,6 +42,7 @@ bench: install  ## the speed and memory ratios of docs/performance.md
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/trim.py
 	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python benchmarks/predict.py
 
 docs: install  ## the recipe reference, written from the code
 	$(BIN)/python docs/make_recipe_reference.py

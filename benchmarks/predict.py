@@ -1,7 +1,7 @@
 """Lines per second and peak memory of `bistil predict` on two sizes of file, beside transformers' own pipeline.
 
-    python benchmarks/predict.py                       # 2,000 and 20,000 lines, entities of a 3 x 384 model
-    python benchmarks/predict.py --lines 2000 8000 --rounds 1
+    python benchmarks/predict.py                       # 6,000 and 24,000 lines, entities of a 3 x 384 model
+    python benchmarks/predict.py --rounds 1
 
 A tagger with random weights and the tokenizer of e5-small reads lines of random words, of 3 to 60 words each. Each run
 is a process of its own. "memory" is the peak of resident memory over what the loaded model takes; its ratio over the
@@ -97,7 +97,7 @@ def work(what: str, folder: Path, size: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lines", type=int, nargs=2, default=[2000, 20_000])
+    parser.add_argument("--lines", type=int, nargs=2, default=[6000, 24_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", type=Path, help="also write the JSON here")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)

@@ -48,6 +48,8 @@ OUTPUTS = {
     "evaluate --record": "file",
     "finetune --output": "folder",
     "finetune --sft": "folder",
+    "predict --output": "file",
+    "predict --record": "file",
     "run --output": "run",
     "sft compose --output": "folder",
     "sft convert --output": "folder",
@@ -63,6 +65,7 @@ INPUTS = {
     "evaluate --file",
     "finetune --teacher",
     "finetune --text",
+    "predict file",
     "run recipe",
     "trim --sft",
 }
@@ -86,6 +89,8 @@ CASES = {
         "MODEL TRAIN TEST",
     ),
     "finetune --sft": (f"finetune -m MODEL --task {TAGS} --train TRAIN -o out-model {' '.join(SHORT)}", "MODEL TRAIN"),
+    "predict --output": ("predict TAGGER EN --record predicted.json", "TAGGER EN"),
+    "predict --record": ("predict TAGGER EN --output predicted", "TAGGER EN"),
     "run --output": ("run RECIPE", "EN SW"),
     "sft compose --output": ("sft compose LANG TASK", "LANG TASK"),
     "sft convert --output": ("sft convert LANG --to legacy", "LANG"),
@@ -391,7 +396,7 @@ def test_new_then_ours_then_replaced(call, place, output):
     code, said = call(command(output, out))
     assert code == 0, said
     assert out.stat().st_ino != before
-    if output != "evaluate --predictions":
+    if output not in ("evaluate --predictions", "predict --output"):
         assert OUTPUTS[output] == "folder" or is_our_file(out)
     assert [p.name for p in place.iterdir() if p.name.startswith(".")] == []
     assert [p.name for p in (place / "disk").iterdir()] == [out.name]

@@ -662,6 +662,24 @@ def test_killed_and_resumed_no_line_is_lost_or_doubled(models, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_when_all_is_written(models, tmp_path):
+    """What is left beside the whole output does no harm to a later call for it."""
+    source, output = numbered(tmp_path / "in.txt"), tmp_path / "out.jsonl"
+    model = bistil.load(models / TAGS)
+
+    def killed():
+        files.discard_work = die
+        predict_file(model, source, output, format="jsonl")
+
+    assert child(killed) == -signal.SIGKILL
+    whole = output.read_bytes()
+    assert len(lines_of(output)) == 300
+    output.unlink()
+    predict_file(model, source, output, format="jsonl")
+    assert output.read_bytes() == whole and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_was_done_is_not_done_again(models, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK", 50)
     source, output = numbered(tmp_path / "in.txt"), tmp_path / "out.jsonl"

@@ -19,9 +19,9 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def predict(
         model: Annotated[str, typer.Argument(help="Folder of a task model, or its name on the hub.")],
-        file: Annotated[
-            Path, typer.Argument(help="Texts, one a line (plain, .gz or .zst), or labelled files; -: standard input.")
-        ] = Path("-"),
+        file: Path = typer.Argument(
+            Path("-"), help="Texts, one a line (plain, .gz or .zst), or labelled files; -: standard input."
+        ),
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="New file. Default: standard output.")
         ] = None,

@@ -4,12 +4,13 @@ Entities, tags, trees and categories go where spaCy's own components put them. `
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from bistil.errors import InputError, MissingExtraError
+from bistil.errors import InputError
 from bistil.prediction.inputs import Input
 from bistil.prediction.loading import load
 from bistil.prediction.predictor import Said, Wanted
@@ -17,13 +18,6 @@ from bistil.prediction.texts import Classifier
 from bistil.prediction.words import Tagger, TreeParser
 from bistil.tasks.token_classification import UPOS_TAGS
 from bistil.tasks.words import sentence_places
-
-try:
-    from spacy.attrs import DEP, HEAD
-    from spacy.language import Language
-    from spacy.tokens import Doc, Span
-except ImportError as error:
-    raise MissingExtraError("the spaCy component needs spacy: pip install 'bistil[spacy]'") from error
 
 
 class SpacyComponent:
@@ -100,6 +94,8 @@ class SpacyComponent:
         elif isinstance(predictor, TreeParser):
             _set_tree(doc, [(tokens, said[0].prediction.value) for tokens, said in parts])
         elif isinstance(predictor, Tagger) and predictor.scheme is not None:
+            from spacy.tokens import Span
+
             doc.set_ents(
                 [
                     Span(doc, tokens[first], tokens[last] + 1, label=kind)
@@ -116,6 +112,8 @@ class SpacyComponent:
 
 def _set_tree(doc: Any, sentences: Sequence[tuple[list[int], Sequence[tuple[int, str]]]]) -> None:
     """Heads and relations of a doc. As spaCy has it, the root hangs on itself, and space on the word before it."""
+    from spacy.attrs import DEP, HEAD
+
     heads, relations = np.arange(len(doc)), [""] * len(doc)
     words = {token for tokens, _ in sentences for token in tokens}
     for token in range(len(doc)):
@@ -129,7 +127,7 @@ def _set_tree(doc: Any, sentences: Sequence[tuple[list[int], Sequence[tuple[int,
     offsets = (heads - np.arange(len(doc))).astype(np.int64).view(np.uint64)
     names = np.array([doc.vocab.strings.add(relation) for relation in relations], dtype=np.uint64)
     if len(doc):
-        Doc.from_array(doc, [HEAD, DEP], np.stack([offsets, names], axis=1))
+        doc.from_array([HEAD, DEP], np.stack([offsets, names], axis=1))
 
 
 def make_component(
@@ -149,8 +147,11 @@ def make_component(
     )
 
 
-Language.factory(
-    "bistil",
-    default_config={"threshold": None, "batch_size": 32, "max_length": None, "device": None, "threads": None},
-    func=make_component,
-)
+if find_spec("spacy") is not None:
+    from spacy.language import Language
+
+    Language.factory(
+        "bistil",
+        default_config={"threshold": None, "batch_size": 32, "max_length": None, "device": None, "threads": None},
+        func=make_component,
+    )

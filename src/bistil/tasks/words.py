@@ -154,8 +154,13 @@ class Frame:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Frame":
         """Read them off an encoded text: they belong to no sequence."""
-        # A vocabulary may know nothing of "a"; of one of its own tokens it does.
-        for text in ("a", *tokenizer.get_vocab()):
+
+        def texts() -> Iterator[str]:
+            yield "a"
+            # A vocabulary may know nothing of "a"; of one of its own tokens it does.
+            yield from tokenizer.get_vocab()
+
+        for text in texts():
             encoded = tokenizer(text)
             inside = [i for i, sequence in enumerate(encoded.sequence_ids()) if sequence is not None]
             if inside:
