@@ -191,9 +191,16 @@ def questions(lines):
     return json.dumps({"data": [{"title": "", "paragraphs": paragraphs}]})
 
 
+def sets_of_labels(lines):
+    """Some lines have a label, some two, some none."""
+    rows = [{"text": text, "labels": [x for x in ("cat", "a") if x in text.lower()]} for text in lines]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 @pytest.mark.parametrize(
     ("kind", "write", "ending", "architecture"),
     [
+        ("multi-label-classification", sets_of_labels, "labels.jsonl", "BertForSequenceClassification"),
         ("token-classification", columns, "conll", "BertForTokenClassification"),
         ("dependency-parsing", trees, "conllu", "BertForDependencyParsing"),
         ("question-answering", questions, "json", "BertForQuestionAnswering"),

@@ -1,5 +1,6 @@
 """Scores against independent implementations: seqeval, scikit-learn, udtools, and torchmetrics' SQuAD."""
 
+import json
 import os
 import random
 from pathlib import Path
@@ -78,6 +79,42 @@ def test_accuracy_and_macro_f1(tmp_path):
     scores = task.score(examples, predictions).scores
     assert scores["accuracy"] == pytest.approx(100 * accuracy_score(gold, predictions), abs=1e-10)
     assert scores["macro_f1"] == pytest.approx(100 * macro(gold, predictions, average="macro"), abs=1e-10)
+
+
+def test_scores_of_several_labels_per_text(tmp_path):
+    """scikit-learn's multi-label F1 and subset accuracy, macro over the classes that occur as gold or predicted."""
+    from sklearn.metrics import accuracy_score
+    from sklearn.metrics import f1_score as f1
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    generator = random.Random(5)
+    classes = list("abcdefg")
+
+    def drawn(names):
+        return sorted(generator.sample(names, generator.randrange(4)))
+
+    # "f" is never gold, "g" neither gold nor predicted: of that one there is no F1, and no score counts it.
+    rows = [{"text": "t", "labels": drawn(classes[:5])} for _ in range(400)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = get_task("multi-label-classification")
+    examples = task.read([tmp_path / "a.jsonl"])
+    predictions = [one.labels if generator.random() < 0.5 else tuple(drawn(classes[:6])) for one in examples]
+    binary = MultiLabelBinarizer(classes=classes[:6])
+    gold, found = binary.fit_transform([one.labels for one in examples]), binary.transform(predictions)
+    metrics = task.score(examples, predictions, labels=classes)
+    expected = {
+        "micro_f1": f1(gold, found, average="micro", zero_division=0),
+        "macro_f1": f1(gold, found, average="macro", zero_division=0),
+        "exact_match": accuracy_score(gold, found),
+    }
+    assert metrics.primary == task.metric(classes) == "micro_f1"
+    assert metrics.scores == pytest.approx({name: 100 * value for name, value in expected.items()}, abs=1e-10)
+    # The counters add up: any resample is scored as scikit-learn scores it.
+    chosen = np.random.default_rng(0).integers(len(examples), size=len(examples))
+    again = metrics.formula(metrics.counts[chosen].sum(axis=0))
+    assert again["micro_f1"] == pytest.approx(100 * f1(gold[chosen], found[chosen], average="micro"), abs=1e-10)
+    empty = next(one for one in examples if not one.labels)
+    assert task.score([empty], [()]).scores == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 100.0}
 
 
 def ud_scores(gold, system):

@@ -97,6 +97,14 @@ def test_names_that_never_were_are_not_found():
             module.nonsense  # noqa: B018
 
 
+def test_the_page_on_additions_counts_lines_as_they_are():
+    page = (ROOT / "docs" / "extend.md").read_text()
+    counted = re.findall(r"\]\((\S+\.py)\)\s\((\d+)\slines", page)
+    assert len(counted) == 3
+    for place, lines in counted:
+        assert len((ROOT / "docs" / place).read_text().splitlines()) == int(lines), place
+
+
 def test_the_recipe_page_is_written_from_this_code(tmp_path):
     page = (ROOT / "docs" / "recipe.md").read_text()
     script = (ROOT / "docs" / "make_recipe_reference.py").read_text()

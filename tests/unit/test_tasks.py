@@ -41,6 +41,14 @@ QUOTED = "text,label\n" + "".join(
     f'"{a}\n""{b}"", so,",{len(a) % 2}\n'
     for a, b in zip(tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines(), strict=True)
 )
+EMOTIONS = ("joy", "fear", "anger")
+ANY_LABELS = "".join(
+    json.dumps({"text": t, "labels": [e for j, e in enumerate(EMOTIONS) if (i >> j) & 1]}) + "\n"
+    for i, t in enumerate(tiny.ENGLISH.splitlines())
+)
+INDICATORS = "id,text,joy,fear,anger\n" + "".join(
+    f'{i},"{t}",{i & 1},{i >> 1 & 1},{i >> 2 & 1}\n' for i, t in enumerate(tiny.ENGLISH.splitlines())
+)
 
 
 def _conllu():
@@ -89,6 +97,8 @@ CASES = {
     "texts": ("sequence-classification", "texts.jsonl", TEXTS),
     "pairs": ("sequence-classification", "pairs.tsv", PAIRS),
     "quoted": ("sequence-classification", "quoted.csv", QUOTED),
+    "labels": ("multi-label-classification", "labels.jsonl", ANY_LABELS),
+    "indicators": ("multi-label-classification", "indicators.csv", INDICATORS),
     "trees": ("dependency-parsing", "trees.conllu", _conllu()),
     "questions": ("question-answering", "questions.json", _squad()),
 }
@@ -118,7 +128,12 @@ def loaded(tmp_path):
     return load
 
 
-ROUNDS = [(case, family) for case in CASES for family in tiny.FAMILIES if case in ("ner", "trees") or family == "bert"]
+ROUNDS = [
+    (case, family)
+    for case in CASES
+    for family in tiny.FAMILIES
+    if case in ("ner", "trees", "labels") or family == "bert"
+]
 
 
 @pytest.mark.parametrize(("case", "family"), [*ROUNDS, ("pairs", "roberta"), ("questions", "deberta-v2")])
@@ -272,7 +287,7 @@ def test_a_sentence_of_5000_words_gets_one_tree(loaded):
     assert len(tree) == 5000 and sum(head == 0 for head, _ in tree) == 1
 
 
-@pytest.mark.parametrize("case", ["ner", "trees", "texts", "questions"])
+@pytest.mark.parametrize("case", ["ner", "trees", "texts", "labels", "questions"])
 def test_nothing_to_read_still_gets_a_prediction(case, loaded):
     """Empty examples, and text of control characters only."""
     task, examples, tokenizer, _, model = loaded(case)
@@ -281,7 +296,7 @@ def test_nothing_to_read_still_gets_a_prediction(case, loaded):
         odd = [{"words": [], "tags": []}, {"words": ["\x01\x02"], "tags": ["O"]}]
     elif case == "trees":
         odd = [{"words": ["\x01\x02"], "heads": [0], "relations": ["root"]}]
-    elif case == "texts":
+    elif case in ("texts", "labels"):
         odd = [{"text": ""}, {"text": "\x01\x02"}, {"text": "", "pair": ""}]
     else:
         odd = [{"text": "", "context": "", "answers": []}, {"text": "\x01", "context": "\x02", "answers": []}]
@@ -294,7 +309,7 @@ def test_nothing_to_read_still_gets_a_prediction(case, loaded):
     else:
         task.score(odd, predictions)
         for example, prediction in zip(odd, predictions, strict=True):
-            assert case == "texts" or len(prediction) == len(example.words)
+            assert case in ("texts", "labels") or len(prediction) == len(example.words)
 
 
 def test_predictions_of_tables_and_of_mixed_files(tmp_path):
