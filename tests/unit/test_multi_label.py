@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from bistil.cli import app
 from bistil.distillation.objectives import prediction_loss
 from bistil.errors import ArtefactError, InputError
-from bistil.measuring.evaluation import evaluate
+from bistil.measuring.evaluation import evaluate_folder
 from bistil.models.loading import read_config
 from bistil.sparse import SparseFineTuning
 from bistil.tasks import get_task, kind_of, model_inputs
+from bistil.tasks.hub import as_sources
 from bistil.tasks.multi_label_classification import LabelledText
 from bistil.tasks.reading import Reading
 
@@ -169,8 +170,14 @@ def test_data_sets_of_lists_and_of_classes(tmp_path):
         tmp_path / "columns"
     )
     task = get_task(KIND)
-    for name in ("classes", "texts", "columns"):
-        examples = task.read([f"dataset:{tmp_path / name}"])
+    in_memory = [
+        {"text": "a", "labels": ["joy", "rage"]},
+        {"text": "b", "labels": []},
+        {"text": "c", "labels": ["fear"]},
+    ]
+    sources = [f"dataset:{tmp_path / name}" for name in ("classes", "texts", "columns")]
+    for source in (*sources, *as_sources("rows", in_memory)):
+        examples = task.read([source])
         assert [set(one.labels) for one in examples] == [{"joy", "rage"}, set(), {"fear"}]
         assert task.labels(examples) == ["fear", "joy", "rage"]
 
@@ -319,7 +326,10 @@ def test_from_the_teacher_to_scores_on_the_command_line(folder):
     examples = task.read([folder / "train.jsonl"])
     blind = task.score(examples, task.majority(examples, examples)).scores["micro_f1"]
     for name in ("teacher", "student"):
-        assert evaluate(folder / name, task=KIND, files=[folder / "train.jsonl"], max_length=32)["score"] > blind + 10
+        assert (
+            evaluate_folder(folder / name, task=KIND, files=[folder / "train.jsonl"], max_length=32)["score"]
+            > blind + 10
+        )
 
     command = ["evaluate", "--model", folder / "student", "--task", KIND, "--file", folder / "dev.csv"]
     told = run(*command, "--separator", ";", "--predictions", folder / "out.csv", "--record", folder / "out.json")
