@@ -5,8 +5,8 @@ L_attn come from queries and keys of student and teacher, one slice of the batch
 the maps again. It costs 3 more of the 9 small matrix products and saves all the maps.
 
 In bf16 on a CPU a map is as cheap to keep as it is dear to compute, so maps are computed once and kept in bf16: the
-teacher's from its own forward pass, the student's, and their difference, taken in float32. Scores and softmax are
-float32 there too: scores rounded to bf16 would be off by more than the difference of two trained models.
+teacher's from its own forward pass, the student's from its. Scores and softmax are float32 there too: scores rounded
+to bf16 would add about as much noise to the gradient of L_attn as queries and keys in bf16 do.
 """
 
 from typing import Any, NamedTuple
@@ -175,38 +175,43 @@ class _AlignedWithMaps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch, heads, tokens, _ = query.shape
         student, maps, output = AttentionInputs(query, key, mask, scaling), _Maps(query), torch.empty_like(query)
-        kept, differences = (query.new_empty((batch, heads, tokens, tokens)) for _ in "pd")
+        kept = query.new_empty((batch, heads, tokens, tokens))
         total = torch.zeros((), device=query.device)
         for part in maps.parts:
             ours = maps.of(student.slice(part)).view(kept[part].shape)
             kept[part] = ours
             torch.matmul(kept[part], value[part], out=output[part])
-            one = teacher.slice(part)
-            difference = _weigh(ours.sub_(one.probabilities() if one.map is None else one.map), real, part)
+            difference = _weigh(ours.sub_(_map_of(teacher.slice(part))), real, part)
             total += torch.linalg.vector_norm(difference).square_()
-            differences[part] = difference
         norm = _norm(query, real)
-        ctx.save_for_backward(query, key, value, kept, differences)
-        ctx.scaling, ctx.norm = scaling, norm
+        ctx.save_for_backward(query, key, value, kept, real, *teacher[:3], teacher.map)
+        ctx.scaling, ctx.teacher_scaling, ctx.norm = scaling, teacher.scaling, norm
         return output, total / norm
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, kept, differences = ctx.saved_tensors
+        query, key, value, kept, real, *of_teacher, teacher_map = ctx.saved_tensors
+        teacher = AttentionInputs(*of_teacher, ctx.teacher_scaling, teacher_map)
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         factor = float(2 * loss_gradient / ctx.norm)
         for part in _slices(query):
             ours, upstream = kept[part], output_gradient[part]
             torch.matmul(ours.transpose(-1, -2), upstream, out=gradients[2][part])
             # d loss / d probabilities, from the layer's output and from L_attn; then through the softmax
-            slope = torch.matmul(upstream, value[part].transpose(-1, -2)).add_(differences[part], alpha=factor)
-            slope = torch._softmax_backward_data(slope, ours, -1, slope.dtype)
+            slope = torch.matmul(upstream, value[part].transpose(-1, -2))
+            slope.add_(_weigh(ours - _map_of(teacher.slice(part)), real, part), alpha=factor)
+            slope = torch._softmax_backward_data(slope, ours, -1, query.dtype)
             for gradient, product in (
                 (gradients[0], torch.matmul(slope, key[part])),
                 (gradients[1], torch.matmul(slope.transpose(-1, -2), query[part])),
             ):
                 torch.mul(product, ctx.scaling, out=gradient[part])
         return *gradients, None, None, None, None
+
+
+def _map_of(inputs: AttentionInputs) -> Tensor:
+    """The probabilities as they were kept, or else in float32."""
+    return inputs.probabilities() if inputs.map is None else inputs.map
 
 
 def aligned_attention(

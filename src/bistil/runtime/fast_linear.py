@@ -115,6 +115,9 @@ class _Linear(torch.autograd.Function):
         return for_input, for_weight, for_bias
 
 
+# Up to so many rows a frozen weight's bf16 copy is kept. Casting it costs as much as multiplying 50 rows by it (of AMX:
+# 200), and all copies of a teacher are a twentieth of a phase-1 step's memory.
+_FEW_ROWS = 1024
 # bf16 copies of frozen weights, with the version of the weight and the address that they were made from.
 _COPIES: Any = WeakTensorKeyDictionary()
 
@@ -130,7 +133,9 @@ class _Bf16Maps:
         if input.device.type != "cpu" or input.dtype not in known or weight.dtype not in known:
             return F.linear(input, weight, bias)
         with torch.autocast("cpu", enabled=False):
-            low, low_weight = self._input(input), _bf16_of(weight)
+            low = self._input(input)
+            keep = input.numel() <= _FEW_ROWS * input.shape[-1]
+            low_weight = _bf16_of(weight, keep=keep)
             if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
                 result: Tensor = apply(_Bf16Linear, input, weight, bias, low, low_weight)
                 return result
@@ -145,14 +150,14 @@ class _Bf16Maps:
         return self._last[1]
 
 
-def _bf16_of(weight: Tensor) -> Tensor:
-    """A weight in bf16; a frozen one's copy is kept until the weight changes.
+def _bf16_of(weight: Tensor, *, keep: bool = False) -> Tensor:
+    """A weight in bf16; a frozen one's copy can be kept until the weight changes.
 
     One that is trained is cast each time: PyTorch's fused optimizers change weights without counting it as a change.
     """
     if weight.dtype == torch.bfloat16:
         return weight.detach()
-    if weight.requires_grad or not weight.is_leaf or weight.is_inference():
+    if not keep or weight.requires_grad or not weight.is_leaf or weight.is_inference():
         _COPIES.pop(weight, None)
         return weight.detach().to(torch.bfloat16)
     state = (weight._version, weight.data_ptr())
