@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from bistil.distillation.task import fit_task
+from bistil.distillation.task import Fitting
 from bistil.distillation.task_data import TaskData, read_task_data
+from bistil.distillation.task_folders import TaskOutputs, write_task_teacher
 from bistil.measuring.benchmark import machine
 from bistil.measuring.evaluation import measure
 from bistil.pretrained import e5_small_folder
@@ -131,16 +132,15 @@ def train_and_score(
     training = replace(preset.finetune.training, epochs=None, steps=steps)
     model, work = output / "model", output / "work"
     shutil.rmtree(model, ignore_errors=True)
-    result = fit_task(
-        trimmed,
-        few,
-        output=model,
+    how = Fitting(
+        data=few,
         settings=FinetuneSettings(sparse=None, training=training),
         max_length=preset.max_length,
-        work=work,
         seed=seed,
+        folder=work,
         label=f"{setting.kind}, {len(few.train)} examples, {steps} steps",
     )
+    result = write_task_teacher(trimmed, how, TaskOutputs(model=model))
     shutil.rmtree(work)
     target = found.task.read([data / setting.target_dev], label_map=label_map)
     scores = {

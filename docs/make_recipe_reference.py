@@ -1,9 +1,11 @@
 """Writes docs/recipe.md from the dataclasses of `bistil.settings.recipe`: `make docs`."""
 
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from bistil.settings.kinds import own_kinds
 from bistil.settings.recipe import Recipe, TaskSettings, task_preset
 from bistil.training.loop import planned_steps
 
@@ -27,7 +29,7 @@ en = "english.txt"
 sw = ["news.sw.txt", "web.sw.txt.gz"]
 
 [task]
-kind = "sequence-classification" # or token-classification, dependency-parsing, question-answering
+kind = "sequence-classification" # or another kind of task: tasks.md
 train = "train.en.jsonl"         # {"text": "...", "label": "..."} per line
 dev = "dev.en.jsonl"
 test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
@@ -46,7 +48,7 @@ def main() -> None:
 def presets() -> list[str]:
     """What `task.preset` sets, a line per preset and task."""
     hints = get_type_hints(TaskSettings)
-    names, kinds = get_args(next(iter(get_args(hints["preset"])))), get_args(hints["kind"])
+    names = get_args(next(iter(get_args(hints["preset"]))))
     lines = [
         "## Presets of a task",
         "",
@@ -64,7 +66,7 @@ def presets() -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
-        for task in kinds:
+        for task in own_kinds():
             one = task_preset(name, task)
             sparse, training, student = one.finetune.sparse, one.finetune.training, one.phase2.training
             epochs = (
@@ -114,7 +116,8 @@ def section(settings: type, path: str, effective: Any = None) -> list[str]:
     for one in fields(settings):
         inner = next((t for t in (hints[one.name], *get_args(hints[one.name])) if is_dataclass(t)), None)
         value = default(one, effective)
-        lines.append(f"| `{one.name}` | {kind(hints[one.name])} | {shown(value)} | {one.metadata['help']} |")
+        what = kind(hints[one.name], one.metadata.get("choices"))
+        lines.append(f"| `{one.name}` | {what} | {shown(value)} | {one.metadata['help']} |")
         if isinstance(inner, type):
             name = f"{path.strip('[]')}.{one.name}" if path else one.name
             of_list = get_origin(hints[one.name]) is list
@@ -122,8 +125,14 @@ def section(settings: type, path: str, effective: Any = None) -> list[str]:
     return [*lines, "", *below]
 
 
-def kind(hint: Any) -> str:
-    """A type as a reader of TOML would say it."""
+def kind(hint: Any, choices: Callable[[], list[str]] | None = None) -> str:
+    """A type as a reader of TOML would say it.
+
+    Args:
+        choices: of a text.
+    """
+    if choices is not None:
+        return " / ".join(f"`{one}`" for one in choices())
     arguments = [a for a in get_args(hint) if a is not type(None)]
     if is_dataclass(hint):
         return "table"

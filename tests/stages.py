@@ -5,6 +5,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import tiny
+from fitting import fit
 
 
 def import_all() -> list[str]:
@@ -23,7 +24,7 @@ def run_stages(folder: Path, *, processes: int = 1) -> None:
     Args:
         processes: that tokenize a text, beside.
     """
-    from bistil import distill_general, fit_task, trim_vocabulary
+    from bistil import distill_general, trim_vocabulary
     from bistil.distillation.task import read_task_data
     from bistil.models.tokenizers import load_tokenizer
     from bistil.runtime.insides import transformers_bars
@@ -60,8 +61,7 @@ def run_stages(folder: Path, *, processes: int = 1) -> None:
     (folder / "dev.jsonl").write_text('{"text": "It rained.", "label": "a"}\n{"text": "They sang.", "label": "b"}\n')
     files = {name: [str(folder / f"{name}.jsonl")] for name in ("train", "dev")}
     data = read_task_data(TaskSettings(kind="sequence-classification", **files, test={}))
-    fit_task(
-        folder / "students" / "lrf2", data, output=folder / "tuned",
-        settings=FinetuneSettings(training=training, sparse=None), max_length=32, work=folder / "fit", seed=0,
-        label="fit",
+    fit(
+        folder / "students" / "lrf2", data, folder / "tuned",
+        settings=FinetuneSettings(training=training, sparse=None), max_length=32, work=folder / "fit", label="fit",
     )  # fmt: skip

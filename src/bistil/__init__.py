@@ -11,9 +11,10 @@ from bistil import _moved
 from bistil._version import __version__
 
 if TYPE_CHECKING:
+    from bistil._moved import fit_task
     from bistil.distillation.general import distill_general
-    from bistil.distillation.task import fit_task
     from bistil.method import run_recipe
+    from bistil.prediction import load
     from bistil.settings.recipe import load_recipe
     from bistil.sparse import SparseFineTuning, train_sparse
     from bistil.vocabulary import trim_vocabulary
@@ -24,7 +25,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "distill_general": "bistil.distillation.general",
-    "fit_task": "bistil.distillation.task",
+    "fit_task": "bistil._moved",
+    "load": "bistil.prediction",
     "load_recipe": "bistil.settings.recipe",
     "run_recipe": "bistil.method",
     "SparseFineTuning": "bistil.sparse",
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "distill_general",
     "fit_task",
+    "load",
     "load_recipe",
     "run_recipe",
     "train_sparse",

@@ -47,7 +47,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 LEFT: dict[str, tuple[str, ...]] = {
     "bistil.distillation.general": ("bistil.sparse.wearing", "bistil.models.masked_lm"),
     "bistil.distillation.module": ("bistil.distillation.terms",),
-    "bistil.distillation.task": ("bistil.distillation.task_data",),
+    "bistil.distillation.task": ("bistil.distillation.task_data", "bistil._moved"),
     "bistil.models": ("bistil.models.loading", "bistil.models.names", "bistil.runtime.quiet"),
     "bistil.sparse.artefact": ("bistil.sparse.delta",),
     "bistil.sparse.base": ("bistil.models.fingerprint",),
@@ -61,6 +61,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "bistil.models.families",
         "bistil.text",
     ),
+    "bistil.tasks.sequence_classification": ("bistil.tasks.texts",),
     "bistil.training": (
         "bistil.training.loop",
         "bistil.training.order",
@@ -79,6 +80,7 @@ RENAMED = {
     ("bistil.distillation.general", "model_configuration"): "supported_config",
     ("bistil.distillation.module", "Pair"): "RowPair",
     ("bistil.distillation.task", "reading"): "how_to_read",
+    ("bistil.evaluation", "evaluate"): "evaluate_folder",
     ("bistil.evaluation", "record"): "score_record",
     ("bistil.ownership", "versions"): "writer",
     ("bistil.pipeline", "BENCHMARK_EXAMPLES"): "COST_EXAMPLES",
@@ -140,6 +142,27 @@ class _OldPaths(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """There is nothing to run."""
+
+
+def fit_task(start: Any, data: Any, **given: Any) -> Any:
+    """`fit_task` of version 0.1, which is two functions now."""
+    task: Any = import_module("bistil.distillation.task")
+    folders: Any = import_module("bistil.distillation.task_folders")
+    warnings.warn(
+        "bistil.fit_task is now bistil.finetune (in memory), or write_task_teacher and write_task_student of "
+        "bistil.distillation.task_folders; the old name goes in 0.3",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    outputs = folders.TaskOutputs(
+        model=given["output"], sft=given.get("sft_output"), replace=given.get("replace", False)
+    )
+    how = {name: given[name] for name in ("settings", "max_length", "seed", "label", "languages") if name in given}
+    fitting = task.Fitting(data=data, folder=given["work"], **how)
+    if given.get("teacher") is not None:
+        return folders.write_task_student(start, given["teacher"], fitting, outputs)
+    sfts, force = given.get("language_sfts"), given.get("force_sfts", False)
+    return folders.write_task_teacher(start, fitting, outputs, language_sfts=sfts, force_sfts=force)
 
 
 def install() -> None:

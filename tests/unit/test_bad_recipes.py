@@ -180,6 +180,7 @@ WRONG_COMBINATIONS = [
     (["task.parser_projection=8"], "task.parser_projection is of dependency-parsing"),
     (["task.kind=question-answering", "task.label_map={a='b'}"], "task.label_map renames labels"),
     (["task.kind=sequence-classification", "task.scheme=iob2"], "task.scheme is of token-classification"),
+    (["task.separator=''"], "task.separator is empty"),
 ]  # fmt: skip
 WRONG_NAMES = [
     *((f"students.0.name='{name}'", "students[0].name is ") for name in (

@@ -49,7 +49,7 @@ def test_every_family_is_measured(family, tmp_path):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_parser_is_told_where_words_are(family, tmp_path):
-    task, tokenizer = DependencyParsing(projection=8), tiny.tokenizer(family)
+    task, tokenizer = DependencyParsing(parser_projection=8), tiny.tokenizer(family)
     save(tmp_path / "encoder", family)
     parser = task.build_model(tmp_path / "encoder", ["dep", "root"])
     parser.save_pretrained(tmp_path / "parser")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from fitting import fit
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -19,10 +20,10 @@ from transformers import (
 from bistil.commands.sft import merge
 from bistil.distillation.general import distill_general
 from bistil.distillation.student import copy_student
-from bistil.distillation.task import fit_task, read_task_data
+from bistil.distillation.task import read_task_data
 from bistil.errors import ArtefactError
 from bistil.measuring.benchmark import benchmark
-from bistil.measuring.evaluation import evaluate
+from bistil.measuring.evaluation import evaluate_folder
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.families import base_prefix, family_of
 from bistil.models.loading import load_model, read_config, task_of
@@ -76,13 +77,13 @@ class Uses:
         self.outputs += 1
         return self.work / f"output-{self.outputs}"
 
-    def evaluate(self, model):
-        evaluate(model, task="token-classification", files=[self.files / "ner.conll"], bootstrap_samples=0)
+    def evaluate_folder(self, model):
+        evaluate_folder(model, task="token-classification", files=[self.files / "ner.conll"], bootstrap_samples=0)
 
     def finetune(self, model):
         data = read_task_data(TaskSettings(kind="token-classification", train=[str(self.files / "ner.conll")]))
-        fit_task(model, data, output=self.output(), settings=FinetuneSettings(sparse=None, training=TRAINING),
-                 max_length=32, work=self.output(), seed=0, label="test")  # fmt: skip
+        fit(model, data, self.output(), settings=FinetuneSettings(sparse=None, training=TRAINING),
+            max_length=32, work=self.output(), label="test")  # fmt: skip
 
     def benchmark(self, model):
         benchmark({"m": model}, texts=["The cat sat."], rounds=1)
@@ -274,8 +275,8 @@ def test_an_encoder_has_no_head_to_score_or_to_learn_from(sound, tmp_path):
     data = read_task_data(TaskSettings(kind="token-classification", train=[str(sound / "ner.conll")]))
     phase2 = Phase2Settings(sparse=None, training=TRAINING, target_text=0.0)
     assert line == refused(
-        fit_task, encoder, data, output=tmp_path / "o", teacher=encoder, settings=phase2, max_length=32,
-        work=tmp_path / "w", seed=0, label="test",
+        fit, encoder, data, tmp_path / "o", teacher=encoder, settings=phase2, max_length=32,
+        work=tmp_path / "w", label="test",
     )  # fmt: skip
     for kind in ("sequence-classification", "question-answering", "dependency-parsing"):
         for folder in (encoder, sound / "token-classification"):
@@ -316,6 +317,27 @@ def test_a_head_for_other_labels_or_another_task_gives_way(sound, tmp_path, capf
     fresh = get_task("sequence-classification").build_model(tmp_path / "encoder", LABELS, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(classifier.parameters(), fresh.parameters(), strict=True))
     assert capfd.readouterr().err == ""
+
+
+def test_a_head_of_the_same_class_for_another_problem_is_refused_or_gives_way(tmp_path, capfd):
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    model = tiny.model("bert", layers=2, head=AutoModelForSequenceClassification, **labels)
+    task = get_task("sequence-classification")
+    # Nobody says what a published head is for; one that says it is for something else is no head for this.
+    for problem, kept in ((None, True), ("single_label_classification", True), ("multi_label_classification", False)):
+        model.config.problem_type = problem
+        model.save_pretrained(tmp_path / "classifier")
+        start = task.build_model(tmp_path / "classifier", LABELS, seed=5)
+        assert torch.equal(start.classifier.weight, model.classifier.weight) == kept
+        assert start.config.problem_type == "single_label_classification"
+        said = capfd.readouterr().err
+        if kept:
+            assert said == ""
+            assert task.build_model(tmp_path / "classifier", None).config.problem_type == "single_label_classification"
+        else:
+            assert "has a head for multi_label_classification; a new one is made for single_label" in said
+            refusal = refused(task.build_model, tmp_path / "classifier", None)
+            assert "was trained for multi_label_classification (problem_type in its config.json)" in refusal
 
 
 def test_what_a_head_is_for_is_in_its_class_s_name():

@@ -22,7 +22,7 @@ WORK = (
     "bistil.sparse.language.adapt",
     "bistil.vocabulary.trim_vocabulary",
     "bistil.vocabulary.trimming.plan",
-    "bistil.measuring.evaluation.evaluate",
+    "bistil.measuring.evaluation.evaluate_folder",
 )
 
 

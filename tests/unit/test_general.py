@@ -11,7 +11,7 @@ from bistil.distillation.student import make_student
 from bistil.errors import ArtefactError, DivergenceError, InputError
 from bistil.settings.recipe import ObjectiveSettings, TrainingSettings, TrimSettings
 from bistil.sparse import SparseDelta, SparseFineTuning, fingerprint
-from bistil.sparse.wearing import Wardrobe, dressed_copy, own_sft
+from bistil.sparse.wearing import Wardrobe, dressed_copy, kept_in, own_sft
 from bistil.text.schedule import BlockCollator
 from bistil.training.loop import train
 from bistil.vocabulary import kept_ids, trim_vocabulary
@@ -44,9 +44,9 @@ def dressed(tmp_path):
     return model, folders, expected
 
 
-def test_the_teacher_wears_the_batchs_language_exactly_after_any_number_of_switches(dressed, tmp_path):
+def test_the_teacher_wears_the_batchs_language_exactly_after_any_number_of_switches(dressed):
     model, folders, expected = dressed
-    wardrobe = Wardrobe(model, folders, trimmed=tmp_path)
+    wardrobe = Wardrobe(model, folders)
     generator = torch.Generator().manual_seed(0)
     for choice in torch.randint(4, (300,), generator=generator).tolist():
         language = ("en", "sw", "ha", None)[choice]
@@ -63,10 +63,10 @@ def test_the_task_teachers_start_is_the_teacher_in_its_sft_for_good(dressed, tmp
     assert all(torch.equal(value, expected["sw"][name]) for name, value in worn.items())
 
 
-def test_batches_of_a_language_see_the_teacher_in_its_sft(dressed, tmp_path):
+def test_batches_of_a_language_see_the_teacher_in_its_sft(dressed):
     model, folders, expected = dressed
     student = make_student(model, [3, 6])
-    wardrobe = Wardrobe(model, folders, trimmed=tmp_path)
+    wardrobe = Wardrobe(model, folders)
     objective = {"s": ObjectiveSettings()}
     module = Distiller(model, {"s": student}, objectives=objective, wear=wardrobe.wear)
     ids = torch.arange(5, 55).view(2, 25)
@@ -82,9 +82,9 @@ def test_batches_of_a_language_see_the_teacher_in_its_sft(dressed, tmp_path):
 def test_an_sft_of_another_model_is_refused_before_training(dressed, tmp_path):
     _, folders, _ = dressed
     with pytest.raises(ArtefactError):
-        Wardrobe(tiny.model("bert", hidden=48), folders, trimmed=tmp_path)
+        Wardrobe(tiny.model("bert", hidden=48), folders)
     with pytest.raises(InputError):
-        Wardrobe(tiny.model("bert"), {"en": tmp_path / "none"}, trimmed=tmp_path)
+        Wardrobe(tiny.model("bert"), {"en": tmp_path / "none"})
 
 
 def test_an_sft_of_another_base_is_refused_unless_forced(dressed, tmp_path):
@@ -95,10 +95,10 @@ def test_an_sft_of_another_base_is_refused_unless_forced(dressed, tmp_path):
     other = tiny.model("bert", seed=9)
     before = {name: p.detach().clone() for name, p in other.named_parameters()}
     with pytest.raises(ArtefactError, match="made for its base"):
-        Wardrobe(other, {"en": tmp_path / "own"}, trimmed=tmp_path)
+        Wardrobe(other, {"en": tmp_path / "own"})
     assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
-    Wardrobe(other, {"en": tmp_path / "own"}, trimmed=tmp_path, force=True)
-    Wardrobe(model, {"en": tmp_path / "own"}, trimmed=tmp_path)
+    Wardrobe(other, {"en": tmp_path / "own"}, force=True)
+    Wardrobe(model, {"en": tmp_path / "own"})
 
 
 def test_an_sft_of_the_untrimmed_base_knows_its_base_after_trimming(dressed, tmp_path):
@@ -116,11 +116,11 @@ def test_an_sft_of_the_untrimmed_base_knows_its_base_after_trimming(dressed, tmp
     small, other = (AutoModel.from_pretrained(tmp_path / f"{name}-trimmed") for name in ("one", "two"))
     kept = kept_ids(tmp_path / "one-trimmed")
     assert len(kept) < len(tiny.tokenizer("bert"))
-    with own_sft(tmp_path / "own", small, tmp_path / "one-trimmed").applied(small), made_for.applied(model):
+    with own_sft(tmp_path / "own", small, kept_in(tmp_path / "one-trimmed")).applied(small), made_for.applied(model):
         assert torch.equal(small.get_input_embeddings().weight, model.get_input_embeddings().weight[kept])
     with pytest.raises(ArtefactError, match="another base"):
-        own_sft(tmp_path / "own", other, tmp_path / "two-trimmed")
-    own_sft(tmp_path / "own", other, tmp_path / "two-trimmed", force=True).apply(other)
+        own_sft(tmp_path / "own", other, kept_in(tmp_path / "two-trimmed"))
+    own_sft(tmp_path / "own", other, kept_in(tmp_path / "two-trimmed"), force=True).apply(other)
 
 
 def test_what_gets_no_gradient_is_not_trained():

@@ -124,6 +124,8 @@ def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
         place = place[0] if isinstance(place, list) else place
         for key, shown in re.findall(r"^\| `(\w+)` \| [^|]+(?:\| `[^|]+)*\| ([^|]+) \| [^|]*\|$", table, flags=re.M):
             value = getattr(place, key)
+            if shown.startswith("`("):  # is worked out
+                continue
             if shown.startswith("`"):
                 assert shown == f"`{str(value).lower() if isinstance(value, bool) else value}`", f"{title}: {key}"
                 compared += 1

@@ -457,8 +457,8 @@ def test_what_the_first_release_wrote_is_ours(place):
 def functions():
     """Every function that writes: called with an output, and leave to replace what is ours."""
     from bistil.demo.data import prepare_demo_data
-    from bistil.distillation import general, student, task
-    from bistil.measuring.evaluation import evaluate
+    from bistil.distillation import general, student, task, task_folders
+    from bistil.measuring.evaluation import evaluate_folder
     from bistil.models.writing import write_model
     from bistil.report import save_summary, summary_from, write_report
     from bistil.settings.recipe import FinetuneSettings, Phase1Settings, StudentSettings
@@ -470,7 +470,7 @@ def functions():
 
     model, lang = Path("in/model"), Path("in/lang")
     texts = {"en": [Path("in/en.txt")], "sw": [Path("in/sw.txt")]}
-    fit = {"settings": FinetuneSettings(), "max_length": 32, "seed": 0, "label": "x", "replace": True}
+    fit = task.Fitting(data=None, settings=FinetuneSettings(), folder=Path("w"))
 
     def write_summary(out):
         from test_report import SUMMARY
@@ -490,15 +490,18 @@ def functions():
         "distill_general": ("folder", lambda out: general.distill_general(
             model, [StudentSettings(name="a", reduction=2)], texts, out, settings=Phase1Settings(), seed=0,
             work=Path("w"), replace=True)),
-        "fit_task": ("folder", lambda out: task.fit_task(model, None, output=out, work=Path("w"), **fit)),
-        "fit_task, sft": ("folder", lambda out: task.fit_task(
-            model, None, output=Path("o"), sft_output=out, work=Path("w"), **fit)),
+        "write_task_teacher": ("folder", lambda out: task_folders.write_task_teacher(
+            model, fit, task_folders.TaskOutputs(model=out, replace=True))),
+        "write_task_teacher, sft": ("folder", lambda out: task_folders.write_task_teacher(
+            model, fit, task_folders.TaskOutputs(model=Path("o"), sft=out, replace=True))),
+        "write_task_student": ("folder", lambda out: task_folders.write_task_student(
+            model, model, fit, task_folders.TaskOutputs(model=out, replace=True))),
         "adapt": ("folder", lambda out: adaptation.adapt(
             "in/model", texts["sw"], out, language="sw", settings=adaptation.AdaptSettings(), work=Path("w"),
             replace=True)),
-        "evaluate, predictions": ("file", lambda out: evaluate(
+        "evaluate, predictions": ("file", lambda out: evaluate_folder(
             "in/tagger", task=TAGS, files=["in/test.conll"], predictions=out, replace=True)),
-        "evaluate, record": ("file", lambda out: evaluate(
+        "evaluate, record": ("file", lambda out: evaluate_folder(
             "in/tagger", task=TAGS, files=["in/test.conll"], record_file=out, replace=True)),
         "SparseFineTuning.save": ("folder", lambda out: sft().save(out, replace=True)),
         "copy_student": ("folder", lambda out: student.copy_student(model, [1], output=out, replace=True)),

@@ -17,6 +17,7 @@ from bistil.report.numbers import duration, giga, megabytes, millions, points, t
 from bistil.report.page import best_student, headline, loading_code
 from bistil.report.schema import CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
 from bistil.report.table import plain_table
+from bistil.tasks import get_task
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -235,13 +236,13 @@ def test_page_without_optional_parts(tmp_path):
 
 def test_loading_code_runs_as_python():
     """tests/unit/test_usage.py runs what it says for each task."""
-    for kind, call in (
-        ("topics", "AutoModel.from_pretrained"),
-        ("token-classification", 'pipeline("token-classification", aggregation_strategy="first"'),
-        ("dependency-parsing", "Parser("),
-        ("question-answering", "QuestionAnswerer("),
+    for usage, call in (
+        (None, "AutoModel.from_pretrained"),
+        (get_task("token-classification").usage, 'pipeline("token-classification", aggregation_strategy="first"'),
+        (get_task("dependency-parsing").usage, "Parser("),
+        (get_task("question-answering").usage, "QuestionAnswerer("),
     ):
-        code = loading_code(changed(task=kind))
+        code = loading_code(changed(usage=usage))
         assert call in code and '"students/lrf2"' in code
         compile(code, "report", "exec")
 

@@ -7,7 +7,7 @@ import tiny
 import torch
 import typer
 from test_sparse_artefact import HEADS, random_sft, snapshot
-from transformers import AutoModel, AutoModelForTokenClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from typer.testing import CliRunner
 
 from bistil.commands import adapt, sft
@@ -52,6 +52,17 @@ def test_merge_writes_an_ordinary_folder(folders):
     own = snapshot(merged)
     assert all(torch.equal(own[name], value) for name, value in snapshot(expected).items())
     assert json.loads((folders / "merged/bistil.json").read_text())["scale"] == 1.0
+
+
+def test_a_merged_classifier_is_for_the_problem_that_it_was_trained_for(folders):
+    classifier = AutoModelForSequenceClassification.from_pretrained(folders / "base", num_labels=2)
+    task = random_sft(classifier, seed=2, heads=HEADS)
+    task.provenance.architecture, task.provenance.labels = "BertForSequenceClassification", ["a", "b"]
+    task.provenance.problem_type = "multi_label_classification"
+    task.save(folders / "labels")
+    call("sft", "merge", folders / "base", folders / "language", folders / "labels", "--output", folders / "merged")
+    config = json.loads((folders / "merged/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
 
 
 def test_merge_on_another_base(folders):

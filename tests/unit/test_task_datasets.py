@@ -130,13 +130,13 @@ def test_a_recipe_finds_folders_beside_it_and_leaves_hub_names(tmp_path):
 def test_evaluation_takes_a_data_set(tmp_path):
     import tiny
 
-    from bistil.measuring.evaluation import evaluate
+    from bistil.measuring.evaluation import evaluate_folder
 
     TAGS.save_to_disk(tmp_path / "ner")
     task = get_task("token-classification")
     tiny.model("bert", layers=1).save_pretrained(tmp_path / "encoder")
     tiny.save(task.build_model(tmp_path / "encoder", ["O", "B-LOC"]), tmp_path / "model", "bert")
     name = f"dataset:{tmp_path / 'ner'}"
-    record = evaluate(tmp_path / "model", task=task.kind, files=[name], max_length=32, bootstrap_samples=0)
+    record = evaluate_folder(tmp_path / "model", task=task.kind, files=[name], max_length=32, bootstrap_samples=0)
     assert record["files"] == {name: labelled_digest(name)} and record["examples"] == 2
     assert record["score"] == measure(tmp_path / "model", task, task.read([name]), max_length=32).scores["f1"]

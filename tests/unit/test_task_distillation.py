@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import fitting
 import numpy as np
 import pytest
 import tiny
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from bistil.distillation.student import copy_student
-from bistil.distillation.task import MixedData, _sample, fit_task, head_parameters, read_task_data
+from bistil.distillation.task import MixedData, _sample, head_parameters, read_task_data
 from bistil.distillation.teacher_ids import same_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.settings.recipe import (
@@ -96,15 +97,8 @@ SPARSE = SparseSettings(density=0.2, dense_epochs=10.0, sparse_epochs=25.0)
 
 
 def fit(start, task, output, **options):
-    return fit_task(
-        start,
-        task,
-        output=output,
-        max_length=32,
-        work=output.with_name(output.name + "-work"),
-        seed=0,
-        label="",
-        **options,
+    return fitting.fit(
+        start, task, output, max_length=32, work=output.with_name(output.name + "-work"), label="", **options
     )
 
 

@@ -116,6 +116,19 @@ def test_missing_file_and_no_file(kind, tmp_path):
         task.read([])
 
 
+@pytest.mark.parametrize(
+    ("kind", "how", "what"),
+    [
+        (TEXTS, {"scheme": "iob2"}, "scheme is 'iob2', but sequence-classification has no use for it"),
+        (TAGS, {"separator": ";"}, "separator is ';', but token-classification has no use for it"),
+        (ANSWERS, {"label_map": {"a": "b"}}, "label_map renames labels, and question-answering has none"),
+    ],
+)
+def test_what_a_task_has_no_use_for(kind, how, what, tmp_path):
+    with pytest.raises(InputError, match=what):
+        get_task(kind).read([tmp_path / "any.jsonl"], how=Reading(**how))
+
+
 def test_unknown_kind():
     with pytest.raises(RecipeError, match="token-classification"):
         get_task("tagging")

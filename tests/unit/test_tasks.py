@@ -17,7 +17,7 @@ from bistil.distillation.module import Distiller
 from bistil.distillation.objectives import prediction_loss
 from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.measuring.evaluation import WORTH_A_WARNING, evaluate, measure, unknown_share
+from bistil.measuring.evaluation import WORTH_A_WARNING, evaluate_folder, measure, unknown_share
 from bistil.models.auto import AutoModelForDependencyParsing
 from bistil.models.heads import build_head
 from bistil.models.parser import word_vectors
@@ -26,7 +26,7 @@ from bistil.tasks import bootstrap, differing_boundaries, get_task, model_inputs
 from bistil.tasks.dependency_parsing import ParsedSentence, Parser
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.question_answering import QuestionAnswerer, QuestionAnswering
-from bistil.tasks.sequence_classification import make_pairs
+from bistil.tasks.texts import make_pairs
 from bistil.tasks.words import Frame, count_words, encode_words, run_of_words, split_words, windows
 
 LENGTH = 32
@@ -36,6 +36,10 @@ LONG = "\n" + "".join(f"{word} {'O' if i % 3 else 'B-LOC'}\n" for i, word in enu
 TEXTS = "".join(json.dumps({"text": t, "label": str(i % 3)}) + "\n" for i, t in enumerate(tiny.ENGLISH.splitlines()))
 PAIRS = "premise\thypothesis\tlabel\n" + "".join(
     f"{a}\t{b}\t{len(a) % 2}\n" for a, b in zip(tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines(), strict=True)
+)
+QUOTED = "text,label\n" + "".join(
+    f'"{a}\n""{b}"", so,",{len(a) % 2}\n'
+    for a, b in zip(tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines(), strict=True)
 )
 
 
@@ -84,6 +88,7 @@ CASES = {
     "pos": ("token-classification", "pos.conllu", _conllu()),
     "texts": ("sequence-classification", "texts.jsonl", TEXTS),
     "pairs": ("sequence-classification", "pairs.tsv", PAIRS),
+    "quoted": ("sequence-classification", "quoted.csv", QUOTED),
     "trees": ("dependency-parsing", "trees.conllu", _conllu()),
     "questions": ("question-answering", "questions.json", _squad()),
 }
@@ -140,7 +145,7 @@ def test_round_trip(case, family, loaded, tmp_path):
     assert len(one) == len(examples)
 
     output = tmp_path / f"predictions{CASES[case][1]}"
-    record = evaluate(
+    record = evaluate_folder(
         tmp_path / "saved",
         task=task.kind,
         files=[tmp_path / CASES[case][1]],
@@ -183,7 +188,7 @@ def test_head_with_other_labels_and_no_model(tmp_path, capsys):
     encoder = task.build_model(tmp_path / "encoder", ["O", "B-X", "I-X"], seed=3)
     assert all(torch.equal(a, b) for a, b in zip(new.parameters(), encoder.parameters(), strict=True))
     with pytest.raises(ArtefactError, match="is not a model folder"):
-        evaluate(tmp_path / "none", task="token-classification", files=[_file(tmp_path, "ner.txt", CONLL)])
+        evaluate_folder(tmp_path / "none", task="token-classification", files=[_file(tmp_path, "ner.txt", CONLL)])
 
 
 def _file(folder, name, text):
@@ -362,7 +367,7 @@ def test_length_beyond_the_positions(loaded, tmp_path):
     *_, model = loaded("ner")
     tiny.save(model, tmp_path / "saved")
     with pytest.raises(InputError, match="max_length is 141, but the model has 140 positions"):
-        evaluate(tmp_path / "saved", task="token-classification", files=[tmp_path / "ner.txt"], max_length=141)
+        evaluate_folder(tmp_path / "saved", task="token-classification", files=[tmp_path / "ner.txt"], max_length=141)
 
 
 def test_label_stands_at_first_subwords_only(loaded):
@@ -585,7 +590,7 @@ def test_answers_are_found_in_any_window(loaded):
                 feature = next(f for f in features if f["input_ids"] == ids[: len(f["input_ids"])])
                 starts[row, feature["start_positions"]] = 9 * (feature["start_positions"] > 0)
                 ends[row, feature["end_positions"]] = 9 * (feature["end_positions"] > 0)
-            return type("Output", (), {"start_logits": starts, "end_logits": ends})
+            return {"start_logits": starts, "end_logits": ends}
 
     # Questions must differ for the oracle to tell windows apart.
     examples = [type(e)(**{**vars(e), "text": f"{'abcd'[i]}?"}) for i, e in enumerate(examples)]

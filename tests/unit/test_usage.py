@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 # For tokenizers that do not mark inner subwords transformers finds words by their spaces, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 LABELS = {
-    "sequence-classification": ["a", "b"],
     "token-classification": ["O", "B-PER", "I-PER"],
     "dependency-parsing": ["root", "nsubj", "punct"],
     "question-answering": ["start", "end"],
@@ -29,7 +28,7 @@ def saved(request, tmp_path):
     def save(kind):
         task, family = get_task(kind), request.param
         tiny.save(tiny.model(family, layers=2), tmp_path / "encoder", family)
-        model = task.build_model(tmp_path / "encoder", LABELS[kind], seed=1)
+        model = task.build_model(tmp_path / "encoder", LABELS.get(kind, ["a", "b"]), seed=1)
         folder = tmp_path / kind
         write_model(
             folder,
@@ -40,7 +39,7 @@ def saved(request, tmp_path):
             summary="A model.",
             languages=["sw"],
             pipeline_tag=task.pipeline_tag,
-            task=kind,
+            usage=task.usage,
         )
         return folder
 
@@ -59,14 +58,16 @@ def printed(code, capsys):
 def test_the_card_s_code_runs(kind, saved, capsys):
     folder = saved(kind)
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
-    assert block.strip() == usage_code(kind, "path/to/this/folder")
-    out, _ = printed(usage_code(kind, str(folder)), capsys)
+    usage = get_task(kind).usage
+    assert block.strip() == usage_code(usage, "path/to/this/folder")
+    out, _ = printed(usage_code(usage, str(folder)), capsys)
     assert out.strip()
 
 
 def test_the_tagger_s_code_gives_whole_words(saved, capsys):
     """Every group begins and ends where words do, however many pieces they have."""
-    _, names = printed(usage_code("token-classification", str(saved("token-classification"))), capsys)
+    usage = get_task("token-classification").usage
+    _, names = printed(usage_code(usage, str(saved("token-classification"))), capsys)
     model = names["model"]
     groups = model(SENTENCE, ignore_labels=[])
     # Transformers makes a group of its own of a bare boundary marker in front of a word: a space.
@@ -85,7 +86,7 @@ def test_a_model_without_a_task_is_loaded(saved, capsys):
 
 
 def test_a_folder_with_quotes_is_still_code():
-    compile(usage_code("question-answering", 'a "b" c\\d'), "card", "exec")
+    compile(usage_code(get_task("question-answering").usage, 'a "b" c\\d'), "card", "exec")
 
 
 def test_no_page_prints_a_tagging_pipeline_that_cuts_words():

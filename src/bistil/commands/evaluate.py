@@ -8,7 +8,7 @@ import typer
 from bistil.commands.options import Table, takes
 from bistil.settings.recipe import TaskSettings, parse
 
-READING = ("kind", "max_length", "label_map", "columns", "language", "scheme", "strict")
+READING = ("max_length", "label_map", "columns", "language", "scheme", "separator", "strict")
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,9 @@ def register(app: typer.Typer) -> None:
     def evaluate(
         model: Annotated[Path, typer.Option(help="Folder of a task model.")],
         file: Annotated[list[Path], typer.Option(help="Labelled file; give it again for several.")],
+        task: Annotated[
+            str | None, typer.Option(help="Kind of task. Default: the one that the model's head is for.")
+        ] = None,
         predictions: Annotated[
             Path | None, typer.Option(help="Write predictions here, in the format of the file.")
         ] = None,
@@ -36,14 +39,19 @@ def register(app: typer.Typer) -> None:
         """Score a task model on labelled files.
 
         Example:
-        bistil evaluate --model runs/ner-en-sw/students/lrf2 --task token-classification --file test.sw.conll
+        bistil evaluate --model runs/ner-en-sw/students/lrf2 --file test.sw.conll
         """
+        if task is None:
+            from bistil.models.loading import read_config
+            from bistil.tasks import kind_of
+
+            task = kind_of(read_config(model), str(model))
         # Nothing is learnt: of the settings only how files are read counts.
-        settings = parse(TaskSettings, {**values, "train": list(map(str, file))}, "bistil evaluate")
-        from bistil.measuring.evaluation import evaluate as run
+        settings = parse(TaskSettings, {**values, "kind": task, "train": list(map(str, file))}, "bistil evaluate")
+        from bistil.measuring.evaluation import evaluate_folder as run
         from bistil.tasks.reading import Reading
 
-        how = {name: getattr(settings, name) for name in ("columns", "language", "scheme", "strict")}
+        how = {name: getattr(settings, name) for name in ("columns", "language", "scheme", "separator", "strict")}
 
         result = run(
             model,

@@ -67,6 +67,8 @@ def register(app: typer.Typer) -> None:
         --language-sft en=sfts/en --language-sft sw=sfts/sw --dev dev.txt --sft sfts/ner -o tagger
         """
         sfts: dict[str, str] = run.get("language_sfts", {})
+        if sfts and teacher is not None:
+            raise InputError("language SFTs are worn in sparse fine-tuning from labels: leave out the teacher")
         sources: dict[str, list[str]] = {}
         for language, file in pairs(train, "--train", "LANGUAGE=FILE") if sfts else ():
             sources.setdefault(language, []).append(file)
@@ -83,7 +85,9 @@ def register(app: typer.Typer) -> None:
             text=bool(text),
         )
         require_trust(settings, trust_code=trust_code, where="bistil finetune")
-        from bistil.distillation.task import fit_task, read_task_data
+        from bistil.distillation.task import Fitting
+        from bistil.distillation.task_data import read_task_data
+        from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
         from bistil.models.names import model_folder
         from bistil.runtime.artefacts import claim, discard_work, work_beside
         from bistil.tasks.hub import source_of
@@ -97,22 +101,20 @@ def register(app: typer.Typer) -> None:
         examples = read_task_data(
             task, target_sentences=read_sentences(text) if text else None, sources=sources or None
         )
-        fit_task(
-            model_folder(model),
-            examples,
-            output=output,
-            sft_output=sft,
-            teacher=teacher,
+        how = Fitting(
+            data=examples,
             settings=settings,
             max_length=task.max_length,
-            work=work,
             seed=seed,
+            folder=work,
             label=f"fine-tuning {output.name}",
             languages=list(sources),
-            language_sfts=sfts,
-            force_sfts=run.get("force_sfts", False),
-            replace=force,
         )
+        outputs, start = TaskOutputs(model=output, sft=sft, replace=force), model_folder(model)
+        if teacher is not None:
+            write_task_student(start, teacher, how, outputs)
+        else:
+            write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=run.get("force_sfts", False))
         if processes().is_main_process:
             discard_work(work)
 

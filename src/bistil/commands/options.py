@@ -131,8 +131,9 @@ class _Key:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
     def _metavar(self, kind: Any) -> str:
-        if get_origin(kind) is Literal:
-            return f"[{'|'.join(get_args(kind))}]"
+        choices = self.metadata.get("choices")
+        if choices or get_origin(kind) is Literal:
+            return f"[{'|'.join(choices() if choices else get_args(kind))}]"
         if get_origin(kind) is dict:
             return str(self.metadata["entry"])
         if get_origin(kind) is list:

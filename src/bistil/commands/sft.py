@@ -222,6 +222,7 @@ def _model_for(base: str, sfts: "list[SparseFineTuning]") -> "PreTrainedModel":
         # Only a parser's shape tells whether it projects before its biaffine.
         projections = (v for sft in sfts for name, v in sft.dense.items() if name.startswith("project_dependents"))
         config.parser_projection = next((len(value) for value in projections), None)
+        config.problem_type = with_head[-1].problem_type
     if with_head and with_head[-1].labels:
         labels = with_head[-1].labels
         config.num_labels = len(labels)

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from bistil.distillation.module import check_objective
 from bistil.distillation.student import choose_layers
 from bistil.errors import ArtefactError, InputError, RecipeError
@@ -16,40 +18,69 @@ from bistil.text.schedule import check_probabilities
 from bistil.training.loop import check_training
 
 
-def check_general(
+def check_folder(
     teacher: Path,
-    students: list[StudentSettings],
+    students: Sequence[StudentSettings],
     languages: Sequence[str],
     *,
     settings: Phase1Settings,
     language_sfts: Mapping[str, Any],
 ) -> None:
-    """Find what `distill_general` would refuse, as far as settings, configuration and tokenizer tell: no weights.
-
-    Args:
-        teacher: a model folder; trimmed or not makes no difference.
-        languages: that there is text of.
+    """`check_general` of the teacher in a folder; its weights are not read.
 
     Raises:
-        BistilError: as `distill_general`.
+        BistilError: as `distillation.general.distill`.
+    """
+    configuration = supported_config(teacher)
+    if check_general(configuration, students, languages, settings=settings, language_sfts=language_sfts):
+        check_mask_token(load_tokenizer(str(teacher)), str(teacher))
+
+
+def check_general(
+    configuration: Any,
+    students: Sequence[StudentSettings],
+    languages: Sequence[str],
+    *,
+    settings: Phase1Settings,
+    language_sfts: Mapping[str, Any],
+) -> bool:
+    """Find what `distillation.general.distill` would refuse, as far as settings and the teacher's configuration tell.
+
+    Args:
+        configuration: of the teacher; trimmed or not makes no difference.
+        languages: that there is text of.
+
+    Returns:
+        Whether tokens are masked.
+
+    Raises:
+        BistilError: as `distillation.general.distill`.
     """
     _check_names(students, languages, language_sfts)
     _check_held_out(settings, languages)
     check_training(settings.training)
     check_probabilities(settings.probabilities, languages)
-    configuration = supported_config(teacher)
+    family = family_of(configuration)
     check_block_length(settings.block_length)
     check_length(configuration, settings.block_length, name="block_length")
     objectives = objectives_of(students, settings)
     for student in students:
-        choose_layers(family_of(configuration).depth(configuration), student)
+        choose_layers(family.depth(configuration), student)
         check_objective(student.name, objectives[student.name], configuration, configuration)
-    masked = check_objectives(objectives, has_head=has_masked_lm_head(configuration))
-    if masked and load_tokenizer(str(teacher)).mask_token_id is None:
-        raise ArtefactError(f"the tokenizer of {teacher} has no mask token: hard_labels (masked-LM) need one")
+    return check_objectives(objectives, has_head=has_masked_lm_head(configuration))
 
 
-def _check_names(students: list[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any]) -> None:
+def check_mask_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make sure that tokens can be masked.
+
+    Raises:
+        ArtefactError: the tokenizer has no mask token.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ArtefactError(f"the tokenizer of {name} has no mask token: hard_labels (masked-LM) need one")
+
+
+def _check_names(students: Sequence[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any]) -> None:
     if len(texts) < 2:
         raise InputError(
             f"phase 1 needs text in two languages or more; given: {', '.join(texts) or 'none'} "

@@ -1,6 +1,6 @@
 """The text of phase 1: token blocks to learn from, and losses on those that are held out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bistil.settings.recipe import Phase1Settings
 from bistil.sparse.language import MaskedLanguageModelling
 from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, split_held_out
+from bistil.text.sources import TextSource
 from bistil.training.held_out import blocks_of, held_out_means, masked_tokens_of
 from bistil.training.loop import processes
 
@@ -34,17 +35,17 @@ class Corpus:
 
 
 def read_corpus(
-    texts: Mapping[str, list[Path]],
+    texts: Mapping[str, Sequence[TextSource]],
     tokenizer: PreTrainedTokenizerBase,
     settings: Phase1Settings,
     *,
-    cache: Path,
+    cache: Path | None,
     seed: int,
 ) -> Corpus:
-    """Token blocks of every language's files, split into blocks to learn from and held-out ones.
+    """Token blocks of every language's texts, split into blocks to learn from and held-out ones.
 
     Args:
-        cache: folder of the token blocks.
+        cache: folder of the token blocks; None: they are in memory.
         seed: of the split.
 
     Raises:

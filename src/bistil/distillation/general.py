@@ -1,17 +1,19 @@
 """Phase 1: general bilingual distillation (paper, section 3.2)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil._moved import left_names
-from bistil.distillation.checks import check_general, check_objectives, objectives_of
+from bistil.distillation.checks import check_folder, check_general, check_mask_token, objectives_of
 from bistil.distillation.corpus import Figures, held_out_losses, masked_lm_losses, read_corpus
 from bistil.distillation.module import Distiller
-from bistil.distillation.outcome import phase1_report, write_students
-from bistil.distillation.student import choose_layers, make_student, without_upper_layers
+from bistil.distillation.outcome import phase1_report, student_made, write_students
+from bistil.distillation.student import borrowed, choose_layers, make_student
+from bistil.models.complete import complete, tokenizer_of
 from bistil.models.families import family_of
 from bistil.models.masked_lm import load_encoder, supported_config
 from bistil.models.names import model_folder
@@ -19,12 +21,138 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.memory import return_memory_if_allowed
 from bistil.settings.recipe import Phase1Settings, StudentSettings
-from bistil.sparse.wearing import Wardrobe
+from bistil.sparse import SparseFineTuning
+from bistil.sparse.wearing import Wardrobe, kept_in, own_sft
 from bistil.text.schedule import BlockCollator, language_schedule
+from bistil.text.sources import as_texts
 from bistil.training.loop import planned_steps, processes, train
+from bistil.vocabulary.trimming import Kept
 
 if not TYPE_CHECKING:
     __getattr__ = left_names("bistil.distillation.general")
+
+
+class Students(dict[str, PreTrainedModel]):
+    """Bilingual students by name; each brings its tokenizer and record (`models.complete`).
+
+    Attributes:
+        report: what `phase1.json` holds: per student layers, alignment, held-out losses at start and end; tokens, rate.
+    """
+
+    report: dict[str, Any]
+
+
+def distill(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    texts: Mapping[str, Any],
+    *,
+    students: Sequence[StudentSettings],
+    settings: Phase1Settings | None = None,
+    language_sfts: Mapping[str, SparseFineTuning | str | Path] | None = None,
+    force_sfts: bool = False,
+    seed: int = 0,
+    folder: Path | None = None,
+    label: str = "phase 1",
+) -> Students:
+    """Distil bilingual students out of a multilingual teacher, from plain text alone (paper, section 3.2).
+
+    All students learn from one teacher pass; each comes out as if it had been distilled alone.
+
+    Args:
+        teacher: the (trimmed) multilingual model, with or without a masked-LM head; it stays as it is.
+        tokenizer: its fast tokenizer; None: the one that it brings.
+        texts: per language, two or more, texts, files or a data set (`text.sources.as_texts`).
+        students: which students to make.
+        settings: objective, data and training.
+        language_sfts: per language, the sparse fine-tuning (or its folder) that the teacher wears on that language's
+            batches.
+        force_sfts: wear them although they were made for another base.
+        seed: of the held-out split, the order of training, random layers and masking.
+        folder: work folder: token blocks and checkpoints, from which the same call goes on after an interruption. None:
+            everything is in memory.
+        label: of the progress line.
+
+    Raises:
+        InputError: fewer than two languages, or text that cannot be used.
+        RecipeError: a student that this teacher cannot give, settings that contradict each other.
+        ArtefactError: a teacher or sparse fine-tuning that does not fit.
+        MissingExtraError: a logger that is not installed.
+        DivergenceError: the loss became NaN or infinite.
+    """
+    settings, fast, sources = settings or Phase1Settings(), tokenizer_of(teacher, tokenizer), as_texts(texts)
+    students = list(students)
+    mask_tokens = check_general(
+        teacher.config, students, list(texts), settings=settings, language_sfts=language_sfts or {}
+    )
+    if mask_tokens:
+        check_mask_token(fast, "the teacher")
+    family, batch_size = family_of(teacher), settings.training.batch_size
+    has_head = teacher.get_output_embeddings() is not None
+
+    # Student initialisation: every s-th layer of the teacher (section 3.2).
+    layers = {student.name: choose_layers(family.depth(teacher.config), student) for student in students}
+    small: dict[str, Any] = {s.name: make_student(teacher, layers[s.name], start=s.start, seed=seed) for s in students}
+
+    # What no student learns from need not be computed.
+    needed = max(max(one) for one in layers.values())
+    depth = None if has_head or family.final_norm(teacher) is not None else needed
+    with borrowed(teacher, depth=depth):
+        # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).
+        wardrobe = Wardrobe(teacher, language_sfts or {}, kept=Kept.of(teacher), force=force_sfts)
+        objectives = objectives_of(students, settings)
+        fast_maps = not settings.training.compile
+        module = Distiller(teacher, small, objectives=objectives, layers=layers, wear=wardrobe.wear, fast=fast_maps)
+
+        # Every batch is in one language, drawn with equal probability (section 3.2).
+        if folder is not None:
+            with processes().main_process_first():
+                open_work(folder)
+        corpus = read_corpus(sources, fast, settings, cache=folder and folder / "blocks", seed=seed)
+        schedule = language_schedule(
+            corpus.blocks,
+            corpus.training,
+            steps=planned_steps(sum(map(len, corpus.training.values())), settings.training),
+            batch_size=batch_size,
+            probabilities=settings.probabilities,
+            seed=seed,
+        )
+        collate = BlockCollator(tokenizer=fast, mask_tokens=mask_tokens, seed=seed)
+        _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
+
+        # The students learn from the teacher's attention and hidden states; each keeps its weights of the lowest loss.
+        def evaluate(_: nn.Module) -> Figures:
+            low_precision = settings.training.precision == "bf16"
+            return held_out_losses(module, corpus, collate, batch_size=batch_size, low_precision=low_precision)
+
+        measured = corpus.has_held_out
+        start = evaluate(module) if measured else {}
+        result = train(
+            module,
+            schedule,
+            collate=collate,
+            settings=settings.training,
+            folder=folder and folder / "training",
+            seed=seed,
+            evaluate=evaluate if measured else None,
+            best_by={prefix: (f"{name}/loss", "min") for name, prefix in module.parts().items()} if measured else None,
+            label=label,
+        )
+        end = evaluate(module) if measured else {}
+        wardrobe.wear(None)
+        report = phase1_report(students, layers, corpus, result, start=start, end=end)
+        if measured and has_head and fast.mask_token_id is not None:
+            report["held_out_masked_lm"] = {
+                name: masked_lm_losses(model, fast, corpus, batch_size=batch_size)
+                for name, model in {"teacher": teacher, **small}.items()
+            }
+        module.close()
+    found = Students()
+    found.report = report
+    for one in students:
+        made = student_made(one, settings, report, parent=teacher.name_or_path or type(teacher).__name__)
+        found[one.name] = complete(small[one.name], fast, made)
+    return found
 
 
 def distill_general(
@@ -41,114 +169,46 @@ def distill_general(
     replace: bool = False,
     label: str = "phase 1",
 ) -> dict[str, Any]:
-    """Distil bilingual students out of a multilingual teacher, from plain text alone.
-
-    All students learn from one teacher pass; each comes out as if it had been distilled alone. The same call goes on
-    after an interruption.
+    """`distill` from a folder into a folder. The same call goes on after an interruption.
 
     Args:
         teacher: folder or name of the (trimmed) multilingual model, with or without a masked-LM head.
-        students: which students to make.
+        students, settings, seed, language_sfts, force_sfts, label: as for `distill`.
         texts: files per language, two languages or more.
         output: gets one model folder per student, and `phase1.json`.
-        settings: objective, data and training.
-        seed: of the held-out split, the order of training, random layers and masking.
         work: token blocks and checkpoints; the caller may remove it afterwards.
-        language_sfts: per language, the sparse fine-tuning that the teacher wears on that language's batches.
-        force_sfts: wear them although they were made for another base.
         replace: an output folder of ours gives way.
-        label: of the progress line.
 
     Returns:
-        What `phase1.json` holds: per student layers, alignment, held-out losses at start and end; tokens, rate.
+        What `phase1.json` holds (`Students.report`).
 
     Raises:
-        InputError: fewer than two languages, text that cannot be used, or an output that may not be written
-            (`runtime.artefacts.claim`).
-        RecipeError: a student that this teacher cannot give, settings that contradict each other.
-        ArtefactError: a model or sparse fine-tuning that does not fit.
-        MissingExtraError: a logger that is not installed.
-        DivergenceError: the loss became NaN or infinite.
+        BistilError: as `distill`; or an output that may not be written (`runtime.artefacts.claim`).
     """
     folder = model_folder(str(teacher))
-    check_general(folder, students, list(texts), settings=settings, language_sfts=language_sfts or {})
+    check_folder(folder, students, list(texts), settings=settings, language_sfts=language_sfts or {})
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
-    tokenizer = load_tokenizer(str(folder))
     configuration = supported_config(folder)
-    family = family_of(configuration)
-    return_memory_if_allowed(family.width(configuration))
-    multilingual = load_encoder(folder)
-    has_head = multilingual.get_output_embeddings() is not None
-    objectives = objectives_of(students, settings)
-
-    # Student initialisation: every s-th layer of the teacher (section 3.2).
-    layers = {student.name: choose_layers(family.depth(configuration), student) for student in students}
-    small = {s.name: make_student(multilingual, layers[s.name], start=s.start, seed=seed) for s in students}
-
-    # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).
-    wardrobe = Wardrobe(multilingual, language_sfts or {}, trimmed=folder, force=force_sfts)
-    if not has_head and family.final_norm(multilingual) is None:
-        without_upper_layers(multilingual, max(max(one) for one in layers.values()))
-    module = Distiller(
+    return_memory_if_allowed(family_of(configuration).width(configuration))
+    multilingual, kept = load_encoder(folder), kept_in(folder)
+    sfts = {code: own_sft(sft, multilingual, kept, force=force_sfts) for code, sft in (language_sfts or {}).items()}
+    found = distill(
         multilingual,
-        small,
-        objectives=objectives,
-        layers=layers,
-        wear=wardrobe.wear,
-        fast=not settings.training.compile,
-    )
-
-    # Every batch is in one language, drawn with equal probability (section 3.2).
-    with processes().main_process_first():
-        open_work(work)
-    corpus = read_corpus(texts, tokenizer, settings, cache=work / "blocks", seed=seed)
-    batch_size = settings.training.batch_size
-    schedule = language_schedule(
-        corpus.blocks,
-        corpus.training,
-        steps=planned_steps(sum(map(len, corpus.training.values())), settings.training),
-        batch_size=batch_size,
-        probabilities=settings.probabilities,
+        load_tokenizer(str(folder)),
+        {language: [Path(file) for file in files] for language, files in texts.items()},
+        students=students,
+        settings=settings,
+        language_sfts=sfts,
+        force_sfts=force_sfts,
         seed=seed,
-    )
-    mask_tokens = check_objectives(objectives, has_head=has_head)
-    collate = BlockCollator(tokenizer=tokenizer, mask_tokens=mask_tokens, seed=seed)
-    _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
-
-    # The students learn from the teacher's attention and hidden states; each keeps its weights of the lowest loss.
-    def evaluate(_: nn.Module) -> Figures:
-        low_precision = settings.training.precision == "bf16"
-        return held_out_losses(module, corpus, collate, batch_size=batch_size, low_precision=low_precision)
-
-    measured = corpus.has_held_out
-    start = evaluate(module) if measured else {}
-    result = train(
-        module,
-        schedule,
-        collate=collate,
-        settings=settings.training,
-        folder=work / "training",
-        seed=seed,
-        evaluate=evaluate if measured else None,
-        best_by={prefix: (f"{name}/loss", "min") for name, prefix in module.parts().items()} if measured else None,
+        folder=work,
         label=label,
     )
-    end = evaluate(module) if measured else {}
-    wardrobe.wear(None)
-    report = phase1_report(students, layers, corpus, result, start=start, end=end)
-    if measured and has_head and tokenizer.mask_token_id is not None:
-        report["held_out_masked_lm"] = {
-            name: masked_lm_losses(model, tokenizer, corpus, batch_size=batch_size)
-            for name, model in {"teacher": multilingual, **small}.items()
-        }
     if processes().is_main_process:
-        write_students(
-            output, students, small, tokenizer, settings, report,
-            teacher=folder, training=work / "training", replace=replace,
-        )  # fmt: skip
+        write_students(output, found, found.report, teacher=folder, training=work / "training", replace=replace)
     processes().wait_for_everyone()
-    return report
+    return found.report
 
 
 def _freeze(

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from bistil.distillation.corpus import Corpus, Figures
 from bistil.distillation.student import alignment
+from bistil.models.complete import Origin
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import folder_digest, whole_folder, write_json
 from bistil.settings.recipe import Phase1Settings, StudentSettings, to_dict
@@ -51,12 +50,41 @@ def phase1_report(
     }
 
 
+def student_made(
+    student: StudentSettings, settings: Phase1Settings, report: Mapping[str, Any], *, parent: str
+) -> Origin:
+    """What is known of a student: record and card.
+
+    Args:
+        report: see `phase1_report`.
+        parent: name of the teacher.
+    """
+    own = report["students"][student.name]
+    languages = list(report["blocks"])
+    record = {
+        "kind": "bilingual student (phase 1)",
+        "student": to_dict(student),
+        "settings": to_dict(settings),
+        "metrics": own,
+        "masked_lm": report.get("held_out_masked_lm", {}).get(student.name),
+        "parents": {"teacher": {"name": Path(parent).name}},
+    }
+    card = {
+        "title": f"{student.name}: a bilingual student ({', '.join(languages)})",
+        "summary": "A small encoder of two languages, to be fine-tuned on labels in one and used in the other.",
+        "languages": languages,
+        "made": [
+            f"general bilingual distillation (phase 1) from `{Path(parent).name}`, over {report['tokens']:,} tokens of "
+            "text",
+            f"teacher layers {own['alignment']['layers']}, {own['start']} start",
+        ],
+    }
+    return Origin(record=record, card=card)
+
+
 def write_students(
     output: Path,
-    students: list[StudentSettings],
-    models: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Phase1Settings,
+    students: Mapping[str, Any],
     report: Mapping[str, Any],
     *,
     teacher: Path,
@@ -66,7 +94,7 @@ def write_students(
     """Write a folder with every student, `phase1.json` and what was logged, whole or not at all.
 
     Args:
-        models: by the students' names.
+        students: models by name, with what is known of them (`models.complete`).
         report: see `phase1_report`.
         teacher: the folder that they were distilled from.
         training: the work folder of the training.
@@ -75,49 +103,14 @@ def write_students(
     Raises:
         InputError: the folder may not be written (`runtime.artefacts.claim`).
     """
+    parents = {"teacher": {"name": teacher.name, "digest": folder_digest(teacher)}}
     with whole_folder(output, replace=replace, record={"kind": "bilingual students (phase 1)"}) as whole:
-        for student in students:
-            _write_student(
-                whole / student.name, models[student.name], tokenizer, student, settings, report, parent=teacher
-            )
+        for name, model in students.items():
+            record = {**model.bistil.record, "parents": parents}
+            write_model(whole / name, model, model.tokenizer, record=record, **model.bistil.card)
         log, board = training / "train_log.jsonl", training / TENSORBOARD
         if log.exists():
             shutil.copyfile(log, whole / log.name)
         if board.exists():
             shutil.copytree(board, whole / TENSORBOARD)
         write_json(whole / "phase1.json", report)
-
-
-def _write_student(
-    target: Path,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    student: StudentSettings,
-    settings: Phase1Settings,
-    report: Mapping[str, Any],
-    *,
-    parent: Path,
-) -> None:
-    """A plain Hugging Face folder with the teacher's tokenizer, a card and the record."""
-    own = report["students"][student.name]
-    languages = list(report["blocks"])
-    write_model(
-        target,
-        model,
-        tokenizer,
-        record={
-            "kind": "bilingual student (phase 1)",
-            "student": to_dict(student),
-            "settings": to_dict(settings),
-            "metrics": own,
-            "masked_lm": report.get("held_out_masked_lm", {}).get(student.name),
-            "parents": {"teacher": {"name": parent.name, "digest": folder_digest(parent)}},
-        },
-        title=f"{student.name}: a bilingual student ({', '.join(languages)})",
-        summary="A small encoder of two languages, to be fine-tuned on labels in one and used in the other.",
-        languages=languages,
-        made=[
-            f"general bilingual distillation (phase 1) from `{parent.name}`, over {report['tokens']:,} tokens of text",
-            f"teacher layers {own['alignment']['layers']}, {own['start']} start",
-        ],
-    )

@@ -1,6 +1,8 @@
 """The student: which teacher layers it starts from, and their copy (paper, section 3.2)."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,39 @@ def without_upper_layers(model: nn.Module, depth: int) -> nn.Module:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:depth]
     return model
+
+
+@contextmanager
+def borrowed(teacher: nn.Module, *, depth: int | None = None) -> Iterator[None]:
+    """Inside the block a model may be frozen, moved and put into evaluation mode; afterwards it is as before.
+
+    Inside it is in float32, whatever it was loaded in: its outputs are what students learn.
+
+    Args:
+        depth: cut it after so many layers inside the block; None: it stays whole.
+    """
+    family, config = family_of(teacher), vars(teacher.config)
+    before = {key: config[key] for key in (family.depth_field, "layer_types") if key in config}
+    path, _, name = family.layers_path.rpartition(".")
+    holder, layers = family.encoder(teacher).get_submodule(path), family.layers(teacher)
+    training = {module: module.training for module in teacher.modules()}
+    parameters = [(p, p.requires_grad, p.dtype, p.device) for p in teacher.parameters()]
+    buffers = [(module, key, b) for module in teacher.modules() for key, b in module.named_buffers(recurse=False)]
+    try:
+        teacher.float()
+        if depth is not None:
+            without_upper_layers(teacher, depth)
+        yield
+    finally:
+        setattr(holder, name, layers)
+        config.update(before)
+        for module, was_training in training.items():
+            module.training = was_training
+        for parameter, required, dtype, device in parameters:
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+            parameter.requires_grad_(required)
+        for module, key, value in buffers:
+            setattr(module, key, value)
 
 
 def alignment(layers: list[int]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,14 @@ from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
-from bistil.models.families import check_length, head_names
-from bistil.models.loading import labels_of
-from bistil.models.masked_lm import supported_config
-from bistil.models.tokenizers import load_tokenizer
-from bistil.models.writing import write_model
-from bistil.runtime.artefacts import claim, folder_digest, open_work, whole_folder
+from bistil.models.complete import Origin, complete
+from bistil.models.families import check_length, family_of, head_names
+from bistil.models.loading import ModelSource, config_of, labels_of, source_name
+from bistil.runtime.artefacts import open_work
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
-from bistil.sparse.delta import RECORD
 from bistil.sparse.training import check_sparse
-from bistil.sparse.wearing import own_sft
 from bistil.tasks import model_inputs
 from bistil.tasks.batches import Feature
 from bistil.training.loop import check_training, processes, train
@@ -67,25 +64,44 @@ def head_parameters(model: PreTrainedModel) -> set[str]:
     return head_names(model, (name for name, _ in model.named_parameters()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """What every fine-tuning for a task goes by, whoever teaches."""
+
+    data: TaskData
+    settings: FinetuneSettings
+    """`Phase2Settings` where there is a task teacher."""
+    max_length: int = 128
+    """Tokens per example or window."""
+    seed: int = 0
+    """Of a new head, the order and dropout."""
+    folder: Path | None = None
+    """Work folder, from which the same call goes on after an interruption; None: everything is in memory."""
+    label: str = "fine-tuning"
+    """Of the progress line."""
+    languages: Sequence[str] = ()
+    """For the model's card."""
+
+
 def check_fit(
-    start: str | Path,
+    configuration: Any,
     settings: FinetuneSettings,
     *,
     max_length: int,
     teacher: bool = False,
     target_sentences: Sequence[str] = (),
 ) -> None:
-    """Find what `fit_task` would refuse, as far as settings and the model's configuration tell: no weights.
+    """Find what fine-tuning would refuse, as far as settings and the model's configuration tell: no weights.
 
     Args:
-        start: a model folder; trimmed or not, with all its layers or not, makes no difference.
+        configuration: of the start; trimmed or not, with all its layers or not, makes no difference.
         teacher: whether there is a task teacher.
         target_sentences: plain text of the target language.
 
     Raises:
-        BistilError: as `fit_task`.
+        BistilError: as `fit_from_labels` and `fit_from_teacher`.
     """
-    configuration = supported_config(Path(start))
+    family_of(configuration)
     check_length(configuration, max_length)
     if settings.sparse is not None:
         check_sparse(settings.sparse, settings.training)
@@ -100,199 +116,199 @@ def check_fit(
             _sample(list(target_sentences), settings.target_sentences, seed=0)
 
 
-def fit_task(
-    start: str | Path,
-    data: TaskData,
+def fit_from_labels(
+    start: ModelSource,
+    tokenizer: PreTrainedTokenizerFast,
+    how: Fitting,
     *,
-    output: Path,
-    sft_output: Path | None = None,
-    teacher: Path | None = None,
-    settings: FinetuneSettings,
-    max_length: int,
-    work: Path,
-    seed: int,
-    label: str,
-    languages: Sequence[str] = (),
-    language_sfts: Mapping[str, str | Path] | None = None,
-    force_sfts: bool = False,
-    replace: bool = False,
-) -> dict[str, Any]:
-    """Fine-tune a model for a task, sparsely or densely, from a task teacher or from labels only.
+    language_sfts: Mapping[str, SparseFineTuning] | None = None,
+) -> PreTrainedModel:
+    """Fine-tune a model on labelled examples alone: the task teacher, or a student that has none (self-taught).
 
-    Several processes share the training; one of them writes.
+    Several processes share the training.
 
     Args:
-        start: the model, with or without a task head; its tokenizer encodes the examples.
-        output: gets the fine-tuned model, an ordinary folder.
-        sft_output: gets the sparse fine-tuning by itself, if it is sparse.
-        teacher: folder of the task teacher, with the same labels; none: self-taught.
-        settings: `Phase2Settings` when there is a teacher.
-        max_length: tokens per example or window.
-        work: checkpoints.
-        seed: of the head, the order and dropout.
-        label: for the progress line.
-        languages: for the model's card.
-        language_sfts: per language of `data.sources`, an SFT of `start` (folder or hub name) that the model wears in
-            that language's batches, so that what is learnt goes with other languages' SFTs (multi-source training,
-            LT-SFT section 5). Each batch is then in one language; the dev set is scored wearing the first one's. What
-            is written wears none of them.
-        force_sfts: wear them although they were made for another base.
-        replace: output folders of ours give way.
+        start: with or without a task head; one in memory stays as it is.
+        tokenizer: encodes the examples.
+        language_sfts: per language of `data.sources`, an SFT of `start` that the model wears in that language's
+            batches, so that what is learnt goes with other languages' SFTs (multi-source training, LT-SFT section 5).
+            Each batch is then in one language; the dev set is scored wearing the first one's. The result wears none.
 
     Returns:
-        Figures for the record: steps, tokens, dev scores; "examples" and "target_text", how many features there are of
-        either kind; "truncated", labelled texts that were cut to `max_length`; "left_out", what was kept out as
-        evaluation text; "read", what became of each file's rows; and for a teacher with other token ids "differing",
-        per kind how many examples of how many cannot be compared, for its tokens begin or end elsewhere.
+        The model with its tokenizer and record (`models.complete`). Its `bistil.facts` have "sft" (of a sparse
+        fine-tuning) and "figures": steps, tokens, dev scores; "examples" and "target_text", how many features there
+        are of either kind; "truncated", labelled texts that were cut to `max_length`; "left_out", what was kept out as
+        evaluation text; "read", what became of each file's rows.
 
     Raises:
-        ArtefactError: the teacher has other labels; a language SFT was made for another base.
-        InputError: language SFTs without their language's examples, with a teacher or in dense fine-tuning; target
-            text is wanted and there is none, the teacher's tokens can be compared in no example, `max_length`
-            exceeds the model's positions, or an output may not be written (`runtime.artefacts.claim`).
+        InputError: language SFTs without their language's examples or in dense fine-tuning; `max_length` exceeds the
+            model's positions.
         DivergenceError: the loss is no longer a number.
     """
-    read = [start, teacher, *(language_sfts or {}).values()]
-    claim(folders=[output, sft_output], work=work, inputs=read, force=replace)
-    check_fit(
-        start,
-        settings,
-        max_length=max_length,
-        teacher=teacher is not None,
-        target_sentences=data.target_sentences,
+    data, task = how.data, how.data.task
+    check_fit(config_of(start), how.settings, max_length=how.max_length)
+    student = task.build_model(start, data.labels, seed=how.seed)
+    worn = worn_in_batches(language_sfts or {}, data, how.settings)
+
+    def encode(examples: Sequence[Any]) -> list[Feature]:
+        return task.encode(examples, tokenizer, how.max_length, labels=data.labels)
+
+    labelled, collate = encode(data.train), task.collate(tokenizer)
+    lesson = _Lesson(
+        module=SelfTaught(student, fast=not how.settings.training.compile),
+        student=student,
+        tokenizer=tokenizer,
+        data=MixedData(labelled, [], ratio=0.0),
+        collate=collate,
+        labelled=labelled,
     )
-    task, tokenizer = data.task, load_tokenizer(str(start))
-    student = task.build_model(start, data.labels, seed=seed)
-    worn = _worn(language_sfts or {}, data, student, Path(start), settings, teacher=teacher, force=force_sfts)
-    fast = not settings.training.compile
-    module: nn.Module = SelfTaught(student, fast=fast)
-    unlabelled: list[Feature] = []
-    ratio = 0.0
-    collate: Callable[[list[Any]], dict[str, Any]]
-    if teacher is None:
-        labelled = task.encode(data.train, tokenizer, max_length, labels=data.labels)
-        collate = task.collate(tokenizer)
-        figures: dict[str, Any] = {"examples": len(labelled), "target_text": 0}
-    else:
-        assert isinstance(settings, Phase2Settings)
-        theirs = load_tokenizer(str(teacher))
-        labelled, unlabelled, compared = _compared(
-            data, settings, tokenizer, theirs, max_length=max_length, seed=seed, label=label
-        )
-        ratio = settings.target_text
-        collate = task.collate(tokenizer, teacher=theirs)
-        module = Distiller(
-            _task_teacher(teacher, data, max_length=max_length),
-            {"student": student},
-            objectives={"student": settings.objective},
-            prediction_pairs=task.prediction_pairs,
-            fast=fast,
-        )
-        figures = {"examples": len(labelled), "target_text": len(unlabelled), **compared}
-    figures["left_out"] = data.left_out.counts
-    figures["read"] = data.read
-    figures["truncated"] = sum(feature.get("truncated", False) for feature in labelled)
-    train_data: MixedData | SourceBatches = MixedData(labelled, unlabelled, ratio=ratio)
     if worn:
-        parts = {
-            language: task.encode(examples, tokenizer, max_length, labels=data.labels)
-            for language, examples in data.sources.items()
-        }
-        train_data = SourceBatches(parts, collate)
-        collate = train_data.collate
-        figures["sources"] = {language: len(part) for language, part in parts.items()}
-    evaluate = _dev_scores(data, student, tokenizer, max_length=max_length)
-    with processes().main_process_first():
-        open_work(work)
-    sft: SparseFineTuning | None = None
+        parts = SourceBatches({language: encode(own) for language, own in data.sources.items()}, collate)
+        sizes = {language: len(part) for language, part in parts.examples.items()}
+        lesson = replace(lesson, data=parts, collate=parts.collate, sources=worn, figures={"sources": sizes})
+    return _learn(lesson, how, start=start, teacher=None)
+
+
+def fit_from_teacher(
+    start: ModelSource,
+    tokenizer: PreTrainedTokenizerFast,
+    how: Fitting,
+    *,
+    teacher: ModelSource,
+    teacher_tokenizer: PreTrainedTokenizerFast,
+) -> PreTrainedModel:
+    """Fine-tune a student by its task teacher, on labelled examples and, if the settings say so, on target text.
+
+    Args:
+        start, tokenizer: as for `fit_from_labels`.
+        teacher: the task teacher, with the same labels; one in memory stays as it is.
+
+    Returns:
+        As `fit_from_labels`; for a teacher with other token ids the figures have "differing": per kind how many
+        examples of how many cannot be compared, for its tokens begin or end elsewhere.
+
+    Raises:
+        ArtefactError: the teacher has other labels.
+        InputError: target text is wanted and there is none, the teacher's tokens can be compared in no example, or
+            `max_length` exceeds the model's positions.
+        DivergenceError: the loss is no longer a number.
+    """
+    data, task, settings = how.data, how.data.task, how.settings
+    assert isinstance(settings, Phase2Settings)
+    sentences = data.target_sentences
+    check_fit(config_of(start), settings, max_length=how.max_length, teacher=True, target_sentences=sentences)
+    student = task.build_model(start, data.labels, seed=how.seed)
+    labelled, unlabelled, differing = _compared(how, settings, tokenizer, teacher_tokenizer)
+    module = Distiller(
+        _task_teacher(teacher, data, max_length=how.max_length),
+        {"student": student},
+        objectives={"student": settings.objective},
+        prediction_pairs=task.prediction_pairs,
+        fast=not settings.training.compile,
+    )
+    lesson = _Lesson(
+        module=module,
+        student=student,
+        tokenizer=tokenizer,
+        data=MixedData(labelled, unlabelled, ratio=settings.target_text),
+        collate=task.collate(tokenizer, teacher=teacher_tokenizer),
+        labelled=labelled,
+        target_text=len(unlabelled),
+        figures=differing,
+    )
+    try:
+        return _learn(lesson, how, start=start, teacher=teacher)
+    finally:
+        module.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lesson:
+    """What is trained, and on what."""
+
+    module: nn.Module
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    data: MixedData | SourceBatches
+    collate: Callable[[list[Any]], dict[str, Any]]
+    labelled: list[Feature]
+    target_text: int = 0
+    """How many features of it there are."""
+    sources: Mapping[str, SparseFineTuning] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """For the record, besides those of every lesson."""
+
+
+def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelSource | None) -> PreTrainedModel:
+    """Train, sparsely or densely; the best weights on the dev set stay, if there is one."""
+    data, settings, student = how.data, how.settings, lesson.student
+    evaluate = _dev_scores(data, student, lesson.tokenizer, max_length=how.max_length)
     best_by: Any = (data.metric, "max") if evaluate else None
+    if how.folder is not None:
+        with processes().main_process_first():
+            open_work(how.folder)
+    figures: dict[str, Any] = {"examples": len(lesson.labelled), "target_text": lesson.target_text}
+    figures |= {"left_out": data.left_out.counts, "read": data.read, **lesson.figures}
+    figures["truncated"] = sum(feature.get("truncated", False) for feature in lesson.labelled)
+    common: dict[str, Any] = {
+        "collate": lesson.collate, "folder": how.folder, "seed": how.seed, "evaluate": evaluate, "best_by": best_by,
+        "label": how.label,
+    }  # fmt: skip
+    sft: SparseFineTuning | None = None
     if settings.sparse is not None:
         sft = train_sparse(
-            module,
-            train_data,
+            lesson.module,
+            lesson.data,
             model=student,
             dense_parameters=head_parameters(student),
             settings=settings.sparse,
             training=settings.training,
-            collate=collate,
-            folder=work,
-            seed=seed,
-            evaluate=evaluate,
-            best_by=best_by,
-            sources=worn or None,
-            label=label,
+            sources=lesson.sources or None,
+            **common,
         )
         figures |= {"dev": sft.provenance.metrics, "density": sft.density, "phases": sft.provenance.phases}
     else:
-        result = train(
-            module,
-            train_data,
-            collate=collate,
-            settings=settings.training,
-            folder=work,
-            seed=seed,
-            evaluate=evaluate,
-            best_by=best_by,
-            label=label,
-        )
+        result = train(lesson.module, lesson.data, settings=settings.training, **common)
         figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best}
-    if isinstance(module, Distiller):
-        module.close()
-    if not processes().is_main_process:
-        processes().wait_for_everyone()
-        return figures
-    # Both at the end: of an interrupted call there is either none or, but for an instant, both.
-    with ExitStack() as both:
-        if sft is not None and sft_output is not None:
-            sft.write_into(both.enter_context(whole_folder(sft_output, replace=replace, record=RECORD)))
-        write_model(
-            output,
-            student,
-            tokenizer,
-            record={
-                "kind": "task model",
-                "task": task.kind,
-                "settings": to_dict(settings),
-                "seed": seed,
-                "metrics": figures,
-                "parents": {
-                    "start": {"name": Path(start).name, "digest": folder_digest(Path(start))},
-                    "teacher": {"name": teacher.name, "digest": folder_digest(teacher)} if teacher else None,
-                },
-            },
-            title=output.name,
-            summary=f"A model for {task.kind}, "
-            + ("distilled from a task teacher" if teacher else "fine-tuned on labelled examples")
-            + f" on {len(labelled):,} labelled examples.",
-            languages=languages,
-            made=[
-                f"start: `{Path(start).name}`" + (f"; task teacher: `{teacher.name}`" if teacher else ""),
-                "sparse fine-tuning (LT-SFT)" if settings.sparse else "dense fine-tuning",
-                *([f"unlabelled target text: {len(unlabelled):,} examples"] if unlabelled else []),
-            ],
-            metrics={f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
-            pipeline_tag=task.pipeline_tag,
-            task=task.kind,
-            replace=replace,
-        )
-    processes().wait_for_everyone()
-    return figures
+    made = _made(how, figures, start=source_name(start), teacher=None if teacher is None else source_name(teacher))
+    return complete(student, lesson.tokenizer, replace(made, facts={"sft": sft, "figures": figures}))
 
 
-def _worn(
-    names: Mapping[str, str | Path],
-    data: TaskData,
-    student: PreTrainedModel,
-    start: Path,
-    settings: FinetuneSettings,
-    *,
-    teacher: Path | None,
-    force: bool,
-) -> dict[str, SparseFineTuning]:
+def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str | None) -> Origin:
+    """What is known of a task model: record and card."""
+    task, settings = how.data.task, how.settings
+    start, teacher = Path(start).name, None if teacher is None else Path(teacher).name
+    record = {
+        "kind": "task model",
+        "task": task.kind,
+        "settings": to_dict(settings),
+        "seed": how.seed,
+        "metrics": figures,
+        "parents": {"start": {"name": start}, "teacher": {"name": teacher} if teacher is not None else None},
+    }
+    card = {
+        "title": f"{start} for {task.kind}",
+        "summary": f"A model for {task.kind}, "
+        + ("distilled from a task teacher" if teacher is not None else "fine-tuned on labelled examples")
+        + f" on {figures['examples']:,} labelled examples.",
+        "languages": how.languages,
+        "made": [
+            f"start: `{start}`" + (f"; task teacher: `{teacher}`" if teacher is not None else ""),
+            "sparse fine-tuning (LT-SFT)" if settings.sparse else "dense fine-tuning",
+            *([f"unlabelled target text: {figures['target_text']:,} examples"] if figures["target_text"] else []),
+        ],
+        "metrics": {f"dev {name}": f"{value:.1f}" for name, value in (figures["dev"] or {}).items() if name != "step"},
+        "pipeline_tag": task.pipeline_tag,
+        "usage": task.usage,
+    }
+    return Origin(record=record, card=card)
+
+
+def worn_in_batches(names: Mapping[str, Any], data: TaskData, settings: FinetuneSettings) -> dict[str, Any]:
     """The language SFTs of multi-source training, in the order of the sources."""
     if not names:
         return {}
-    if settings.sparse is None or teacher is not None:
+    if settings.sparse is None:
         raise InputError(
             "language SFTs are worn in sparse fine-tuning from labels: leave out the teacher, and not dense"
         )
@@ -301,24 +317,17 @@ def _worn(
         raise InputError(
             f"a language SFT for {unknown[0]!r}, which no training file is in: write --train {unknown[0]}=FILE"
         )
-    return {code: own_sft(names[code], student, start, force=force) for code in data.sources if code in names}
+    return {code: names[code] for code in data.sources if code in names}
 
 
 def _compared(
-    data: TaskData,
-    settings: Phase2Settings,
-    tokenizer: PreTrainedTokenizerFast,
-    theirs: PreTrainedTokenizerFast,
-    *,
-    max_length: int,
-    seed: int,
-    label: str,
+    how: Fitting, settings: Phase2Settings, tokenizer: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast
 ) -> tuple[list[Feature], list[Feature], dict[str, Any]]:
     """What a student is compared with its teacher on: labelled features, features of target text, and figures.
 
     With other token ids, each example is encoded twice; one whose token boundaries differ is left out and counted.
     """
-    task = data.task
+    data, task, max_length, seed, label = how.data, how.data.task, how.max_length, how.seed, how.label
 
     def labelled(one: PreTrainedTokenizerFast) -> list[Feature]:
         return task.encode(data.train, one, max_length, labels=data.labels)
@@ -367,13 +376,15 @@ def _sample(sentences: list[str], size: int | None, *, seed: int) -> list[str]:
     return some(sentences, size, seed=seed)
 
 
-def _task_teacher(folder: Path, data: TaskData, *, max_length: int) -> PreTrainedModel:
+def _task_teacher(teacher: ModelSource, data: TaskData, *, max_length: int) -> PreTrainedModel:
     """The task teacher, after making sure that its classes are the data's."""
-    teacher = data.task.build_model(folder, None)
-    check_length(teacher.config, max_length)
-    if data.task.kind != "question-answering" and labels_of(teacher.config) != data.labels:
-        raise ArtefactError(f"the task teacher {folder} has other labels than the training data: fine-tune it on them")
-    return teacher
+    model = data.task.build_model(teacher, None)
+    check_length(model.config, max_length)
+    if data.task.means_labels and labels_of(model.config) != data.labels:
+        raise ArtefactError(
+            f"the task teacher {source_name(teacher)} has other labels than the training data: fine-tune it on them"
+        )
+    return model
 
 
 def _dev_scores(

@@ -1,7 +1,7 @@
 """What a task is learnt from: labelled files and target text, without what is evaluated on; batches of both."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from bistil.settings.recipe import TaskSettings
 from bistil.tasks import Task, get_task
 from bistil.tasks.base import Example
 from bistil.tasks.batches import Feature
+from bistil.tasks.hub import Source
 from bistil.tasks.overlap import LeftOut, without_evaluation_text, without_test_examples
 from bistil.tasks.reading import Reading, RowReport
 from bistil.training.loop import epoch_order
@@ -43,6 +44,15 @@ class TaskData:
         """The figure that chooses a checkpoint."""
         return self.task.metric(self.labels)
 
+    def with_target_text(self, sentences: list[str], *, quiet: bool = False) -> "TaskData":
+        """The same data with target text, of which what stands in a dev or test set is left out.
+
+        Raises:
+            InputError: nothing is left to learn from.
+        """
+        kept, seen = unseen_target_text(self, sentences, quiet=quiet)
+        return replace(self, target_sentences=kept, left_out=replace(self.left_out, target=seen))
+
 
 def read_task_data(
     settings: TaskSettings,
@@ -70,28 +80,58 @@ def read_task_data(
             left to learn from.
     """
     task = get_task(settings.kind, parser_projection=settings.parser_projection, scheme=settings.scheme)
-    files = sources or {"": settings.train}
+    own_language = settings.language or source
+    return gather(
+        task,
+        sources or {"": settings.train},
+        dev=settings.dev,
+        test=settings.test,
+        how=lambda language: how_to_read(settings, language=language or own_language, quiet=quiet),
+        target_sentences=target_sentences,
+        quiet=quiet,
+    )
+
+
+def gather(
+    task: Task,
+    train: Mapping[str, Sequence[str | Source]],
+    *,
+    dev: Sequence[str | Source] = (),
+    test: Mapping[str, Sequence[str | Source]] | None = None,
+    how: Callable[[str | None], Reading],
+    target_sentences: list[str] | None = None,
+    quiet: bool = False,
+) -> TaskData:
+    """What a task is learnt from, out of files, data sets and rows in memory (see `read_task_data`).
+
+    Args:
+        train: per language; the language is "" where there is one.
+        test: per language.
+        how: the rows of a language are read; None: of the training data's.
+
+    Raises:
+        InputError: as `read_task_data`.
+    """
     reports: list[RowReport] = []
 
-    def read(files: list[str], language: str | None) -> list[Example]:
-        return task.read(files, how=how_to_read(settings, language=language, quiet=quiet), reports=reports)
+    def read(files: Sequence[str | Source], language: str | None) -> list[Example]:
+        return task.read(files, how=how(language), reports=reports)
 
-    own_language = settings.language or source
-    parts = {language: read(own, language or own_language) for language, own in files.items()}
+    parts = {language: read(own, language or None) for language, own in train.items()}
     examples = [example for part in parts.values() for example in part]
     labels = task.labels(examples)
 
-    def held_out(files: list[str], language: str | None) -> list[Example]:
+    def held_out(files: Sequence[str | Source], language: str | None) -> list[Example]:
         examples = read(files, language) if files else []
         task.check_labels(examples, labels)
         return examples
 
-    dev = held_out(settings.dev, own_language)
-    test = {language: held_out(files, language or own_language) for language, files in settings.test.items()}
-    tested = [example for part in test.values() for example in part]
+    chosen_by = held_out(dev, None)
+    tests = {language: held_out(files, language or None) for language, files in (test or {}).items()}
+    tested = [example for part in tests.values() for example in part]
     train_examples, repeats = without_test_examples(task, examples, tested)
     if not train_examples:
-        named = ", ".join(file for own in files.values() for file in own)
+        named = ", ".join(str(file) for own in train.values() for file in own)
         raise InputError(f"every example of {named} stands in a test set: give other training data")
     if repeats and not quiet:
         logger.warning(
@@ -99,23 +139,19 @@ def read_task_data(
             f"(the first: {repeats[0].where})"
         )
     gone = {id(example) for example in repeats}
+    kept = {language: [one for one in part if id(one) not in gone] for language, part in parts.items()}
     data = TaskData(
         task=task,
         labels=labels,
         train=train_examples,
-        sources={language: [one for one in part if id(one) not in gone] for language, part in parts.items()}
-        if sources
-        else {},
-        dev=dev,
-        test=test,
+        sources=kept if set(kept) != {""} else {},
+        dev=chosen_by,
+        test=tests,
         left_out=LeftOut(train=[example.where for example in repeats]),
         read={report.file: report.counts for report in reports},
         notices=[line for report in reports if (line := report.line()) is not None],
     )
-    if target_sentences:
-        data.target_sentences, seen = unseen_target_text(data, target_sentences, quiet=quiet)
-        data.left_out = replace(data.left_out, target=seen)
-    return data
+    return data.with_target_text(target_sentences, quiet=quiet) if target_sentences else data
 
 
 def unseen_target_text(data: TaskData, sentences: list[str], *, quiet: bool = False) -> tuple[list[str], list[str]]:
@@ -155,6 +191,7 @@ def how_to_read(settings: TaskSettings, *, language: str | None = None, quiet: b
         columns=settings.columns,
         language=language or settings.language,
         scheme=settings.scheme,
+        separator=settings.separator,
         strict=settings.strict,
         quiet=quiet,
     )

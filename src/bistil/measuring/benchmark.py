@@ -11,8 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -30,6 +29,7 @@ from bistil.models.loading import load_model
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.insides import attention_kind
 from bistil.runtime.ownership import writer
+from bistil.runtime.quiet import kept_threads
 from bistil.tasks.words import encode_words, split_words
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
@@ -234,7 +234,7 @@ def benchmark(
         return _load(name, models[name], chosen, examples=examples, max_length=max_length, batch_size=batch_size)
 
     rows: dict[str, BenchmarkRow] = {}
-    with _threads(threads), torch.inference_mode():
+    with kept_threads(threads), torch.inference_mode():
         for group in _groups(models):
             loaded = [load(name) for name in group]
             times, rates = _measure(loaded, rounds=rounds, say=say)
@@ -391,19 +391,6 @@ def _row(
         examples_per_second=median(rates) if rates else None,
         peak_memory_bytes=peak,
     )
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number is not None:
-        if number < 1:
-            raise InputError(f"threads is {number}; it must be at least 1")
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _processor() -> str:

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bistil._version import __version__
 from bistil.errors import ArtefactError
+from bistil.models.complete import tokenizer_of
 from bistil.models.families import check_length
-from bistil.models.loading import labels_of
+from bistil.models.loading import config_of, labels_of, read_config, source_name
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import claim, file_digest, folder_digest, read_json, write_json
-from bistil.runtime.ownership import is_our_file
-from bistil.tasks import Metrics, Task, bootstrap, get_task
+from bistil.runtime.artefacts import claim, file_digest, folder_digest, write_json
+from bistil.runtime.ownership import recorded_predictions
+from bistil.tasks import Metrics, Task, bootstrap, get_task, kind_of
 from bistil.tasks.batches import Feature
-from bistil.tasks.hub import labelled_digest, source_of
+from bistil.tasks.hub import as_sources, labelled_digest, source_of
 from bistil.tasks.reading import Reading, RowReport
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,60 @@ WORTH_A_WARNING = 0.01
 
 
 def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: Any,
+    *,
+    task: str | Task | None = None,
+    batch_size: int = 32,
+    max_length: int = 128,
+    label_map: Mapping[str, str] | None = None,
+    how: Reading | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score a task model on labelled data.
+
+    Args:
+        model: a task model.
+        tokenizer: its fast tokenizer; None: the one that it brings.
+        data: labelled rows (mappings or a `datasets.Dataset`), files or data sets (`tasks.hub.as_sources`).
+        task: the task or its kind; default: the one that the model's head is for.
+        batch_size: windows per forward pass; changes speed, not predictions.
+        max_length: tokens per window.
+        label_map: labels to rename on reading.
+        how: what the data do not say themselves: columns, language, scheme of the tags.
+        bootstrap_samples: resamples for the interval; 0: no interval.
+        seed: of the resamples.
+
+    Returns:
+        "metric" and "score" (the task's own, percent), "scores" (all, percent), "interval" (see `score_record`),
+        "examples", "windows", "task" (its kind) and "read" (what became of the rows).
+
+    Raises:
+        InputError: the data are not what they must be, or `max_length` exceeds the model's positions.
+        ArtefactError: the model has no head for a task.
+    """
+    if not isinstance(task, Task):
+        task = get_task(task or kind_of(config_of(model), source_name(model)), scheme=how.scheme if how else None)
+    reports: list[RowReport] = []
+    examples = task.read(as_sources("the data", data), label_map=label_map, how=how, reports=reports)
+    metrics, _, windows = score_model(
+        model, tokenizer_of(model, tokenizer), task, examples, max_length=max_length, batch_size=batch_size
+    )
+    return {
+        **score_record(metrics, samples=bootstrap_samples, seed=seed),
+        "task": task.kind,
+        "examples": len(examples),
+        "windows": windows,
+        "read": {report.file: report.counts for report in reports},
+    }
+
+
+def evaluate_folder(
     model_folder: str | Path,
     *,
-    task: str,
+    task: str | None = None,
     files: Sequence[str | Path],
     batch_size: int = 32,
     max_length: int = 128,
@@ -43,16 +95,16 @@ def evaluate(
     replace: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Score a task model on labelled files.
+    """`evaluate` of a model in a folder, on labelled files, with what is to be written.
 
     Args:
         model_folder: a Hugging Face folder of a task model with its tokenizer.
-        task: kind of the task, such as "token-classification".
+        task: kind of the task, such as "token-classification"; None: the one that the model's head is for.
         files: labelled files or data sets (`tasks.hub`), scored together.
         batch_size: windows per forward pass; changes speed, not predictions.
         max_length: tokens per window.
         label_map: labels to rename on reading.
-        how: what the files do not say themselves: columns, language, scheme of the tags.
+        how: what the files do not say themselves: columns, language, scheme of the tags, separator of labels.
         bootstrap_samples: resamples for the interval; 0: no interval.
         seed: of the resamples.
         predictions: write predictions here, in the format of the input.
@@ -71,10 +123,11 @@ def evaluate(
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     written, recorded = (None if path is None else Path(path) for path in (predictions, record_file))
-    earlier = _predictions_of(recorded)
+    earlier = recorded_predictions(recorded)
     read = [model_folder, *map(source_of, files)]
     claim(files=[written, recorded], inputs=read, force=replace, known=earlier)
     how = how or Reading()
+    task = task or kind_of(read_config(model_folder), str(model_folder))
     kind = get_task(task, scheme=how.scheme)
     reports: list[RowReport] = []
     examples = kind.read(files, label_map=label_map, how=how, reports=reports)
@@ -102,6 +155,7 @@ def evaluate(
             "columns": dict(how.columns),
             "language": how.language,
             "scheme": how.scheme,
+            "separator": how.separator,
         },
         **({} if written is None else {"predictions": {"file": str(written), "digest": file_digest(written)}}),
         "versions": {"bistil": __version__, "torch": torch.__version__},
@@ -109,14 +163,6 @@ def evaluate(
     if recorded is not None:
         write_json(recorded, result, replace=replace)
     return result
-
-
-def _predictions_of(record_file: Path | None) -> list[str]:
-    """SHA-256 of the predictions that an earlier record was written with; none if it is not ours."""
-    if record_file is None or not record_file.is_file() or not is_our_file(record_file):
-        return []
-    known = read_json(record_file).get("predictions") or {}
-    return [known["digest"]] if "digest" in known else []
 
 
 def score_examples(
@@ -134,7 +180,7 @@ def score_examples(
         Counters per example, the predictions, one per example, and the number of windows it took.
 
     Raises:
-        InputError: a label is not the model's, or `max_length` exceeds the model's positions.
+        InputError: as `score_model`.
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     folder = Path(folder)
@@ -142,6 +188,31 @@ def score_examples(
         raise ArtefactError(f"{folder} is not a model folder: config.json is missing; name the folder of a task model")
     tokenizer = load_tokenizer(str(folder))
     model = task.build_model(folder, None)
+    nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return score_model(model, tokenizer, task, examples, max_length=max_length, batch_size=batch_size, name=str(folder))
+
+
+def score_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    task: Task,
+    examples: Sequence[Any],
+    *,
+    max_length: int = 128,
+    batch_size: int = 32,
+    name: str = "the model",
+) -> tuple[Metrics, list[Any], int]:
+    """Run a task model on examples that are already read, on the device that it is on.
+
+    Args:
+        name: of the model, for a notice.
+
+    Returns:
+        Counters per example, the predictions, one per example, and the number of windows it took.
+
+    Raises:
+        InputError: a label is not the model's, or `max_length` exceeds the model's positions.
+    """
     check_length(model.config, max_length)
     labels = labels_of(model.config)
     features = task.encode(examples, tokenizer, max_length, labels=labels)
@@ -149,11 +220,12 @@ def score_examples(
     if unknown >= WORTH_A_WARNING:
         files = ", ".join(dict.fromkeys(example.file for example in examples))
         logger.warning(
-            f"{folder}: {unknown:.1%} of the tokens in {files} are unknown to the model's vocabulary; was it trimmed "
+            f"{name}: {unknown:.1%} of the tokens in {files} are unknown to the model's vocabulary; was it trimmed "
             "on text of another script, spelling or domain?"
         )
-    nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    predicted = task.predict(model, tokenizer, examples, features, batch_size=batch_size)
+    was_training = model.training
+    predicted = task.predict(model.eval(), tokenizer, examples, features, batch_size=batch_size)
+    model.train(was_training)
     return task.score(examples, predicted, labels=labels), predicted, len(features)
 
 

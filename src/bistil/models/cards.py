@@ -62,7 +62,7 @@ def write_model_card(
     tags: Sequence[str] = (),
     made: Sequence[str] = (),
     metrics: Mapping[str, str | int | float] | None = None,
-    task: str | None = None,
+    usage: str | None = None,
 ) -> Path:
     """Write `README.md` into a model folder: YAML metadata for the hub, then what a reader wants to know.
 
@@ -78,7 +78,7 @@ def write_model_card(
         tags: beyond `bistil`, which is always there.
         made: steps and settings, one line each.
         metrics: figures, numbers as they are, in the order given.
-        task: kind of the task, which chooses the example of use (see `usage_code`).
+        usage: Python that runs the model, with {folder} for its folder (see `usage_code`).
 
     Returns:
         The path of the card.
@@ -100,7 +100,7 @@ def write_model_card(
         summary=summary.strip(),
         made=[_line(step) for step in made],
         metrics={_cell(name): _cell(_number(value)) for name, value in (metrics or {}).items()},
-        usage=usage_code(task, "path/to/this/folder"),
+        usage=usage_code(usage, "path/to/this/folder"),
         version=__version__,
     )
     ModelCard(content)  # parses the metadata, so that a card the hub cannot read is never written
@@ -110,43 +110,36 @@ def write_model_card(
     return path
 
 
-_PIPELINE = """from transformers import pipeline
-
-model = pipeline({arguments}, model={folder})
-print(model("a sentence of yours"))"""
-# Per kind of task, what runs its models from a folder. transformers 5 has no pipeline for questions and none for trees.
-_USAGE = {
-    "sequence-classification": _PIPELINE.replace("{arguments}", '"text-classification"'),
-    # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
-    "token-classification": _PIPELINE.replace("{arguments}", '"token-classification", aggregation_strategy="first"'),
-    "question-answering": """from bistil.tasks.question_answering import QuestionAnswerer
-
-answer = QuestionAnswerer({folder})
-print(answer("a question of yours", "a passage that holds its answer")[0].text)""",
-    "dependency-parsing": """from bistil.tasks.dependency_parsing import Parser
-from bistil.tasks.words import split_words
-
-parse = Parser({folder})
-print(parse([split_words("a sentence of yours")]))  # per word its head (0: the root) and relation""",
-}
 _ENCODER = """from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained({folder})
 tokenizer = AutoTokenizer.from_pretrained({folder})"""
 
 
-def usage_code(kind: str | None, folder: str) -> str:
+def pipeline_code(*arguments: str) -> str:
+    """Python for `usage_code` that runs a model through transformers' pipeline.
+
+    Args:
+        arguments: of `pipeline`, as code: the name of the task first.
+    """
+    return f"""from transformers import pipeline
+
+model = pipeline({", ".join(arguments)}, model={{folder}})
+print(model("a sentence of yours"))"""
+
+
+def usage_code(usage: str | None, folder: str) -> str:
     """Python code that loads a model from its folder and runs it.
 
     Args:
-        kind: of the task, such as "token-classification"; anything else: a model without a task.
+        usage: of the task (`tasks.Task.usage`), with {folder} for the folder; None: a model without a task.
         folder: as the code shall name it.
 
     Example:
-        >>> print(usage_code("token-classification", "students/lrf2").splitlines()[2])
-        model = pipeline("token-classification", aggregation_strategy="first", model="students/lrf2")
+        >>> print(usage_code(pipeline_code('"text-classification"'), "students/lrf2").splitlines()[2])
+        model = pipeline("text-classification", model="students/lrf2")
     """
-    return _USAGE.get(kind or "", _ENCODER).replace("{folder}", json.dumps(folder, ensure_ascii=False))
+    return (usage or _ENCODER).replace("{folder}", json.dumps(folder, ensure_ascii=False))
 
 
 def _is_hub_name(name: str) -> bool:

@@ -8,7 +8,16 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError
-from bistil.models.loading import PRETRAINED_WITH, HeadRule, labels_of, load_model, read_config, task_of
+from bistil.models.loading import (
+    PRETRAINED_WITH,
+    HeadRule,
+    ModelSource,
+    config_of,
+    labels_of,
+    load_model,
+    source_name,
+    task_of,
+)
 
 logger = logging.getLogger(__name__)
 # A message names so many labels.
@@ -17,11 +26,12 @@ _LABELS_SHOWN = 12
 
 def build_head(
     auto_class: Any,
-    folder: str | Path,
+    folder: ModelSource,
     labels: Sequence[str] | None,
     *,
     seed: int,
     means_labels: bool = True,
+    problem: str | None = None,
     sizes: Mapping[str, int] | None = None,
     **config_values: Any,
 ) -> PreTrainedModel:
@@ -32,23 +42,39 @@ def build_head(
 
     Args:
         auto_class: a class with `from_pretrained`, such as `AutoModelForTokenClassification`.
-        folder: a Hugging Face model folder.
+        folder: a Hugging Face model folder; or a model in memory, whose weights are copied.
         labels: class names in order; None: those that the folder's configuration names.
         means_labels: whether the labels are what the head was trained for (of a question answering head they are not).
+        problem: of a classifier, as configurations have it under "problem_type": heads of one class that are trained
+            by different losses, such as "multi_label_classification".
         sizes: of a head that is to be trained, by name in the configuration.
         config_values: replace values of the configuration.
 
     Raises:
-        ArtefactError: the folder is no loadable model, is damaged, or has no head although no labels are given.
+        ArtefactError: the folder is no loadable model, is damaged, or has no head, or one for another problem,
+            although no labels are given.
     """
-    if not Path(folder).is_dir():
+    if not isinstance(folder, PreTrainedModel) and not Path(folder).is_dir():
         raise ArtefactError(f"{folder} is not a model folder: name a folder with config.json and model.safetensors")
-    config = read_config(folder)
+    config = config_of(folder)
     head: HeadRule = "whole"
+    trained_for = getattr(config, "problem_type", None)
+    of_another = problem is not None and trained_for not in (None, problem)
+    if labels is None and of_another:
+        raise ArtefactError(
+            f"{source_name(folder)} was trained for {trained_for} (problem_type in its config.json), and this task is "
+            f"{problem}: name the task that it was fine-tuned for"
+        )
     if labels is not None:
-        head = _head_to_start_from(auto_class, folder, config, labels if means_labels else None, sizes or {})
+        name = source_name(folder)
+        head = _head_to_start_from(auto_class, name, config, labels if means_labels else None, sizes or {})
+        if head == "whole" and of_another:
+            logger.warning(f"{name} has a head for {trained_for}; a new one is made for {problem}")
+            head = "new"
         config_values |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         config_values |= sizes or {}
+    if problem is not None:
+        config_values["problem_type"] = problem
     for name, value in config_values.items():
         setattr(config, name, value)
     model: PreTrainedModel = load_model(folder, auto_class, head=head, config=config, seed=seed)[0]
@@ -56,7 +82,7 @@ def build_head(
 
 
 def _head_to_start_from(
-    auto_class: Any, folder: str | Path, config: Any, labels: Sequence[str] | None, sizes: Mapping[str, int]
+    auto_class: Any, folder: str, config: Any, labels: Sequence[str] | None, sizes: Mapping[str, int]
 ) -> HeadRule:
     """What becomes of the head in a folder that fine-tuning starts from."""
     wanted, found = task_of(auto_class.__name__), {task_of(name) for name in config.architectures or ()}

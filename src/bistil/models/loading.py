@@ -1,5 +1,6 @@
 """Names to models: hub names, folders, and the teacher that comes with a package; and the one loader of weights."""
 
+import copy
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -51,13 +52,18 @@ def read_config(folder: str | Path) -> Any:
     """The configuration of a model in a folder, or of a hub name.
 
     Raises:
-        ArtefactError: config.json is missing or damaged.
+        ArtefactError: config.json is missing or damaged, or the model is defined by code of its own, which is not run.
     """
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and its parsers raise anything
         if not (Path(folder) / "config.json").is_file():
             raise ArtefactError(f"{folder} is not a Hugging Face model folder: {first_line(error)}") from error
+        if "custom code" in str(error):
+            raise ArtefactError(
+                f"{folder} is defined by code of its own (auto_map in its config.json), which is not run: use a model "
+                "of one of transformers' own classes"
+            ) from error
         raise ArtefactError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
 
 
@@ -75,8 +81,32 @@ def labels_of(config: PreTrainedConfig) -> list[str]:
     return [str(name) for _, name in sorted((config.id2label or {}).items())]
 
 
+ModelSource = str | Path | PreTrainedModel
+"""A model's folder or hub name, or a model in memory."""
+
+
+def source_name(source: ModelSource) -> str:
+    """What a model is called in messages and records."""
+    if not isinstance(source, PreTrainedModel):
+        return str(source)
+    return str(source.name_or_path or type(source).__name__)
+
+
+def config_of(source: ModelSource) -> Any:
+    """The configuration of a model, to be changed at will; it names the model's class.
+
+    Raises:
+        ArtefactError: config.json is missing or damaged.
+    """
+    if not isinstance(source, PreTrainedModel):
+        return read_config(source)
+    config = copy.deepcopy(source.config)
+    config.architectures = [type(source).__name__]
+    return config
+
+
 def load_model(
-    folder: str | Path,
+    folder: ModelSource,
     auto_class: Any = None,
     *,
     head: HeadRule = "whole",
@@ -91,7 +121,7 @@ def load_model(
     all tensors are there, of the configuration's shapes and number, and finite.
 
     Args:
-        folder: of a model, or a hub name.
+        folder: of a model, or a hub name; or a model in memory, whose weights are copied.
         auto_class: such as `AutoModelForTokenClassification`; default: the class that the configuration names.
         head: which parameters outside the encoder may be made anew.
         config: instead of the folder's own.
@@ -105,9 +135,13 @@ def load_model(
     Raises:
         ArtefactError: the folder holds no such model, or a damaged one.
     """
-    if Path(folder).is_dir():
+    config = config_of(folder) if config is None else config
+    given: Any = folder
+    if isinstance(folder, PreTrainedModel):
+        weights = {name: value.detach().clone() for name, value in folder.state_dict().items()}
+        given, folder, options = None, source_name(folder), {**options, "state_dict": weights}
+    elif Path(folder).is_dir():
         check_product(Path(folder))
-    config = read_config(folder) if config is None else config
     named = {task_of(name) for name in config.architectures or ()}
     kind = model_class(config) if auto_class is None else auto_class
     if not has_class_for(kind, config):
@@ -124,7 +158,7 @@ def load_model(
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model, report = kind.from_pretrained(folder, **options)
+            model, report = kind.from_pretrained(given, **options)
         except BistilError:
             raise
         except Exception as error:  # a damaged file makes readers raise anything
@@ -133,7 +167,7 @@ def load_model(
         if head == "whole" and auto_class is not None and wanted and named and wanted not in named:
             raise _no_head(folder, wanted)
         made = _check_loaded(folder, model, report, head=head, named=named)
-        if head == "new" and (given := head_names(model, model.state_dict()) - made):
+        if head == "new" and (found := head_names(model, model.state_dict()) - made):
             prefix = base_prefix(model)
             kept = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
             torch.manual_seed(seed)
@@ -141,15 +175,16 @@ def load_model(
                 None, config=config, dtype=dtype, state_dict={n: v for n, v in kept.items() if n not in made}
             )
             model.name_or_path = model.config.name_or_path = str(folder)
-            made |= {name for name in given if not name.startswith(prefix)}
+            made |= {name for name in found if not name.startswith(prefix)}
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not _is_finite(parameter.detach()):
             raise ArtefactError(f"{folder} is damaged: {name} has values that are NaN or infinite; {_REMEDY}")
+    if given is None:
+        model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval(), made
 
 
 _REMEDY = "fetch or make it again"
-_FINE_TUNED = ("token-classification", "sequence-classification", "question-answering", "dependency-parsing")
 
 
 def _check_loaded(
@@ -203,6 +238,6 @@ def _is_finite(values: torch.Tensor) -> bool:
 
 def _no_head(folder: str | Path, task: str) -> ArtefactError:
     remedy = "fetch the whole model, or name its encoder's class in config.json"
-    if task in _FINE_TUNED:
+    if task not in PRETRAINED_WITH:
         remedy = "fine-tune it first, with `bistil finetune`"
     return ArtefactError(f"{folder} has no head for {task}: {remedy}")

@@ -31,6 +31,7 @@ class ParserOutput(ModelOutput):
         dependents: (batch, W, p) words as dependents.
         heads: (batch, W + 1, p) root and words as heads.
         relation_weight: (relations, p + 1, p + 1).
+        arc_weight: (1, p + 1, p).
     """
 
     loss: Tensor | None = None
@@ -38,6 +39,7 @@ class ParserOutput(ModelOutput):
     dependents: Tensor | None = None
     heads: Tensor | None = None
     relation_weight: Tensor | None = None
+    arc_weight: Tensor | None = None
 
 
 class Biaffine(nn.Module):
@@ -113,7 +115,13 @@ class DependencyParser(PreTrainedModel):
         arcs = arc_scores(dependents, heads, self.arcs.weight)
         padded = pad(word_starts < 0, (1, 0))
         arcs = arcs.masked_fill(padded.unsqueeze(1), -torch.inf)
-        output = ParserOutput(logits=arcs, dependents=dependents, heads=heads, relation_weight=self.relations.weight)
+        output = ParserOutput(
+            logits=arcs,
+            dependents=dependents,
+            heads=heads,
+            relation_weight=self.relations.weight,
+            arc_weight=self.arcs.weight,
+        )
         if labels is not None and relation_labels is not None:
             relations = relation_scores(dependents, heads, labels.clamp(min=0), self.relations.weight)
             output.loss = _mean_loss(arcs, labels) + _mean_loss(relations, relation_labels)

@@ -8,7 +8,7 @@ gets other ids than its model was trained with. Here the file decides.
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bistil.errors import ArtefactError, MissingExtraError, first_line
+from bistil.errors import ArtefactError, InputError, MissingExtraError, first_line
 from bistil.models.names import model_folder
 from bistil.runtime.artefacts import check_product, read_json, write_json
 
@@ -210,6 +210,36 @@ class _Stated:
         return bool(ours["model"] == {**theirs["model"], "vocab": pieces})
 
 
+def require_fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The tokenizer, if it is a fast one.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(
+            f"a fast tokenizer is needed, not a {type(tokenizer).__name__}: load it with AutoTokenizer.from_pretrained"
+        )
+    return tokenizer
+
+
+def with_state(tokenizer: PreTrainedTokenizerFast, state: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """A tokenizer of this state with another one's settings, under the plain fast class.
+
+    Args:
+        tokenizer: whose special tokens (that the state has), side of padding, inputs and template it gets.
+        state: of a `tokenizer.json`.
+
+    Raises:
+        ArtefactError: the class would change the state.
+    """
+    backend = Tokenizer.from_str(to_json(state))
+    made = _under_plain_class(backend, [tokenizer], tokenizer.init_kwargs, tokenizer.extra_special_tokens)
+    if definition(made) != _lasting(state):
+        raise ArtefactError("the tokenizer cannot be made of its state; please report this tokenizer")
+    return made
+
+
 def _stated(folder: Path, name: str) -> _Stated:
     """What the folder's tokenizer.json says."""
     file = folder / TOKENIZER_FILE
@@ -231,27 +261,40 @@ def _plain(folder: Path, stated: _Stated, like: Any, name: str) -> PreTrainedTok
     except Exception as error:
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
     sources = [one for one in (configured, like) if one is not None]
-    known = stated.known
-    settings = {key: value for key, value in configured.init_kwargs.items() if key not in _REBUILDING}
-    settings |= dict.fromkeys(configured.SPECIAL_TOKENS_ATTRIBUTES)
-    for role, token in _roles(sources):
-        if settings[role] is None and token in known:
-            settings[role] = token
-    if settings["unk_token"] is None:
-        settings["unk_token"] = _unknown(stated.definition["model"])
-    settings["extra_special_tokens"] = [
-        token for token in map(str, configured.extra_special_tokens or []) if token in known
-    ]
-    for key in ("model_max_length", "padding_side", "truncation_side", "model_input_names"):
-        settings[key] = getattr(sources[-1], key)
-    plain = PreTrainedTokenizerFast(tokenizer_object=stated.tokenizer, **settings)
+    plain = _under_plain_class(stated.tokenizer, sources, configured.init_kwargs, configured.extra_special_tokens)
     if plain.chat_template is None:
         plain.chat_template = configured.chat_template
-    if plain.backend_tokenizer.post_processor != stated.tokenizer.post_processor:
-        # A class that is told of added special tokens, or of no post-processor, makes one.
-        plain.backend_tokenizer.post_processor = stated.tokenizer.post_processor
     if not stated.agrees(plain):
         raise ArtefactError(f"the tokenizer of {name} does not load as {TOKENIZER_FILE} says; please report it")
+    return plain
+
+
+def _under_plain_class(
+    tokenizer: Tokenizer, sources: list[Any], settings: Mapping[str, Any], extra: Any
+) -> PreTrainedTokenizerFast:
+    """The plain fast class around a tokenizer.
+
+    Args:
+        sources: tokenizers that name special tokens, the first first; the last says how texts are padded.
+        settings: of another tokenizer.
+        extra: special tokens without a role.
+    """
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    values = {key: value for key, value in settings.items() if key not in _REBUILDING}
+    values |= dict.fromkeys(sources[0].SPECIAL_TOKENS_ATTRIBUTES)
+    for role, token in _roles(sources):
+        if values[role] is None and token in known:
+            values[role] = token
+    if values["unk_token"] is None:
+        values["unk_token"] = _unknown(definition(tokenizer)["model"])
+    values["extra_special_tokens"] = [token for token in map(str, extra or []) if token in known]
+    for key in ("model_max_length", "padding_side", "truncation_side", "model_input_names"):
+        values[key] = getattr(sources[-1], key)
+    processor = tokenizer.post_processor
+    plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **values)
+    if plain.backend_tokenizer.post_processor != processor:
+        # A class that is told of added special tokens, or of no post-processor, makes one.
+        plain.backend_tokenizer.post_processor = processor
     return plain
 
 

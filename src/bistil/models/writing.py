@@ -23,25 +23,30 @@ def write_model(
     summary: str,
     languages: Sequence[str],
     made: Sequence[str] = (),
-    metrics: Mapping[str, str] | None = None,
+    metrics: Mapping[str, str | int | float] | None = None,
     pipeline_tag: str | None = None,
-    task: str | None = None,
+    usage: str | None = None,
     replace: bool = False,
+    base_model: str | None = None,
+    tags: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
 
     Args:
         output: a new folder.
         record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag, task: of the card, see `models.cards.write_model_card`.
+        title, summary, languages, made, metrics, pipeline_tag, usage, base_model, tags: of the card, see
+            `models.cards.write_model_card`.
         replace: a folder of ours gives way.
+        options: for `PreTrainedModel.save_pretrained`.
 
     Raises:
         InputError: `output` may not be written (`runtime.artefacts.claim`).
     """
     libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     with whole_folder(output, replace=replace, record={"versions": libraries, **record}) as folder:
-        save_weights(model, folder)
+        save_weights(model, folder, **options or {})
         write_tokenizer(tokenizer, folder)
         write_model_card(
             folder,
@@ -51,15 +56,19 @@ def write_model(
             made=made,
             metrics=metrics,
             pipeline_tag=pipeline_tag,
-            task=task,
+            usage=usage,
+            base_model=base_model,
+            tags=tags,
         )
 
 
-def save_weights(model: PreTrainedModel, folder: Path, *, state: dict[str, Any] | None = None) -> None:
+def save_weights(model: PreTrainedModel, folder: Path, *, state: dict[str, Any] | None = None, **options: Any) -> None:
     """Write weights and configuration into a folder, without transformers' bars and notices.
 
     Args:
         state: what to write in place of the model's own state.
+        options: for `PreTrainedModel.save_pretrained`.
     """
     with quiet_transformers():
-        model.save_pretrained(folder, state_dict=state)
+        # That of the class: a model may have one of its own that writes more (`models.complete`).
+        type(model).save_pretrained(model, folder, state_dict=state, **options)

@@ -119,7 +119,7 @@ def loading_code(summary: Summary) -> str | None:
     student = best_student(summary)
     if student is None or student.folder is None:
         return None
-    return usage_code(summary.task, student.folder)
+    return usage_code(summary.usage, student.folder)
 
 
 def _gap_words(gap: float) -> str:

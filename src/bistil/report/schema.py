@@ -80,6 +80,7 @@ class Summary:
     source: str = option(help="source language, such as en")
     target: str = option(help="target language, such as it")
     pipeline_tag: str | None = option(None, "the hub's name of the task, such as text-classification")
+    usage: str | None = option(None, "Python that runs a model of the task, with {folder} for its folder")
     created: str = option(help="UTC time of writing, ISO 8601")
     versions: dict[str, str] = option(help="versions of Python and the libraries of the stages, all there were")
     machine: dict[str, str] = option(factory=dict, help="processor, cores and the like of the stages, all there were")

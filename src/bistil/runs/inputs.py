@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bistil.distillation.checks import check_general
+from bistil.distillation.checks import check_folder
 from bistil.distillation.student import choose_layers, depth_of
 from bistil.distillation.task import check_fit
 from bistil.distillation.task_data import read_task_data
+from bistil.models.masked_lm import supported_config
 from bistil.models.names import model_folder
 from bistil.runs.data import Labelled, TargetText, sources_of
 from bistil.runs.stage import File
@@ -142,12 +143,12 @@ def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | N
     worn: dict[str, Any] = dict(recipe.language_sfts)
     if recipe.language is not None:
         check_adapt(str(teacher), recipe.language)
-    check_general(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
+    check_folder(teacher, recipe.students, list(recipe.text), settings=recipe.phase1, language_sfts=worn)
     if recipe.task is not None:
-        length = recipe.task.max_length
-        check_fit(teacher, recipe.finetune, max_length=length)
+        length, configuration = recipe.task.max_length, supported_config(teacher)
+        check_fit(configuration, recipe.finetune, max_length=length)
         check_fit(
-            teacher,
+            configuration,
             recipe.phase2,
             max_length=length,
             teacher=recipe.phase2.teacher_forced,

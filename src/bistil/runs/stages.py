@@ -10,7 +10,8 @@ import numpy as np
 
 from bistil.distillation.general import distill_general
 from bistil.distillation.student import copy_student
-from bistil.distillation.task import fit_task
+from bistil.distillation.task import Fitting
+from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 from bistil.measuring.benchmark import BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
 from bistil.runs.data import Exam, Labelled, TargetText
@@ -254,7 +255,7 @@ class Dressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a fine-tuning came to (`distillation.task.fit_task`)."""
+    """What a fine-tuning came to (the figures of `distillation.task.fit_from_labels`)."""
 
     examples: int
     target_text: int
@@ -296,21 +297,21 @@ class FineTune(Stage[Fitted]):
 
     def make(self, place: Place) -> Fitted:
         start = place.path(self.start) if isinstance(self.start, Product) else self.start.folder(place)
-        figures = fit_task(
-            start,
-            self.labelled.to_learn_from(place, self.target_text),
-            output=place.output("model"),
-            sft_output=place.output("sft") if self.settings.sparse else None,
-            teacher=place.path(self.teacher) if self.teacher else None,
+        how = Fitting(
+            data=self.labelled.to_learn_from(place, self.target_text),
             settings=self.settings,
             max_length=self.labelled.task.max_length,
-            work=place.work / "training",
             seed=self.seed,
+            folder=place.work / "training",
             label=place.label,
             languages=self.languages,
-            language_sfts={language: place.path(sft) for language, sft in self.sfts.items()} or None,
-            force_sfts=self.force_sfts,
         )
+        outputs = TaskOutputs(model=place.output("model"), sft=place.output("sft") if self.settings.sparse else None)
+        if self.teacher is not None:
+            figures = write_task_student(start, place.path(self.teacher), how, outputs)
+        else:
+            sfts = {language: place.path(sft) for language, sft in self.sfts.items()}
+            figures = write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=self.force_sfts)
         return Fitted(**figures)
 
 

@@ -56,11 +56,13 @@ def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> 
         costs = dict(zip(measured, run.make(plan.costs()).result.rows, strict=True))
     reference = scores[plan.candidates[0].name].get(recipe.target) if plan.candidates else None
     lines = {one.name: one for one in plan.candidates}
+    task = get_task(recipe.task.kind) if recipe.task else None
     return Summary(
         schema=SCHEMA,
         name=recipe.name,
-        task=recipe.task.kind if recipe.task else "",
-        pipeline_tag=get_task(recipe.task.kind).pipeline_tag if recipe.task else None,
+        task=task.kind if task else "",
+        pipeline_tag=task.pipeline_tag if task else None,
+        usage=task.usage if task else None,
         seed=recipe.seed,
         source=recipe.source,
         target=recipe.target,

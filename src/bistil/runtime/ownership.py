@@ -23,7 +23,7 @@ WORK = "work"
 # What a picture and a page say of who made them.
 CREATOR = f"bistil {__version__}"
 # Records that are files of their own, by "kind".
-FILE_RECORDS = ("evaluation", "benchmark")
+FILE_RECORDS = ("evaluation", "benchmark", "prediction")
 # Longer JSON than this is no record.
 _LONGEST_RECORD = 1 << 28
 
@@ -111,6 +111,14 @@ def is_our_file(path: Path) -> bool:
         return b'<meta name="generator" content="bistil ' in begin or _EARLIER_PAGE in begin
     # safetensors: the length of a JSON header, eight bytes, and the header.
     return begin[8:].startswith(b'{"__metadata__":{"bistil_counts":')
+
+
+def recorded_predictions(record: Path | None) -> list[str]:
+    """SHA-256 of the predictions that a record of ours was written with; none where there is no such record."""
+    if record is None or not record.is_file() or not is_our_file(record):
+        return []
+    known = _json(record).get("predictions") or {}
+    return [known["digest"]] if "digest" in known else []
 
 
 def _json(path: Path) -> dict[str, Any]:

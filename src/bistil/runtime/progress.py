@@ -41,11 +41,11 @@ class Progress:
 
     Args:
         label: what is going on, such as "phase 1".
-        total: number of steps or bytes.
+        total: number of steps or bytes; None: of bytes, nobody knows how many come.
         unit: "steps" of training, whose rate is in tokens/s, or "bytes" of files, whose rate is in MB/s.
     """
 
-    def __init__(self, label: str, *, total: int, unit: Literal["steps", "bytes"] = "steps") -> None:
+    def __init__(self, label: str, *, total: int | None, unit: Literal["steps", "bytes"] = "steps") -> None:
         self.label, self.total, self.unit = label, total, unit
         self.mode = _mode
         self.done = 0
@@ -105,12 +105,15 @@ class Progress:
         (then, earlier, earlier_tokens), (now, done, tokens) = self.recent[0], self.recent[-1]
         seconds = max(now - then, 1e-9)
         if self.unit == "bytes":
-            amount = f"{done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB"
+            whole = "" if self.total is None else f" of {self.total / 1e6:,.0f}"
+            amount = f"{done / 1e6:,.0f}{whole} MB"
             rate = f"{(done - earlier) / seconds / 1e6:.1f} MB/s"
         else:
             amount = f"{done}/{self.total}"
             rate = f"{(tokens - earlier_tokens) / seconds:,.0f} tokens/s" if len(self.recent) > 1 else ""
         rate += "" if loss is None else f", loss {loss:.4g}"
+        if self.total is None:
+            return f"{amount}, {rate}"
         left = max(self.total - done, 0) * seconds / max(done - earlier, 1)
         return f"{amount}, {rate}, {left / 60:.1f} min left"
 

@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
+
+from bistil.errors import InputError
 from bistil.runtime.insides import datasets_bars, transformers_bars
 from bistil.runtime.progress import progress_mode
 
@@ -63,3 +66,21 @@ def kept_environment(**values: str) -> Iterator[None]:
         for name in new:
             del environment[name]
         environment.update(before)
+
+
+@contextmanager
+def kept_threads(number: int | None) -> Iterator[None]:
+    """PyTorch has so many CPU threads, and afterwards as many as before. None: as many as it has.
+
+    Raises:
+        InputError: it is less than 1.
+    """
+    before = torch.get_num_threads()
+    if number is not None:
+        if number < 1:
+            raise InputError(f"threads is {number}; it must be at least 1")
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

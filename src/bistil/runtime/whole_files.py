@@ -15,7 +15,12 @@ from bistil.runtime.digests import json_digest
 
 @contextmanager
 def whole_file(
-    path: Path, *, replace: bool = False, inner: bool = False, known: Collection[str] = ()
+    path: Path,
+    *,
+    replace: bool = False,
+    inner: bool = False,
+    known: Collection[str] = (),
+    grown: Path | None = None,
 ) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error.
 
@@ -23,6 +28,8 @@ def whole_file(
         replace: a file that is ours gives way.
         inner: the file is one of a folder of ours (a cache, a work folder, a run): any plain file gives way.
         known: SHA-256 of files that are ours though they do not say so.
+        grown: a file in a work folder that is yielded in place of a new one, and is left there by an error, so that a
+            later call goes on with it.
 
     Raises:
         InputError: something else is there, or a symbolic link, a device, a pipe or a socket.
@@ -30,11 +37,13 @@ def whole_file(
     output = Output(path, "inner" if inner else "file")
     output.check_free(force=replace, known=known)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    partial = Path(name)
-    # mkstemp makes files for their owner only; an artefact has the permissions of any other new file.
-    partial.chmod(without_umask(0o666))
+    if grown is None:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        os.close(handle)
+    partial = grown or Path(name)
+    if grown is None:
+        # mkstemp makes files for their owner only; an artefact has the permissions of any other new file.
+        partial.chmod(without_umask(0o666))
     try:
         yield partial
         with partial.open("rb") as stream:
@@ -42,7 +51,8 @@ def whole_file(
         output.check_free(force=replace, known=known)
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if grown is None:
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any, *, replace: bool = False, inner: bool = False) -> None:

@@ -5,14 +5,16 @@ Defaults suit two CPU cores; `recipes/paper-mbert.toml` holds the paper's settin
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
 from bistil.errors import RecipeError
+from bistil.settings.kinds import own_kinds, task_kinds
 
-Kind = Literal["sequence-classification", "token-classification", "dependency-parsing", "question-answering"]
+Kind = str
+"""Of a task; one of `kinds.task_kinds()`."""
 PresetName = Literal["paper", "short"]
 TagScheme = Literal["iob1", "iob2", "iobes", "bilou", "bmes", "types", "none"]
 
@@ -33,6 +35,7 @@ def option(
     entry: str = "",
     empty: bool = False,
     cosmetic: bool = False,
+    choices: Callable[[], list[str]] | None = None,
 ) -> Any:
     """A dataclass field that carries its own help text and limits; without default the recipe must give it.
 
@@ -42,11 +45,12 @@ def option(
         entry: how the command line writes one entry of a table, such as LANGUAGE=NUMBER.
         empty: of a table that may be none: one in which nothing is given is all defaults, instead of changing nothing.
         cosmetic: it only says what something is called: no result depends on it (`runs.stage`).
+        choices: gives the texts that it may be, where these are not known when the class is written.
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     given = {how: limit for how, limit in limits.items() if limit is not None}
     metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "empty": empty, "limits": given}
-    metadata["cosmetic"] = cosmetic
+    metadata |= {"cosmetic": cosmetic, "choices": choices}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -82,12 +86,15 @@ def check_value(name: str, value: float, one: Any) -> None:
 
 @dataclass(kw_only=True, frozen=True)
 class Checked:
-    """Settings whose numbers are within the limits of their fields."""
+    """Settings whose values are among the choices of their fields, and whose numbers are within the limits."""
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for the first number that is beyond its limits."""
+        """Raises RecipeError for the first value that is no choice, or a number beyond its limits."""
         for one in fields(self):
-            value = getattr(self, one.name)
+            value, choices = getattr(self, one.name), one.metadata.get("choices")
+            if choices is not None and value not in choices():
+                must = ", ".join(map(repr, choices()))
+                raise RecipeError(f"{one.name} is {value!r}; it must be one of {must}")
             for name, number in _numbers(one.name, value) if one.metadata.get("limits") else ():
                 check_value(name, number, one)
 
@@ -214,13 +221,18 @@ class ObjectiveSettings(Checked):
             raise RecipeError(f"every weight of the objective is 0: give one of {', '.join(self.WEIGHTS)}")
 
 
+UNNAMED = "(after its layers)"
+
+
 @dataclass(kw_only=True, frozen=True)
 class StudentSettings(Checked):
     """Which teacher layers a student starts from (paper, section 3.2)."""
 
     ALTERNATIVES: ClassVar = (("reduction", "layers", "depth"),)
 
-    name: str = option(help="the student's folder name, such as lrf2", cosmetic=True)
+    name: str = option(
+        UNNAMED, "the student's folder name; default: after its layers, such as lrf2 or 4-layers", cosmetic=True
+    )
     reduction: int | None = option(None, "layer reduction factor s: keep every s-th layer", least=1)
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
     depth: int | None = option(None, "number of layers (any depth) instead of a reduction", least=1)
@@ -233,6 +245,8 @@ class StudentSettings(Checked):
     def __post_init__(self) -> None:
         """Also refuses a name that no folder can have, and layers that no student can have."""
         super().__post_init__()
+        if self.name == UNNAMED:
+            object.__setattr__(self, "name", self._named_after_layers())
         if not re.fullmatch(r"[^\W_][^./\\:\x00-\x1f]*(?<! )", self.name):
             raise RecipeError(
                 f"name is {self.name!r}; a student's folder is called so: begin with a letter or digit, without dots, "
@@ -245,6 +259,14 @@ class StudentSettings(Checked):
         if layers is not None and (not layers or sorted(set(layers)) != layers or layers[0] < 1):
             raise RecipeError(f"layers is {layers}; teacher layers must ascend, without repeats, from 1")
         self.check_given({"spread": None if self.spread == "even" else self.spread})
+
+    def _named_after_layers(self) -> str:
+        if self.reduction is not None:
+            return f"lrf{self.reduction}"
+        if self.layers is not None:
+            return "layers-" + "-".join(map(str, self.layers))
+        spread = "" if self.spread == "even" else f"{self.spread}-"
+        return f"{spread}{self.depth}-layers" if self.depth is not None else "student"
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for a spread without the depth that it spreads (see `parse`)."""
@@ -358,7 +380,7 @@ class LanguageSettings(AdaptSettings):
 class TaskSettings(Checked):
     """The labelled data and how they are read."""
 
-    kind: Kind = option(help="which task", flag="task")
+    kind: Kind = option(help="which task", flag="task", choices=task_kinds)
     preset: PresetName | None = option(
         None, "`paper` or `short` (two CPU cores): this task's defaults of finetune, phase2 and max_length"
     )
@@ -383,8 +405,9 @@ class TaskSettings(Checked):
     )
     columns: dict[str, str] = option(
         factory=dict,
-        help="which column is text, pair or label (classification), words or tags (tagging): its name, or its number "
-        "from 1 in CoNLL columns; ignore: columns that are left out on purpose, separated by commas",
+        help="which column is text, pair or label (classification; if there is one per label all of them, separated by "
+        "commas), words or tags (tagging): its name, or its number from 1 in CoNLL columns; "
+        "ignore: columns that are left out on purpose, separated by commas",
         flag="column",
         entry="NAME=COLUMN",
     )
@@ -393,6 +416,11 @@ class TaskSettings(Checked):
     )
     scheme: TagScheme | None = option(
         None, "scheme of tags that mark spans; the word `none` for tags that mark none; not given: as the tags show"
+    )
+    separator: str | None = option(
+        None,
+        "what separates labels that stand in one text, such as a semicolon; the word `none`: each text is one label; "
+        "not given: as the labels show",
     )
     strict: bool = option(False, "refuse a file for its first odd row, instead of leaving out a few")
 
@@ -403,8 +431,11 @@ class TaskSettings(Checked):
             both = "both are given" if self.train else "none is given"
             raise RecipeError(f"train or sources must name labelled files, and {both}: give one of them")
         for name, kind in (("parser_projection", "dependency-parsing"), ("scheme", "token-classification")):
-            if getattr(self, name) is not None and self.kind != kind:
+            # A task from elsewhere says itself what it takes.
+            if getattr(self, name) is not None and self.kind in own_kinds() and self.kind != kind:
                 raise RecipeError(f"{name} is of {kind}; {self.kind} has no use for it: leave it out")
+        if self.separator == "":
+            raise RecipeError("separator is empty: give the character between labels, or the word none")
         if self.label_map and self.kind == "question-answering":
             raise RecipeError("label_map renames labels, and question-answering has none: leave it out")
 

@@ -52,6 +52,7 @@ def compose(parts: Sequence[SparseFineTuning], *, force: bool = False) -> Sparse
         maskable_entries=max((n for n in entries if n), default=None),
         architecture=task.architecture,
         labels=task.labels,
+        problem_type=task.problem_type,
         parents=[part.name for part in parts],
     )
     return SparseFineTuning(deltas, dense, provenance, " + ".join(part.name for part in parts))

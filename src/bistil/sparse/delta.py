@@ -82,6 +82,8 @@ class Provenance:
     """Class of the model with its head, to build one to merge into."""
     labels: list[str] = field(default_factory=list)
     """Names of the head's classes, in order."""
+    problem_type: str | None = None
+    """Of a classifier's head, as its configuration has it."""
     parents: list[str] = field(default_factory=list)
     """How an SFT was made out of others, such as "composed of a, b"."""
     extra: dict[str, Any] = field(default_factory=dict)

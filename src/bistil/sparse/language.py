@@ -126,7 +126,9 @@ def adapt(
     masked_lm, dense = masked_lm_model(model, seed=seed)
     with processes().main_process_first():
         open_work(work)
-        blocks = token_blocks(files, tokenizer, length=settings.block_length, cache=work / "blocks")
+        blocks = token_blocks(
+            [Path(file) for file in files], tokenizer, length=settings.block_length, cache=work / "blocks"
+        )
     training, held_out = split_held_out(len(blocks), settings.held_out, limit=MOST_HELD_OUT, seed=seed)
     if len(dense) > 1:  # a new head; of one that was there only the output bias is trained
         start_at_frequencies(masked_lm, blocks, training)

@@ -4,9 +4,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from bistil.errors import InputError, first_line
+from bistil.models.upload import upload
 from bistil.sparse.artefact import SparseFineTuning
 
 
@@ -29,15 +28,9 @@ def push_to_hub(
         InputError: the hub refused, with its reason.
         ArtefactError: the folder holds no sound SFT.
     """
-    api = api or HfApi()
     if not isinstance(sft, SparseFineTuning):
         sft = SparseFineTuning.load(sft)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "sft"
         sft.save(folder)
-        try:
-            api.create_repo(repository, private=private, exist_ok=True)
-            done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-        except (HFValidationError, HfHubHTTPError, OSError) as error:
-            raise InputError(f"cannot push to {repository}: {first_line(error)}") from error
-    return str(done.commit_url)
+        return upload(folder, repository, private=private, message=message, api=api)

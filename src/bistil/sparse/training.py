@@ -53,7 +53,7 @@ def train_sparse(
     settings: SparseSettings,
     training: TrainingSettings,
     collate: Callable[[list[Any]], dict[str, Any]],
-    folder: Path,
+    folder: Path | None,
     seed: int,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     best_by: BestBy | Mapping[str, BestBy] | None = None,
@@ -77,7 +77,7 @@ def train_sparse(
         dense_parameters: names in `model` of what is trained and stored whole (heads).
         settings: density or count, lengths of the phases, what is frozen.
         training: everything else of both phases; its steps and epochs are overridden.
-        folder: work folder of this run alone.
+        folder: work folder of this run alone; None: nothing is written, and an interrupted run begins anew.
         evaluate, best_by, lengths: as for `training.loop.train`; the mask and the SFT come from the best weights if
             chosen.
         mask: per parameter name, sorted flat indices: skips the dense phase (random masks, biases only).
@@ -118,7 +118,8 @@ def train_sparse(
         "sources": {language: sft.digest() for language, sft in (sources or {}).items()},
         "mask": None if mask is None else json_digest({name: _digest(indices) for name, indices in mask.items()}),
     }
-    _open_folder(folder, json_digest(identity))
+    if folder is not None:
+        _open_folder(folder, json_digest(identity))
 
     def run(phase: str, mask: Mapping[str, Tensor] | None, steps: int | None, epochs: float | None) -> _Phase:
         """One phase in its own folder; the trained deltas are those of `mask`."""
@@ -129,7 +130,7 @@ def train_sparse(
                 train_data,
                 collate=collate,
                 settings=_with_length(training, steps, epochs, phase),
-                folder=folder / phase,
+                folder=None if folder is None else folder / phase,
                 seed=seed,
                 evaluate=dressed.evaluation(evaluate) if isinstance(dressed, BatchLanguage) else evaluate,
                 best_by=best_by,
@@ -168,6 +169,7 @@ def train_sparse(
             },
             architecture=type(model).__name__,
             labels=labels_of(model.config) if kind == "task" and heads else [],
+            problem_type=getattr(model.config, "problem_type", None) if kind == "task" and heads else None,
             seed=seed,
             metrics=dict(sparse.result.best or (sparse.result.history[-1] if sparse.result.history else {})),
         ),
@@ -189,28 +191,37 @@ def _dense_phase(
     maskable: list[str],
     run: Callable[[], _Phase],
     count: int,
-    folder: Path,
+    folder: Path | None,
 ) -> tuple[dict[str, Tensor], TrainingResult]:
     """Train everything, choose the K entries that moved furthest, rewind. A finished mask is taken up at once."""
-    done = folder / MASK_DONE
+    if folder is None:
+        return _chosen_mask(module, model, maskable, run, count)
     with processes().main_process_first():
         finished = _finished_mask(folder)
     if finished is None:
-        named = dict(model.named_parameters(remove_duplicate=False))
-        theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
-        result = run().result
-        before = {name: theta_0[named[name]] for name in maskable}
-        mask = largest_movements(before, {name: named[name].detach() for name in maskable}, count)
-        _restore(theta_0)
+        mask, finished = _chosen_mask(module, model, maskable, run, count)
         if processes().is_main_process:
             with whole_file(folder / MASK, inner=True) as path:
-                save_file({name: indices.cpu() for name, indices in mask.items()}, path)
+                save_file(mask, path)
             # Written last: a mask without it is not taken up.
-            write_sealed(done, {"count": count, "result": asdict(result), "files": {MASK: file_digest(folder / MASK)}})
+            files = {MASK: file_digest(folder / MASK)}
+            write_sealed(folder / MASK_DONE, {"count": count, "result": asdict(finished), "files": files})
             (folder / "dense" / FINAL).unlink(missing_ok=True)
         processes().wait_for_everyone()
-        finished = result
     return load_file(folder / MASK), finished
+
+
+def _chosen_mask(
+    module: nn.Module, model: nn.Module, maskable: list[str], run: Callable[[], _Phase], count: int
+) -> tuple[dict[str, Tensor], TrainingResult]:
+    """The K entries that move furthest when everything is trained; everything is as before then."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    theta_0 = _snapshot([p for p in module.parameters() if p.requires_grad])
+    result = run().result
+    before = {name: theta_0[named[name]] for name in maskable}
+    mask = largest_movements(before, {name: named[name].detach() for name in maskable}, count)
+    _restore(theta_0)
+    return {name: indices.cpu() for name, indices in mask.items()}, result
 
 
 def _finished_mask(folder: Path) -> TrainingResult | None:

@@ -12,7 +12,7 @@ from bistil.models.tokenizers import load_tokenizer, write_tokenizer
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import claim, whole_folder
 from bistil.sparse.artefact import SparseFineTuning
-from bistil.vocabulary.trimming import kept_ids, untrimmed_fingerprint
+from bistil.vocabulary.trimming import MAP_FILE, Kept
 
 
 class Wardrobe:
@@ -20,8 +20,8 @@ class Wardrobe:
 
     Args:
         model: whose own weights are the base.
-        folders: SFT (folder or hub name) per language; a language without one goes without.
-        trimmed: the model's folder; an SFT of the untrimmed vocabulary is trimmed to the tokens that it kept.
+        sfts: per language the SFT, or its folder or hub name; a language without one goes without.
+        kept: what was kept of the model's vocabulary; an SFT of the untrimmed one is trimmed along.
         force: put on SFTs that were made for another base.
 
     Raises:
@@ -29,10 +29,15 @@ class Wardrobe:
     """
 
     def __init__(
-        self, model: nn.Module, folders: Mapping[str, str | Path], *, trimmed: Path, force: bool = False
+        self,
+        model: nn.Module,
+        sfts: Mapping[str, SparseFineTuning | str | Path],
+        *,
+        kept: Kept | None = None,
+        force: bool = False,
     ) -> None:
         self.model = model
-        self.sfts = {language: own_sft(path, model, trimmed, force=force) for language, path in folders.items()}
+        self.sfts = {language: own_sft(sft, model, kept, force=force) for language, sft in sfts.items()}
         self.worn: str | None = None
         for sft in self.sfts.values():
             with sft.applied(model, heads=False):
@@ -76,36 +81,47 @@ def dressed_copy(
     claim(folders=[output], inputs=[model, sft], force=replace)
     fine_tuned = not {task_of(name) for name in read_config(model).architectures or ()} <= PRETRAINED_WITH
     multilingual = load_model(model)[0] if fine_tuned else load_encoder(model)
-    own_sft(sft, multilingual, trimmed or model, force=force_sfts).apply(multilingual, heads=False)
+    own_sft(sft, multilingual, kept_in(trimmed or model), force=force_sfts).apply(multilingual, heads=False)
     with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
         save_weights(multilingual, folder)
         write_tokenizer(load_tokenizer(str(model)), folder)
     return output
 
 
-def own_sft(path: str | Path, model: nn.Module, trimmed: Path, *, force: bool = False) -> SparseFineTuning:
-    """An SFT for a model out of a folder; one of the model before its vocabulary was trimmed is trimmed along.
+def kept_in(folder: Path) -> Kept | None:
+    """What the model in a folder kept of its vocabulary; None if it was not trimmed.
+
+    Raises:
+        ArtefactError: the folder is damaged.
+    """
+    return Kept.read(folder) if (folder / MAP_FILE).exists() else None
+
+
+def own_sft(
+    given: SparseFineTuning | str | Path, model: nn.Module, kept: Kept | None, *, force: bool = False
+) -> SparseFineTuning:
+    """An SFT for a model; one of the model before its vocabulary was trimmed is trimmed along.
 
     Args:
-        path: folder or hub name of the SFT.
+        given: the SFT, or its folder or hub name.
         model: what is to wear it.
-        trimmed: the model's folder, which knows what was trimmed.
+        kept: what was kept of the model's vocabulary.
         force: take it although it was made for another base.
 
     Raises:
         InputError: there is no such SFT.
         ArtefactError: damaged, or made for another base.
     """
-    sft = SparseFineTuning.load(path)
+    sft = given if isinstance(given, SparseFineTuning) else SparseFineTuning.load(given)
     words = [name for name in sft.deltas if name.endswith(family_of(model).word_embeddings)]
     rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if words and sft.deltas[words[0]].shape[0] != rows and (trimmed / "vocabulary_map.safetensors").exists():
+    if words and sft.deltas[words[0]].shape[0] != rows and kept is not None:
         if not force:
-            sft.check_fingerprint(untrimmed_fingerprint(trimmed))
+            sft.check_fingerprint(kept.fingerprint)
         vocabulary = sft.deltas[words[0]].shape[0]
         tables = [name for name, delta in sft.deltas.items() if delta.shape[0] == vocabulary]
         tables += [name for name, value in sft.dense.items() if value.shape[:1] == (vocabulary,)]
-        return sft.trimmed(kept_ids(trimmed), tables)
+        return sft.trimmed(kept.ids, tables)
     if not force:
         sft.check_base(model)
     return sft

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil._moved import left_names
 from bistil.errors import InputError
+from bistil.models.loading import ModelSource
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.batches import Batch, Collator, Feature
+from bistil.tasks.batches import Batch, Collator, Feature, Outputs, TorchEngine, run
+from bistil.tasks.hub import Rows, Source
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
 
@@ -50,6 +53,19 @@ class PredictionPair:
     valid: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What a model says of an example.
+
+    Attributes:
+        value: in the task's own type.
+        confidence: probabilities, of what the task says in `decode`.
+    """
+
+    value: Any
+    confidence: np.ndarray
+
+
 class Task(ABC):
     """The interface behind which all tasks look the same to training, distillation and evaluation."""
 
@@ -59,11 +75,17 @@ class Task(ABC):
     pipeline_tag: str | None = None
     """The hub's name of the task; None where it has none."""
 
+    usage: str | None = None
+    """Python that runs a model of the task, for cards and reports, with {folder} for its folder."""
+
     padding: Mapping[str, int] = {}
     """Feature keys, one value per token or per example, that become tensors too, with their padding value."""
 
     word_padding: Mapping[str, int] = {}
-    """The same for keys with one value per word."""
+    """The same for keys with one value per word or per class."""
+
+    means_labels: bool = True
+    """Whether the head's outputs stand for the data's labels: then a teacher's must be the same ones."""
 
     passages: bool = False
     """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
@@ -75,15 +97,18 @@ class Task(ABC):
     columns: tuple[str, ...] = ()
     """What `Reading.columns` may name, besides "ignore"."""
 
+    takes: tuple[str, ...] = ()
+    """What of `Reading` this task takes and others do not: "scheme", "separator"."""
+
     def read(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Source],
         *,
         label_map: Mapping[str, str] | None = None,
         how: Reading | None = None,
         reports: list[RowReport] | None = None,
     ) -> list[Any]:
-        """Labelled examples of the files or data sets, in their order.
+        """Labelled examples of files, data sets or rows in memory, in their order.
 
         What is certain is mended, rows without a label and a few odd ones are left out; one line per file says so.
 
@@ -100,7 +125,7 @@ class Task(ABC):
         self._check_reading(paths, how)
         examples: list[Any] = []
         found: list[RowReport] = []
-        for path in map(Path, paths):
+        for path in (one if isinstance(one, Rows) else Path(one) for one in paths):
             report = RowReport(str(path), strict=how.strict)
             rows = list(self.read_file(path, how, report))
             report.finish(len(rows))
@@ -117,7 +142,7 @@ class Task(ABC):
         return examples
 
     @abstractmethod
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterable[Any]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterable[Any]:
         """Labelled examples of one file or data set; each row is read in `report.row()`.
 
         Raises:
@@ -136,10 +161,16 @@ class Task(ABC):
         del how, report
         return examples
 
-    def _check_reading(self, paths: Sequence[str | Path], how: Reading) -> None:
+    def _check_reading(self, paths: Sequence[str | Source], how: Reading) -> None:
         """Refuse a reading that no file of this task can have."""
         if not paths:
             raise InputError("no file was given: name at least one labelled file")
+        for name in ("scheme", "separator"):
+            value = getattr(how, name)
+            if value is not None and name not in self.takes:
+                raise InputError(f"{name} is {value!r}, but {self.kind} has no use for it: leave it out")
+        if how.label_map and not self.means_labels:
+            raise InputError(f"label_map renames labels, and {self.kind} has none: leave it out")
         known = (*self.columns, "ignore") if self.columns else ()
         for name in how.columns:
             if name not in known:
@@ -171,7 +202,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         """The encoder in `folder` under the task's head; with `labels` a new one, unless the folder has one for them.
 
         Args:
@@ -207,6 +238,15 @@ class Task(ABC):
         """What L_pred compares (paper, section 3.3), from the models' outputs on `batch`."""
 
     @abstractmethod
+    def decode(
+        self, examples: Sequence[Any], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """Predictions, one per example and in their order, out of the outputs of `run`.
+
+        Args:
+            labels: the model's, in the order of its logits.
+        """
+
     def predict(
         self,
         model: PreTrainedModel,
@@ -217,6 +257,9 @@ class Task(ABC):
         batch_size: int = 32,
     ) -> list[Any]:
         """Predictions, one per example and in their order, in the task's own type."""
+        engine = TorchEngine(model)
+        outputs = run(engine, features, self.collate(tokenizer), batch_size=batch_size)
+        return [one.value for one in self.decode(examples, features, outputs, engine.labels)]
 
     @abstractmethod
     def score(
@@ -273,7 +316,7 @@ class Task(ABC):
         return Collator(tokenizer, self.padding, self.word_padding, teacher or tokenizer)
 
 
-def _nothing_left(paths: Sequence[str | Path], reports: Sequence[RowReport]) -> str:
+def _nothing_left(paths: Sequence[str | Source], reports: Sequence[RowReport]) -> str:
     named = ", ".join(map(str, paths))
     first = next((report.unlabelled.first for report in reports if report.unlabelled.count), None)
     if first is not None:

@@ -1,14 +1,15 @@
 """Features to batches, and a model run over them."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bistil.models.loading import labels_of
 from bistil.runtime.fast_linear import fast_linear
 
 # Sequences are padded to a multiple of this: matrix products like it, and fewer shapes occur.
@@ -60,30 +61,72 @@ class Collator:
         return batch
 
 
+class Engine(Protocol):
+    """What runs a model's forward pass; all that decoding needs of a model.
+
+    Attributes:
+        labels: names of the model's classes, in the order of its logits.
+    """
+
+    labels: list[str]
+
+    def __call__(self, batch: Batch) -> Mapping[str, Any]:
+        """The model's outputs by name, such as "logits" (batch, ...): arrays, or tensors on any device."""
+
+
+class TorchEngine:
+    """Runs a PyTorch model where it is, in evaluation mode and without gradients."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.labels = model, labels_of(model.config)
+
+    def __call__(self, batch: Batch) -> Mapping[str, Any]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            inputs = model_inputs(self.model, {name: value.to(self.model.device) for name, value in batch.items()})
+            with torch.inference_mode(), fast_linear():
+                output: Mapping[str, Any] = self.model(**inputs)
+            return output
+        finally:
+            self.model.train(training)
+
+
+Outputs = Iterable[tuple[list[int], Mapping[str, Any]]]
+"""Indices into the features, and what an engine gave for them."""
+
+
 def run(
-    model: PreTrainedModel,
+    engine: Engine,
     features: Sequence[Feature],
     collate: Callable[[list[Feature]], Batch],
     *,
     batch_size: int,
-) -> Iterator[tuple[list[int], Any, Batch]]:
-    """Run a model over features in batches of similar length, in evaluation mode and without gradients.
+) -> Iterator[tuple[list[int], Mapping[str, Any]]]:
+    """Run a model over features in batches of similar length.
 
     Yields:
-        Indices into `features`, the model's output and the batch, longest first: if memory is short, it shows at once.
+        Indices into `features` and the model's outputs, longest first: if memory is short, it shows at once.
     """
     order = np.argsort([-len(feature["input_ids"]) for feature in features], kind="stable")
-    training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size].tolist()
-            batch = {name: value.to(model.device) for name, value in collate([features[i] for i in indices]).items()}
-            with torch.inference_mode(), fast_linear():
-                output = model(**model_inputs(model, {k: v for k, v in batch.items() if k not in TARGETS}))
-            yield indices, output, batch
-    finally:
-        model.train(training)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size].tolist()
+        batch = collate([features[i] for i in indices])
+        yield indices, engine({name: value for name, value in batch.items() if name not in TARGETS})
+
+
+def as_array(values: Any) -> np.ndarray:
+    """An engine's output as an array of float32 or float64 on the CPU."""
+    if isinstance(values, torch.Tensor):
+        return values.float().cpu().numpy()
+    return np.asarray(values)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last dimension; what is -inf has probability 0."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bistil.errors import InputError
@@ -38,13 +38,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which column is what, from 0. `numbered`: the first one counts the words; `conllu`: it is a CoNLL-U file."""
+    """Which column is what, from 0. `numbered`: the first one counts the words; `conllu`: it is a CoNLL-U file.
+
+    `known` holds the tags that are in use.
+    """
 
     width: int
     words: int
     tags: int
     numbered: bool = False
     conllu: bool = False
+    known: frozenset[str] = frozenset()
 
 
 def read_blocks(path: Path, how: Reading, report: RowReport) -> tuple[list[Block], Layout | None]:
@@ -56,27 +60,11 @@ def read_blocks(path: Path, how: Reading, report: RowReport) -> tuple[list[Block
     Raises:
         InputError: the file cannot be read, or it is not plain which columns hold words and tags.
     """
-    raw = list(_raw_blocks(path))
-    # Lines that may be comments say nothing of the layout.
-    sure = [[line for i, line in enumerate(block) if not _may_be_comment(block, i)] for block in raw]
-    sure = [block for block in sure if block]
-    if not sure:
-        sure = [[line for line in block if not _is_key_and_value(line)] for block in raw]
-        sure = [block for block in sure if block]
-    if not sure:
+    raw = list(raw_blocks(numbered_lines(path)))
+    layout = find_layout(raw, path, how)
+    if layout is None:
         return [], None
-    layout = _layout(sure, path, how)
-    tags = {line.columns[layout.tags] for block in sure for line in block if len(line.columns) == layout.width}
-    blocks = []
-    for block in raw:
-        first = 0
-        while first < len(block) and _may_be_comment(block, first) and not _is_word(block[first], layout, tags):
-            first += 1
-        words = [line for line in block[first:] if not _is_key_and_value(line)]
-        if layout.numbered:
-            words = [line for line in words if not NOT_A_WORD.fullmatch(line.columns[0])]
-        if words:
-            blocks.append(Block([line.separator.join(line.columns) for line in block[:first]], words))
+    blocks = [block for one in raw if (block := block_of(one, layout)) is not None]
     if (layout.words, layout.tags) != (0, layout.width - 1) and not layout.conllu:
         others = [str(i + 1) for i in range(layout.words + 1, layout.width) if i != layout.tags]
         unused = f"; not read: {', '.join(others)}" if others else ""
@@ -84,10 +72,60 @@ def read_blocks(path: Path, how: Reading, report: RowReport) -> tuple[list[Block
     return blocks, layout
 
 
-def _raw_blocks(path: Path) -> Iterator[list[Line]]:
-    """Sentences with their comments, split at empty lines and at `-DOCSTART-`, which is left out."""
+def find_layout(raw: Sequence[Sequence[Line]], path: Path, how: Reading, *, labelled: bool = True) -> Layout | None:
+    """The layout of a file by (the first of) its sentences; None: there are none.
+
+    Args:
+        raw: of `raw_blocks`.
+        labelled: whether there must be tags; without, a file of words alone gets them in a second column.
+
+    Raises:
+        InputError: it is not plain which columns hold words and tags.
+    """
+    # Lines that may be comments say nothing of the layout.
+    sure = [[line for i, line in enumerate(block) if not _may_be_comment(block, i)] for block in raw]
+    sure = [block for block in sure if block]
+    if not sure:
+        sure = [[line for line in block if not _is_key_and_value(line)] for block in raw]
+        sure = [block for block in sure if block]
+    if not sure:
+        return None
+    layout = _layout(sure, path, how, labelled=labelled)
+    lines = (line for block in sure for line in block)
+    tags = frozenset(line.columns[layout.tags] for line in lines if layout.tags < len(line.columns) == layout.width)
+    return replace(layout, known=tags)
+
+
+def block_of(raw: Sequence[Line], layout: Layout) -> Block | None:
+    """The comments and words of a sentence of `raw_blocks`; None: it has no words."""
+    first = 0
+    while first < len(raw) and _may_be_comment(raw, first) and not _is_word(raw[first], layout):
+        first += 1
+    words = [line for line in raw[first:] if not _is_key_and_value(line)]
+    if layout.numbered:
+        words = [line for line in words if not NOT_A_WORD.fullmatch(line.columns[0])]
+    return Block([line.separator.join(line.columns) for line in raw[:first]], words) if words else None
+
+
+def around_tags(block: Block, layout: Layout) -> list[tuple[str, str]]:
+    """What stands before and after each word's tag; comments are before the first one."""
+    sides = []
+    for line in block.lines:
+        before, after = line.columns[: layout.tags], line.columns[layout.tags + 1 :]
+        sides.append(("".join(one + line.separator for one in before), "".join(line.separator + one for one in after)))
+    comments = "".join(comment + "\n" for comment in block.comments)
+    sides[0] = (comments + sides[0][0], sides[0][1])
+    return sides
+
+
+def raw_blocks(lines: Iterable[tuple[int, str]]) -> Iterator[list[Line]]:
+    """Sentences with their comments, split at empty lines and at `-DOCSTART-`, which is left out.
+
+    Args:
+        lines: with their numbers from 1.
+    """
     block: list[Line] = []
-    for number, line in numbered_lines(path):
+    for number, line in lines:
         if line.strip(" \t") == "" or line.startswith("-DOCSTART-"):
             if block:
                 yield block
@@ -108,21 +146,24 @@ def _may_be_comment(block: Sequence[Line], place: int) -> bool:
     return all(line.columns[0].startswith("#") for line in block[: place + 1])
 
 
-def _is_word(line: Line, layout: Layout, tags: set[str]) -> bool:
+def _is_word(line: Line, layout: Layout) -> bool:
     if _is_key_and_value(line) or len(line.columns) != layout.width:
         return False
+    if layout.tags == layout.width:
+        return True
     tag = line.columns[layout.tags]
-    return tag in tags or (fits(tag) and any(map(fits, tags)))
+    return tag in layout.known or (fits(tag) and any(map(fits, layout.known)))
 
 
-def _layout(blocks: Sequence[Sequence[Line]], path: Path, how: Reading) -> Layout:
+def _layout(blocks: Sequence[Sequence[Line]], path: Path, how: Reading, *, labelled: bool) -> Layout:
     widths = Counter(len(line.columns) for block in blocks for line in block)
     width = max(widths, key=lambda one: (widths[one], one))
     whole = [[line.columns for line in block] for block in blocks]
     whole = [rows for rows in whole if all(len(row) == width for row in rows)]
     named = {name: _number(path, name, how.columns[name], width) for name in ("words", "tags") if name in how.columns}
     if width < 2:
-        return Layout(width, 0, 0)  # every line is odd, and says so
+        # Without a tag every line is odd, and says so.
+        return Layout(width, 0, 0 if labelled else 1)
     # In sentences of one word, a "1" in front of another column and the tag counts too.
     numbered = _counts_words([[row[0] for row in rows] for rows in whole], least=1 if width > 2 else 2)
     if numbered and width == CONLLU_COLUMNS and not named:
@@ -141,7 +182,7 @@ def _layout(blocks: Sequence[Sequence[Line]], path: Path, how: Reading) -> Layou
         tags = _tag_column(columns, words, path, numbered=numbered)
     if tags == words:
         raise InputError(f"{path}: words and tags cannot both be column {words + 1}; say which with --column")
-    if columns[tags] and set(columns[tags]) <= UNFILLED:
+    if labelled and columns[tags] and set(columns[tags]) <= UNFILLED:
         raise InputError(
             f"{path}: column {tags + 1} holds no tags, only {columns[tags][0]!r}; say which does, such as "
             "--column tags=2"

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.models.auto import AutoModelForDependencyParsing
+from bistil.models.complete import tokenizer_of
 from bistil.models.heads import build_head
-from bistil.models.loading import labels_of
+from bistil.models.loading import ModelSource
 from bistil.models.parser import arc_scores, relation_scores
-from bistil.models.tokenizers import load_tokenizer
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
-from bistil.tasks.hub import is_dataset
+from bistil.tasks import register_task
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array
+from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
-from bistil.tasks.parsing.conllu import DEPREL, FORM, HEAD, Sentence, heads, read_conllu, write_sentence
+from bistil.tasks.parsing.conllu import (
+    COLUMNS,
+    DEPREL,
+    FORM,
+    HEAD,
+    UPOS,
+    Sentence,
+    heads,
+    read_conllu,
+    write_sentence,
+)
 from bistil.tasks.parsing.trees import spanning_tree
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
-from bistil.tasks.words import check_words, encode_words, split_words
+from bistil.tasks.rows import column_of, read_rows
+from bistil.tasks.words import WORDS, check_words, encode_words, split_words
 from bistil.text import IGNORED
 
 # https://universaldependencies.org/u/dep/: the part of a relation before the colon.
@@ -51,14 +62,20 @@ class ParsedSentence(Example):
         return self.where if self.source is None else self.source.where(word)
 
 
+@register_task
 class DependencyParsing(Task):
     """A head and a universal relation per word: `AutoModelForDependencyParsing`.
 
     Args:
-        projection: map words to this many dimensions before the biaffine; None: the full head of the paper.
+        parser_projection: map words to this many dimensions before the biaffine; None: the full head of the paper.
     """
 
     kind = "dependency-parsing"
+    usage = """from bistil.tasks.dependency_parsing import Parser
+from bistil.tasks.words import split_words
+
+parse = Parser({folder})
+print(parse([split_words("a sentence of yours")]))  # per word its head (0: the root) and relation"""
     word_padding: Mapping[str, int] = {
         "word_starts": -1,
         "word_ends": -1,
@@ -66,18 +83,19 @@ class DependencyParsing(Task):
         "relation_labels": IGNORED,
     }
 
-    def __init__(self, *, projection: int | None = None) -> None:
-        self.projection = projection
+    def __init__(self, *, parser_projection: int | None = None) -> None:
+        self.projection = parser_projection
 
     def metric(self, labels: Sequence[str]) -> str:
         del labels
         return "las"
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[ParsedSentence]:
-        """Trees of `.conllu` files. Relations lose what follows the colon, as in the official evaluation's LAS."""
-        if is_dataset(path):
-            raise InputError(f"{path}: trees are read from CoNLL-U files only; give a .conllu file")
-        sentences = list(read_conllu(path, report))
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[ParsedSentence]:
+        """Trees of `.conllu` files, and of data sets with columns as those of Universal Dependencies have them.
+
+        Relations lose what follows the colon, as in the official evaluation's LAS.
+        """
+        sentences = list(read_conllu(path, report) if is_file(path) else _of_rows(path, how, report))
         check_words([sentence.column(FORM) for sentence in sentences], path)
         known = {*RELATIONS, *how.label_map.values()}
         for sentence in sentences:
@@ -98,7 +116,7 @@ class DependencyParsing(Task):
                 if relation not in known:
                     require_known_label(relation, labels, example.at(word))
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         sizes = {} if self.projection is None else {"parser_projection": self.projection}
         return build_head(AutoModelForDependencyParsing, folder, labels, seed=seed, sizes=sizes)
 
@@ -162,23 +180,22 @@ class DependencyParsing(Task):
             PredictionPair(student_relations.flatten(0, 1), teacher_relations.flatten(0, 1), counted.flatten()),
         ]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[ParsedSentence],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[Tree]:
+    def decode(
+        self, examples: Sequence[ParsedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
         """Best single-rooted trees. A sentence of several windows is still parsed as one: its words' vectors are
-        gathered from the windows, each from where it has context on both sides, and all arcs are scored."""
-        predictions: list[Tree] = [[] for _ in examples]
+        gathered from the windows, each from where it has context on both sides, and all arcs are scored.
+
+        Confidences (words, 2) are of the head among all heads, and of the relation to it.
+        """
+        found = [Decoded([], np.zeros((0, 2)))] * len(examples)
         windows = Counter(feature["example"] for feature in features)
         parts: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
-        names = dict(enumerate(labels_of(model.config)))
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            trees = torch.zeros(output.logits.shape[:2], dtype=torch.int64)
+        weights: dict[str, torch.Tensor] = {}
+        for indices, output in outputs:
+            dependents, heads = torch.as_tensor(output["dependents"]), torch.as_tensor(output["heads"])
+            weights = {name: torch.as_tensor(output[name]) for name in ("arc_weight", "relation_weight")}
+            trees = torch.zeros(dependents.shape[:2], dtype=torch.int64)
             whole = []
             for row, i in enumerate(indices):
                 feature = features[i]
@@ -187,27 +204,22 @@ class DependencyParsing(Task):
                     # The root goes with the first window's words.
                     left = 0 if feature["own"][0] == 0 else first + 1
                     parts[feature["example"]][feature["own"][0]] = (
-                        output.dependents[row, first:last],
-                        output.heads[row, left : last + 1],
+                        dependents[row, first:last],
+                        heads[row, left : last + 1],
                     )
                 else:
                     words = len(feature["word_starts"])
-                    arcs = output.logits[row, :words, : words + 1].float().cpu().numpy()
-                    trees[row, :words] = torch.from_numpy(spanning_tree(arcs))
-                    whole.append((row, feature["example"], words))
-            with torch.inference_mode():
-                chosen = trees.to(output.logits.device)
-                scores = relation_scores(output.dependents, output.heads, chosen, output.relation_weight)
-            relations = _best_relations(scores, chosen, names).tolist()
-            for row, example, words in whole:
-                predictions[example] = [
-                    (head, names[relation])
-                    for head, relation in zip(trees[row, :words].tolist(), relations[row][:words], strict=True)
-                ]
-        weights: Any = model
-        for example, found in parts.items():
-            predictions[example] = _parse_parts([found[first] for first in sorted(found)], weights, names)
-        return predictions
+                    arcs = as_array(output["logits"][row, :words, : words + 1])
+                    tree = spanning_tree(arcs)
+                    trees[row, :words] = torch.from_numpy(tree)
+                    whole.append((row, feature["example"], tree, _head_confidences(arcs, tree)))
+            relations, sure = _best_relations(dependents, heads, trees, weights["relation_weight"], labels)
+            for row, example, tree, sure_of_heads in whole:
+                words = len(tree)
+                found[example] = _tree(tree, sure_of_heads, relations[row, :words], sure[row, :words], labels)
+        for example, own in parts.items():
+            found[example] = _parse_parts([own[first] for first in sorted(own)], weights, labels)
+        return found
 
     def score(
         self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree], *, labels: Sequence[str] | None = None
@@ -247,7 +259,44 @@ class DependencyParsing(Task):
             yield write_sentence(example.source, columns=columns)
 
 
-def _parsed(sentence: Sentence, path: Path, label_map: Mapping[str, str], known: Set[str]) -> ParsedSentence:
+# Columns of a data set that CoNLL-U's are made of, each under the names that it has.
+_COLUMNS = {
+    FORM: WORDS,
+    HEAD: ("head", "heads"),
+    DEPREL: ("deprel", "deprels", "relations"),
+    UPOS: ("upos",),
+}
+
+
+def _of_rows(path: Source, how: Reading, report: RowReport) -> Iterator[Sentence]:
+    """Sentences of a data set as they would stand in a file.
+
+    Raises:
+        InputError: a row lacks a column, or its columns have other lengths than its words.
+    """
+    for line, row in read_rows(path, how, report):
+        with report.row(line):
+            where = f"{path}, line {line}"
+            found = {column: column_of(row, names) for column, names in _COLUMNS.items()}
+            lacking = next((column for column in (FORM, HEAD, DEPREL) if found[column] is None), None)
+            if lacking is not None:
+                raise InputError(f"{where}: no column {' or '.join(_COLUMNS[lacking])}; found: {', '.join(row)}")
+            values = {column: row[name] for column, name in found.items() if name is not None}
+            words = values[FORM]
+            for column, value in values.items():
+                if not isinstance(value, list) or not value or len(value) != len(words):
+                    raise InputError(f"{where}: {found[column]!r} must be a list with one entry per word")
+            if not all(isinstance(word, str) and word.strip() and not set(word) & set("\t\n") for word in words):
+                raise InputError(f"{where}: {found[FORM]!r} must hold words, without tabs and line breaks")
+            rows = [[str(number)] + ["_"] * (COLUMNS - 1) for number in range(1, len(words) + 1)]
+            for column, value in values.items():
+                for cells, entry in zip(rows, value, strict=True):
+                    cells[column] = "_" if entry is None else str(entry)
+            places = {"lines": [line] * len(rows), "words": list(range(len(rows)))}
+            yield Sentence(file=str(path), line=line, comments=[], rows=rows, **places)
+
+
+def _parsed(sentence: Sentence, path: Source, label_map: Mapping[str, str], known: Set[str]) -> ParsedSentence:
     """A sentence with its tree.
 
     Raises:
@@ -276,7 +325,8 @@ class Parser:
     """Parses sentences that are split into words; what `pipeline(...)` is for the other tasks.
 
     Args:
-        folder: of a parser.
+        model: a parser, or its folder.
+        tokenizer: of a parser in memory; default: the one that it brings.
         max_length: tokens per window; longer sentences are parsed over several windows.
 
     Raises:
@@ -287,10 +337,12 @@ class Parser:
         [[(2, 'nsubj'), (0, 'root')]]
     """
 
-    def __init__(self, folder: str | Path, *, max_length: int = 128) -> None:
+    def __init__(
+        self, model: ModelSource, *, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int = 128
+    ) -> None:
         self.task, self.max_length = DependencyParsing(), max_length
-        self.tokenizer = load_tokenizer(str(folder))
-        self.model = self.task.build_model(folder, None).eval()
+        self.tokenizer = tokenizer_of(model, tokenizer)
+        self.model = self.task.build_model(model, None)
 
     def __call__(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32) -> list[Tree]:
         """Parse.
@@ -301,39 +353,70 @@ class Parser:
         Returns:
             Per sentence and word, the head's number (from 1; 0: the root) and the relation.
         """
-        examples = [_unparsed(words) for words in sentences]
+        examples = [unparsed(words) for words in sentences]
         features = self.task.encode(examples, self.tokenizer, self.max_length, labels=["dep"])
         return self.task.predict(self.model, self.tokenizer, examples, features, batch_size=batch_size)
 
 
-def _unparsed(words: Sequence[str]) -> ParsedSentence:
-    """A sentence that has no tree yet."""
+def unparsed(words: Sequence[str], source: Sentence | None = None, *, relation: str = "dep") -> ParsedSentence:
+    """A sentence that has no tree yet: words on the root with any relation."""
     size = len(words)
-    return ParsedSentence(file="", line=0, words=list(words), heads=[0] * size, relations=["dep"] * size, source=None)
+    return ParsedSentence(
+        file="", line=0, words=list(words), heads=[0] * size, relations=[relation] * size, source=source
+    )
 
 
-def _parse_parts(parts: list[tuple[torch.Tensor, torch.Tensor]], model: Any, names: Mapping[int, str]) -> Tree:
+def _parse_parts(
+    parts: list[tuple[torch.Tensor, torch.Tensor]], weights: Mapping[str, torch.Tensor], labels: Sequence[str]
+) -> Decoded:
     """Parse one sentence from its windows' own words: dependents (words, p) and heads (words, p), the root first."""
     with torch.inference_mode():
         dependents = torch.cat([part[0] for part in parts])
         candidates = torch.cat([part[1] for part in parts])
-        arcs = arc_scores(dependents, candidates, model.arcs.weight).float().cpu().numpy()
-        tree = spanning_tree(arcs)
-        found: Tree = []
-        # A long sentence's relation scores are made in pieces: they hold (words, relations, p) numbers.
-        for start in range(0, len(tree), 256):
-            chosen = torch.from_numpy(tree[start : start + 256]).to(dependents.device).unsqueeze(0)
-            piece = dependents[start : start + 256].unsqueeze(0)
-            scores = relation_scores(piece, candidates.unsqueeze(0), chosen, model.relations.weight)
-            labels = _best_relations(scores, chosen, names)[0].tolist()
-            found += [(int(h), names[r]) for h, r in zip(tree[start : start + 256], labels, strict=True)]
-    return found
+        arcs = as_array(arc_scores(dependents, candidates, weights["arc_weight"]))
+    tree = spanning_tree(arcs)
+    found = []
+    # A long sentence's relation scores are made in pieces: they hold (words, relations, p) numbers.
+    for start in range(0, len(tree), 256):
+        chosen = torch.from_numpy(tree[start : start + 256]).unsqueeze(0)
+        piece = dependents[start : start + 256].unsqueeze(0)
+        found.append(_best_relations(piece, candidates.unsqueeze(0), chosen, weights["relation_weight"], labels))
+    relations, sure = (np.concatenate([piece[i][0] for piece in found]) for i in (0, 1))
+    return _tree(tree, _head_confidences(arcs, tree), relations, sure, labels)
 
 
-def _best_relations(scores: torch.Tensor, heads: torch.Tensor, names: Mapping[int, str]) -> torch.Tensor:
-    """(batch, W) best relations; `root` goes to the root's child and to nobody else, as UD demands."""
-    roots = torch.tensor([names[i] == "root" for i in range(len(names))], device=scores.device)
-    if not roots.any():
-        return scores.argmax(-1)
-    allowed = roots == (heads == 0).unsqueeze(-1)
-    return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
+def _tree(
+    heads: np.ndarray, sure_of_heads: np.ndarray, relations: np.ndarray, sure: np.ndarray, labels: Sequence[str]
+) -> Decoded:
+    tree = [(head, labels[relation]) for head, relation in zip(heads.tolist(), relations.tolist(), strict=True)]
+    return Decoded(tree, np.stack([sure_of_heads, sure], axis=1))
+
+
+def _head_confidences(arcs: np.ndarray, tree: np.ndarray) -> np.ndarray:
+    """(words,) probability of each word's head among all heads but the word itself."""
+    words = np.arange(len(tree))
+    shares = arcs.copy()
+    shares[words, words + 1] = -np.inf
+    shares -= shares.max(axis=1, keepdims=True)
+    # In place: a sentence of 5,000 words has 25 million arcs.
+    np.exp(shares, out=shares)
+    sure: np.ndarray = shares[words, tree] / shares.sum(axis=1)
+    return sure
+
+
+def _best_relations(
+    dependents: torch.Tensor, heads: torch.Tensor, tree: torch.Tensor, weight: torch.Tensor, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(batch, W) best relations to the heads `tree` (batch, W), and their probabilities.
+
+    `root` goes to the root's child and to nobody else, as UD demands.
+    """
+    with torch.inference_mode():
+        chosen = tree.to(dependents.device)
+        scores = relation_scores(dependents, heads, chosen, weight)
+        roots = torch.tensor([label == "root" for label in labels], device=scores.device)
+        if roots.any():
+            scores = scores.masked_fill(roots != (chosen == 0).unsqueeze(-1), -torch.inf)
+        best = scores.argmax(-1)
+        sure = scores.softmax(-1).gather(-1, best.unsqueeze(-1)).squeeze(-1)
+    return best.cpu().numpy(), as_array(sure)

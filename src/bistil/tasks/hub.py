@@ -1,4 +1,4 @@
-"""Labelled examples in data sets of the Hugging Face hub, or in a folder of the same layout.
+"""Labelled examples that are no files: in memory, in data sets of the Hugging Face hub, in folders of that layout.
 
 A data set is named like a file: `dataset:NAME[:CONFIG][:SPLIT]`, such as `dataset:masakhane/masakhaner2:swa:test` or
 `dataset:my-folder:train`. NAME is a folder (written by `save_to_disk`, or of data files that `load_dataset` reads) or
@@ -8,9 +8,10 @@ a name on the hub.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bistil.errors import InputError, first_line
 from bistil.runtime.artefacts import file_digest
@@ -19,9 +20,56 @@ from bistil.runtime.quiet import quiet_datasets
 PREFIX = "dataset:"
 
 
-def is_dataset(name: str | Path) -> bool:
-    """Whether the name of labelled examples is a data set's and not a file's."""
-    return str(name).startswith(PREFIX)
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Labelled examples in memory, read like the rows of a data set.
+
+    Args:
+        name: for messages, such as "the training data".
+        rows: mappings from column to value, or a `datasets.Dataset`.
+    """
+
+    name: str
+    rows: Any
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | Rows
+"""Where labelled examples come from: a file, a data set by its name (written like a path), or memory."""
+
+
+def as_sources(name: str, given: Any) -> list[Source]:
+    """Labelled examples as people give them.
+
+    Args:
+        name: for messages.
+        given: rows (a list of mappings, or a `datasets.Dataset`), a file or a data set's name, or a list of such names.
+
+    Raises:
+        InputError: something else.
+    """
+    if isinstance(given, str | Path):
+        return [Path(given)]
+    if isinstance(given, Rows) or hasattr(given, "features"):
+        return [given if isinstance(given, Rows) else Rows(name, given)]
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"{name}: give a list of rows, a data set or files, not a {type(given).__name__}")
+    items = list(given)
+    if items and all(isinstance(one, str | Path | Rows) for one in items):
+        return [one if isinstance(one, Rows) else Path(one) for one in items]
+    return [Rows(name, items)]
+
+
+def is_dataset(name: str | Source) -> bool:
+    """Whether labelled examples are rows of a data set, and not a file."""
+    return isinstance(name, Rows) or str(name).startswith(PREFIX)
+
+
+def is_file(source: Source) -> TypeGuard[Path]:
+    """Whether labelled examples are in a file."""
+    return not is_dataset(source)
 
 
 def source_of(name: str | Path) -> str:
@@ -29,15 +77,18 @@ def source_of(name: str | Path) -> str:
     return re.split(r"[:\[]", str(name).removeprefix(PREFIX), maxsplit=1)[0] if is_dataset(name) else str(name)
 
 
-def read_dataset(name: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_dataset(name: str | Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Row numbers from 1 and rows; class labels by their names (None where the data set has none, as in hidden tests).
 
     Raises:
-        InputError: no such data set, configuration or split, or the hub cannot be reached.
+        InputError: no such data set, configuration or split, the hub cannot be reached, or a row is no mapping.
     """
-    data = _load(str(name))
+    data = name.rows if isinstance(name, Rows) else _load(str(name))
+    features = getattr(data, "features", {})
     for number, row in enumerate(data, 1):
-        yield number, {column: _named(data.features[column], value) for column, value in row.items()}
+        if not isinstance(row, Mapping):
+            raise InputError(f"{name}, row {number}: a mapping from column to value is expected, not {row!r:.60}")
+        yield number, {column: _named(features.get(column), value) for column, value in row.items()}
 
 
 def labelled_digest(name: str | Path) -> str:

@@ -81,3 +81,14 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     shares: np.ndarray = 100.0 * np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
     return shares
+
+
+def macro_f1(both: np.ndarray, found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes that occur, as gold or predicted label; in percent, 0 where none does.
+
+    Args:
+        both, found, wanted: (..., classes) how often a class is predicted and gold, predicted, gold.
+    """
+    occurring = (found + wanted > 0).sum(axis=-1)
+    mean: np.ndarray = ratio(2 * both, found + wanted).sum(axis=-1) / np.maximum(occurring, 1)
+    return mean

@@ -15,13 +15,15 @@ import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.complete import tokenizer_of
 from bistil.models.families import position_limit
 from bistil.models.heads import build_head
-from bistil.models.tokenizers import load_tokenizer
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
+from bistil.models.loading import ModelSource
+from bistil.tasks import register_task
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
 from bistil.tasks.boundaries import boundaries
-from bistil.tasks.hub import is_dataset
+from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
 from bistil.tasks.rows import read_rows
@@ -62,6 +64,7 @@ class Answer:
     score: float
 
 
+@register_task
 class QuestionAnswering(Task):
     """Start and end of the answer in the passage: `AutoModelForQuestionAnswering`.
 
@@ -71,6 +74,12 @@ class QuestionAnswering(Task):
 
     kind = "question-answering"
     pipeline_tag = "question-answering"
+    # transformers 5 has no pipeline for questions.
+    usage = """from bistil.tasks.question_answering import QuestionAnswerer
+
+answer = QuestionAnswerer({folder})
+print(answer("a question of yours", "a passage that holds its answer")[0].text)"""
+    means_labels = False
     passages = True
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}
 
@@ -81,12 +90,12 @@ class QuestionAnswering(Task):
     def __init__(self, *, unanswerable: bool | None = None) -> None:
         self.unanswerable = unanswerable
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[Question]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[Question]:
         """SQuAD JSON, or one question a row: JSON lines and data sets of its flat layout.
 
         An answer that stands in its context elsewhere than it says, and only once, is taken from there.
         """
-        found = None if is_dataset(path) or plain_name(path).endswith(".jsonl") else _squad_items(path)
+        found = _squad_items(path) if is_file(path) and not plain_name(path).endswith(".jsonl") else None
         if found is None:
             found = [(line, row, row.get("context")) for line, row in read_rows(path, how, report)]
             keys = [line for line, *_ in found]
@@ -130,8 +139,8 @@ class QuestionAnswering(Task):
     def check_labels(self, examples: Sequence[Question], labels: Sequence[str]) -> None:
         del examples, labels
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
-        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=False)
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+        return build_head(AutoModelForQuestionAnswering, folder, labels, seed=seed, means_labels=self.means_labels)
 
     def encode(
         self,
@@ -190,25 +199,20 @@ class QuestionAnswering(Task):
             PredictionPair(student.end_logits, teacher.end_logits, None, valid),
         ]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Question],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[list[Answer]]:
-        """Per question its best answers over all windows, best first.
+    def decode(
+        self, examples: Sequence[Question], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """Per question its best answers over all windows, best first, and their shares of confidence among each other.
 
         Where questions may be unanswerable, "no answer" comes first if its score is above the best span's: the logits
         of the first token as start and end, in the window where they are lowest (Devlin et al. 2019, section 4.3, with
         a threshold of 0).
         """
+        del labels
         found: list[dict[tuple[int, int], float]] = [defaultdict(lambda: -np.inf) for _ in examples]
         none = [np.inf] * len(examples)
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            starts, ends = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
+        for indices, output in outputs:
+            starts, ends = as_array(output["start_logits"]), as_array(output["end_logits"])
             for row, i in enumerate(indices):
                 example = features[i]["example"]
                 best = found[example]
@@ -216,11 +220,19 @@ class QuestionAnswering(Task):
                 for span, score in _best_spans(starts[row], ends[row], features[i]["offsets"]):
                     best[span] = max(best[span], score)
         answers = [_answers(example, spans) for example, spans in zip(examples, found, strict=True)]
-        if self.unanswerable if self.unanswerable is not None else _of_squad_2(examples):
-            for own, score in zip(answers, none, strict=True):
-                if own and score > own[0].score:
-                    own.insert(0, Answer("", 0, score))
-        return answers
+        unanswerable = self.unanswerable if self.unanswerable is not None else _of_squad_2(examples)
+        predictions = []
+        for own, score in zip(answers, none, strict=True):
+            if not own:
+                predictions.append(Decoded([], np.zeros(0)))
+                continue
+            scores = [answer.score for answer in own]
+            shares = softmax(np.array([*scores, score] if unanswerable else scores))
+            if unanswerable and score > scores[0]:
+                own.insert(0, Answer("", 0, score))
+                shares = np.roll(shares, 1)
+            predictions.append(Decoded(own, shares[: len(own)]))
+        return predictions
 
     def score(
         self,
@@ -278,7 +290,8 @@ class QuestionAnswerer:
     """Answers questions about passages; transformers 5 has no pipeline for it.
 
     Args:
-        folder: of a question-answering model.
+        model: a question-answering model, or its folder.
+        tokenizer: of a model in memory; default: the one that it brings.
         max_length: tokens per window over the passage.
         unanswerable: whether an answer may be empty, for there is none in the passage (models of SQuAD 2.0).
 
@@ -290,17 +303,25 @@ class QuestionAnswerer:
         'The cat'
     """
 
-    def __init__(self, folder: str | Path, *, max_length: int = 384, unanswerable: bool = False) -> None:
+    def __init__(
+        self,
+        model: ModelSource,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int = 384,
+        unanswerable: bool = False,
+    ) -> None:
         self.task = QuestionAnswering(unanswerable=unanswerable)
-        self.tokenizer = load_tokenizer(str(folder))
-        self.model = self.task.build_model(folder, None).eval()
+        self.tokenizer = tokenizer_of(model, tokenizer)
+        self.model = self.task.build_model(model, None)
         self.max_length = min(max_length, position_limit(self.model.config) or max_length)
 
     def __call__(self, question: str, context: str) -> list[Answer]:
         """The best answers, best first: spans of the passage with the sum of their start and end logits."""
         example = Question(file="", line=0, id="", text=question, context=context, answers=[])
         features = self.task.encode([example], self.tokenizer, self.max_length)
-        return self.task.predict(self.model, self.tokenizer, [example], features)[0]
+        answers: list[Answer] = self.task.predict(self.model, self.tokenizer, [example], features)[0]
+        return answers
 
 
 def normalise(answer: str) -> str:
@@ -472,7 +493,7 @@ def _squad_items(path: Path) -> list[tuple[int, Mapping[str, Any], Any]] | None:
         ) from error
 
 
-def _question(item: Mapping[str, Any], context: Any, path: Path, line: int, mend: Callable[[str], None]) -> Question:
+def _question(item: Mapping[str, Any], context: Any, path: Source, line: int, mend: Callable[[str], None]) -> Question:
     """A question after making sure that it is whole and that its answers stand in its context.
 
     Args:

@@ -34,6 +34,10 @@ class Reading:
     )
     language: str | None = field(default=None, metadata={"help": "of a file in several, rows of this one; all: all"})
     scheme: str | None = field(default=None, metadata={"help": "of the tags (`tasks.spans.SCHEMES`); None: by them"})
+    separator: str | None = field(
+        default=None,
+        metadata={"help": "between labels in one text; none, the word: a text is one label; None: by them"},
+    )
     strict: bool = field(default=False, metadata={"help": "refuse a file for its first odd row"})
     quiet: bool = field(default=False, metadata={"help": "say nothing of what was mended or left out"})
 

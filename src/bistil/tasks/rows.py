@@ -4,10 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bistil.errors import InputError
-from bistil.tasks.hub import is_dataset, read_dataset
+from bistil.tasks.hub import Source, is_dataset, is_file, read_dataset
 from bistil.tasks.reading import (
     Reading,
     RowReport,
@@ -29,17 +29,17 @@ LANGUAGE = ("language", "lang")
 COMPANIONS = ("_parse", "_tokenized", "_tokens", "_lemmas", "_pos")
 
 
-def is_table(path: Path) -> bool:
+def is_table(path: Source) -> TypeGuard[Path]:
     """Whether the file's name is that of a table with a header."""
-    return not is_dataset(path) and plain_name(path).endswith((".tsv", ".txt", ".csv"))
+    return is_file(path) and plain_name(path).endswith((".tsv", ".txt", ".csv"))
 
 
-def is_json(path: Path) -> bool:
+def is_json(path: Source) -> TypeGuard[Path]:
     """Whether the file's name is that of JSON lines."""
-    return not is_dataset(path) and plain_name(path).endswith((".jsonl", ".json"))
+    return is_file(path) and plain_name(path).endswith((".jsonl", ".json"))
 
 
-def read_rows(path: Path, how: Reading, report: RowReport) -> list[tuple[int, Row]]:
+def read_rows(path: Source, how: Reading, report: RowReport) -> list[tuple[int, Row]]:
     """Line numbers and rows of JSON lines (or one JSON list), a table or a data set, those of the wanted language.
 
     Raises:
@@ -48,7 +48,7 @@ def read_rows(path: Path, how: Reading, report: RowReport) -> list[tuple[int, Ro
     return of_language(list(_rows(path, report)), path, how, report)
 
 
-def of_language(rows: list[tuple[int, Row]], path: Path, how: Reading, report: RowReport) -> list[tuple[int, Row]]:
+def of_language(rows: list[tuple[int, Row]], path: Source, how: Reading, report: RowReport) -> list[tuple[int, Row]]:
     """Those of the rows that are in the wanted language, if a column `language` or `lang` names several.
 
     Codes are compared without case; `sw` takes `sw-KE` and `swh_Latn` takes `swh` where nothing fits better.
@@ -68,7 +68,7 @@ def of_language(rows: list[tuple[int, Row]], path: Path, how: Reading, report: R
             "say which with --language" if how.language is None else f"none is {how.language!r}; choose with --language"
         )
         raise InputError(
-            f"{path}: the column {column!r} names {len(counts)} languages ({_listed(sorted(counts))}): {said} "
+            f"{path}: the column {column!r} names {len(counts)} languages ({listed(sorted(counts))}): {said} "
             f"(all: all of them; --column ignore={column}: it names no languages)"
         )
     kept = [(line, row) for line, row in rows if str(row.get(column)) in wanted]
@@ -89,7 +89,7 @@ def _nearest_language(wanted: str | None, known: Collection[str]) -> list[str]:
     return exact or sorted(code for code in known if base(code) == base(wanted))
 
 
-def _rows(path: Path, report: RowReport) -> Iterable[tuple[int, Row]]:
+def _rows(path: Source, report: RowReport) -> Iterable[tuple[int, Row]]:
     if is_dataset(path):
         return read_dataset(path)
     if is_json(path):
@@ -131,7 +131,7 @@ def columns_of(row: Mapping[str, Any], names: Sequence[str], *, ignored: Collect
     return [known[name] for name in names if name in known]
 
 
-def check_named(rows: Sequence[tuple[int, Row]], path: Path, how: Reading) -> None:
+def check_named(rows: Sequence[tuple[int, Row]], path: Source, how: Reading) -> None:
     """Make sure that the columns that the user names are there.
 
     Raises:
@@ -160,5 +160,6 @@ def is_companion(name: str) -> bool:
     return name.casefold().endswith(COMPANIONS)
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Some of the names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -12,26 +12,27 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.errors import InputError
+from bistil.models.cards import pipeline_code
 from bistil.models.heads import build_head
-from bistil.models.loading import labels_of
-from bistil.tasks.base import Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, run
-from bistil.tasks.conll import read_blocks
-from bistil.tasks.hub import is_dataset
+from bistil.models.loading import ModelSource
+from bistil.tasks import register_task
+from bistil.tasks.base import Decoded, Example, PredictionPair, Task
+from bistil.tasks.batches import Feature, Outputs, as_array, softmax
+from bistil.tasks.conll import around_tags, read_blocks
+from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
 from bistil.tasks.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
 from bistil.tasks.rows import check_named, columns_of, is_json, read_rows
 from bistil.tasks.spans import OUTSIDE, check_scheme, fits, marks_spans, scheme_of, slips, spans
-from bistil.tasks.words import check_words, encode_words, split_words, without_language_prefix
+from bistil.tasks.words import WORDS, check_words, encode_words, split_words, without_language_prefix
 from bistil.text import IGNORED
 
 UPOS_TAGS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
     *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
 )
-WORDS = ("tokens", "words")
 TAGS = ("labels", "tags", "ner_tags", "pos_tags", "upos", "chunk_tags", "xpos")
 # What stands for a tag that is not there; -1 and -100 are those of data sets.
 NO_TAG = {"", "_", "-", "-1", "-100"}
@@ -63,18 +64,22 @@ class _Raw:
     line: int
     column: int | str = UPOS
 
-    def where(self, path: Path, word: int) -> str:
+    def where(self, path: Source, word: int) -> str:
         return f"{path}, line {self.lines[word]}"
 
 
+@register_task
 class TokenClassification(Task):
     """One tag per word, read at its first subword with text: `AutoModelForTokenClassification`."""
 
     kind = "token-classification"
     pipeline_tag = "token-classification"
+    # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
+    usage = pipeline_code('"token-classification"', 'aggregation_strategy="first"')
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     columns = ("words", "tags")
+    takes = ("scheme",)
 
     def __init__(self, *, scheme: str | None = None) -> None:
         check_scheme(scheme)
@@ -82,21 +87,21 @@ class TokenClassification(Task):
 
     def metric(self, labels: Sequence[str]) -> str:
         """Span F1 where the tags mark spans, accuracy elsewhere."""
-        return "accuracy" if self._scheme(labels) is None else "f1"
+        return "accuracy" if self.span_scheme(labels) is None else "f1"
 
-    def _scheme(self, labels: Iterable[str]) -> str | None:
+    def span_scheme(self, labels: Iterable[str]) -> str | None:
         """The scheme by which spans are counted: the one asked for, else that of the label set; None: no spans."""
         scheme = self.scheme or scheme_of(labels)
         return None if scheme == "none" else scheme
 
-    def read_file(self, path: Path, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
+    def read_file(self, path: Source, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
         """Read `.conllu` (UPOS), JSON lines and data sets ("tokens" and "labels") or, else, CoNLL columns.
 
         In CoNLL columns the first is the word and the last its tag, unless the first counts the words.
         """
         check_scheme(how.scheme)
         closed = False
-        if is_dataset(path) or is_json(path):
+        if not is_file(path) or is_json(path):
             found = list(_read_objects(path, how, report))
         elif plain_name(path).endswith(".conllu"):
             found = list(_read_conllu(path, how, report))
@@ -132,7 +137,7 @@ class TokenClassification(Task):
                 line = example.lines[unknown]
                 require_known_label(example.tags[unknown], labels, f"{example.file}, line {line}")
 
-    def build_model(self, folder: str | Path, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
+    def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(AutoModelForTokenClassification, folder, labels, seed=seed)
 
     def encode(
@@ -180,23 +185,22 @@ class TokenClassification(Task):
         counted = batch["labels"] != IGNORED if "labels" in batch else batch["attention_mask"] != 0
         return [PredictionPair(student.logits.flatten(0, 1), teacher.logits.flatten(0, 1), counted.flatten())]
 
-    def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[TaggedSentence],
-        features: Sequence[Feature],
-        *,
-        batch_size: int = 32,
-    ) -> list[list[str]]:
-        predictions = [[""] * len(example.words) for example in examples]
-        names = labels_of(model.config)
-        for indices, output, _ in run(model, features, self.collate(tokenizer), batch_size=batch_size):
-            classes = output.logits.argmax(-1).cpu().numpy()
+    def decode(
+        self, examples: Sequence[TaggedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
+    ) -> list[Decoded]:
+        """A tag per word; confidences (words,) are of these tags."""
+        found = [Decoded([""] * len(example.words), np.zeros(len(example.words))) for example in examples]
+        for indices, output in outputs:
+            logits = as_array(output["logits"])
             for row, i in enumerate(indices):
-                for position, word in features[i]["targets"]:
-                    predictions[features[i]["example"]][word] = names[int(classes[row, position])]
-        return predictions
+                own = found[features[i]["example"]]
+                positions, words = np.array(features[i]["targets"]).T
+                scores = logits[row, positions]
+                best = scores.argmax(-1)
+                own.confidence[words] = softmax(scores)[np.arange(len(best)), best]
+                for word, label in zip(words.tolist(), best.tolist(), strict=True):
+                    own.value[word] = labels[label]
+        return found
 
     def score(
         self,
@@ -215,7 +219,7 @@ class TokenClassification(Task):
         )
         if labels is None:
             labels = sorted({t for e in examples for t in e.tags} | {t for p in predictions for t in p})
-        scheme = self._scheme(labels)
+        scheme = self.span_scheme(labels)
         if scheme is None:
             return Metrics("accuracy", words, lambda s: {"accuracy": ratio(s[..., 1], s[..., 0])})
 
@@ -282,7 +286,7 @@ def _read_conllu(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:
         )
 
 
-def _read_objects(path: Path, how: Reading, report: RowReport) -> Iterator[_Raw]:
+def _read_objects(path: Source, how: Reading, report: RowReport) -> Iterator[_Raw]:
     rows = read_rows(path, how, report)
     check_named(rows, path, how)
     numbers = False
@@ -349,7 +353,7 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
     for block in blocks:
         start = block.lines[0].number
         with report.row(start):
-            words, tags, sides = [], [], []
+            words, tags = [], []
             for line in block.lines:
                 where, columns = f"{path}, line {line.number}", line.columns
                 if len(columns) < 2 or not columns[0] or not columns[-1]:
@@ -362,18 +366,13 @@ def _read_columns(path: Path, how: Reading, report: RowReport) -> tuple[list[_Ra
                     raise InputError(f"{where}: column {layout.words + 1}, the word, is empty")
                 words.append(columns[layout.words])
                 tags.append(columns[layout.tags])
-                before, after = columns[: layout.tags], columns[layout.tags + 1 :]
-                sides.append(
-                    ("".join(one + line.separator for one in before), "".join(line.separator + one for one in after))
-                )
-            comments = "".join(comment + "\n" for comment in block.comments)
-            sides[0] = (comments + sides[0][0], sides[0][1])
+            sides = around_tags(block, layout)
             lines = [line.number for line in block.lines]
             found.append(_Raw(words=words, tags=[*tags], lines=lines, source=sides, line=start))
     return found, False
 
 
-def _upos(found: Sequence[_Raw], path: Path, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
+def _upos(found: Sequence[_Raw], path: Source, how: Reading, report: RowReport) -> Iterator[TaggedSentence]:
     """Sentences whose tags are universal ones, or what the label map makes of others."""
     known = {*UPOS_TAGS, *how.label_map.values()}
     for one in found:
@@ -393,7 +392,7 @@ def _upos(found: Sequence[_Raw], path: Path, how: Reading, report: RowReport) ->
 
 
 def _tagged(
-    found: Sequence[_Raw], path: Path, how: Reading, report: RowReport, *, scheme: str | None
+    found: Sequence[_Raw], path: Source, how: Reading, report: RowReport, *, scheme: str | None
 ) -> Iterator[TaggedSentence]:
     """Sentences all of whose words have a tag of the file's scheme; slips of `O` are mended."""
     named = how.label_map
@@ -438,12 +437,12 @@ def _slips(counts: Counter[str], scheme: str | None) -> set[str]:
     return {tag for tag in counts if not fits(tag)}
 
 
-def _require_text(one: _Raw, path: Path) -> None:
+def _require_text(one: _Raw, path: Source) -> None:
     if one.words and all(word == "_" for word in one.words):
         raise InputError(f"{path}, line {one.line}: all words are _, which stands for text that is not in the file")
 
 
-def _sentence(one: _Raw, tags: list[str], path: Path) -> TaggedSentence:
+def _sentence(one: _Raw, tags: list[str], path: Source) -> TaggedSentence:
     return TaggedSentence(
         file=str(path),
         line=one.line,

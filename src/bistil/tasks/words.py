@@ -4,13 +4,13 @@ A model reads the words of a sentence as it reads running text: what the tokeniz
 between them is shared out among the words.
 """
 
+import itertools
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from bistil.errors import InputError
 from bistil.tasks.batches import Feature
 from bistil.tasks.boundaries import boundaries
 
+# Columns of words in data sets.
+WORDS = ("tokens", "words")
 # A word is an ideograph or hiragana (so Unicode's word boundaries, UAX #29), a run of other letters, marks and digits
 # with inner apostrophes or hyphens, or another visible character. No language's rules are built in: katakana and other
 # scripts without spaces stay whole up to punctuation.
@@ -29,6 +31,12 @@ WORD = regex.compile(
     rf"{ALONE}\p{{M}}*"
     rf"|[[\p{{L}}\p{{N}}]--{ALONE}](?:[[\p{{L}}\p{{M}}\p{{N}}\p{{Cf}}]--{ALONE}]|['’\-](?=[\p{{L}}\p{{N}}]))*"
     r"|\S",
+    regex.V1,
+)
+# Closing marks behind the last mark of a sentence, and what must follow.
+SENTENCE_END = regex.compile(
+    r"(?:[\uFF01\uFF0E\uFF1F\uFF61\u3002]+[\p{Pe}\p{Pf}\"']*"
+    r"|[\p{Sentence_Terminal}\u2026]+[\p{Pe}\p{Pf}\"']*(?=\s)(?!\s+[\p{Ps}\p{Pi}\"']*\p{Ll}))",
     regex.V1,
 )
 # Sentences that are encoded at once.
@@ -60,8 +68,33 @@ def split_words(sentence: str) -> list[str]:
         >>> split_words("我喜欢猫。")
         ['我', '喜', '欢', '猫', '。']
     """
-    words: list[str] = WORD.findall(sentence)
-    return words
+    return [sentence[start:end] for start, end in word_places(sentence)]
+
+
+def word_places(text: str) -> list[tuple[int, int]]:
+    """Start and end, in characters, of the words of `split_words`."""
+    return [match.span() for match in WORD.finditer(text)]
+
+
+def sentence_places(text: str) -> list[tuple[int, int]]:
+    """Start and end, in characters, of the sentences in running text, without the space around them.
+
+    A sentence ends behind a mark that Unicode calls sentence-terminal, or an ellipsis, and what closes after it
+    (quotes, brackets), where a space follows; not where the next word begins with a small letter. Behind full-width
+    and half-width marks no space is needed. An abbreviation in front of a capital letter ends a sentence too.
+
+    Example:
+        >>> text = 'Paka amelala. "Je, ameamka?" Hapana!'
+        >>> [text[start:end] for start, end in sentence_places(text)]
+        ['Paka amelala.', '"Je, ameamka?"', 'Hapana!']
+    """
+    cuts = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
+    found = []
+    for start, end in itertools.pairwise(cuts):
+        own = text[start:end]
+        if own.strip():
+            found.append((start + len(own) - len(own.lstrip()), end - len(own) + len(own.rstrip())))
+    return found
 
 
 def count_words(text: str) -> int:
@@ -81,7 +114,7 @@ def run_of_words(text: str, most: int, generator: np.random.Generator) -> str:
     return text[spans[first][0] : spans[min(first + most, len(spans)) - 1][1]]
 
 
-def check_words(sentences: Sequence[Sequence[str]], path: str | Path) -> None:
+def check_words(sentences: Sequence[Sequence[str]], path: object) -> None:
     """Refuse a file whose words were taken out, as for reasons of licence: only placeholders are left.
 
     Raises:

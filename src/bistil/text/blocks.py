@@ -6,8 +6,9 @@ Lines are tokenized with the tokenizer's special tokens, joined, and cut into bl
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bistil.errors import ArtefactError, InputError
 from bistil.runtime.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
 from bistil.runtime.quiet import kept_environment, shown_datasets_bars
 from bistil.text.lines import check_text, read_lines
+from bistil.text.sources import TextSource, text_digest
 
 logger = logging.getLogger(__name__)
 
@@ -43,45 +45,49 @@ def check_block_length(length: int) -> None:
 
 
 def token_blocks(
-    files: Sequence[Path],
+    files: Sequence[TextSource],
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
-    cache: Path,
+    cache: Path | None,
     processes: int | None = None,
 ) -> datasets.Dataset:
     """The files' text as blocks of token ids, memory-mapped.
 
     Args:
-        files: of one language.
+        files: of one language; files, or text in memory.
         tokenizer: a fast one.
         length: tokens per block. Text too short for two blocks becomes two shorter ones; otherwise the remainder
             below one block is dropped.
-        cache: folder in which blocks are kept, by the content they come from.
+        cache: folder in which blocks are kept, by the content they come from; None: they are kept in memory.
         processes: that tokenize; default: as many as there are cores, fewer for little text.
 
     Returns:
-        A data set with the column "input_ids", (length,) int32 each.
+        A data set with the column "input_ids", (length,) int32 each; memory-mapped where there is a cache.
 
     Raises:
         InputError: an unreadable or empty file, or too little text.
     """
     check_block_length(length)
-    key = json_digest([_FORMAT, [file_digest(Path(f)) for f in files], _tokenizer_digest(tokenizer), length])
+    where = ", ".join(map(str, files))
+    if cache is None:
+        for file in files:
+            check_text(file)
+        sink = pa.BufferOutputStream()
+        _write_blocks(_tokenized_here(_batches(files), tokenizer), sink, length=length, where=where)
+        return datasets.Dataset.from_buffer(sink.getvalue()).with_format("numpy")
+    key = json_digest([_FORMAT, [text_digest(file) for file in files], _tokenizer_digest(tokenizer), length])
     target = cache / f"blocks-{key[:32]}.arrow"
     if not _is_sound(target):
         for file in files:
-            check_text(Path(file))
+            check_text(file)
         lines = cache / f"lines-{key[:32]}.arrow"
         try:
             count = _write_lines(files, lines)
             most = processes or os.cpu_count() or 1
-            _write_blocks(
-                _tokenized(lines, tokenizer, processes=max(1, min(most, count // _LINES_PER_PROCESS)), cache=cache),
-                target,
-                length=length,
-                where=", ".join(map(str, files)),
-            )
+            pieces = _tokenized(lines, tokenizer, processes=max(1, min(most, count // _LINES_PER_PROCESS)), cache=cache)
+            with whole_file(target, inner=True) as partial, pa.OSFile(str(partial), "wb") as file_sink:
+                _write_blocks(pieces, file_sink, length=length, where=where)
             # Written last: blocks without it are not used.
             write_sealed(_seal(target), {"sha256": file_digest(target)})
         finally:
@@ -115,7 +121,20 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256(backend.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _write_lines(files: Sequence[Path], target: Path) -> int:
+def _batches(files: Sequence[TextSource]) -> Iterator[list[str]]:
+    """All lines with text, stripped, some thousands at a time."""
+    lines = (line.strip() for file in files for line in read_lines(file))
+    return batched((line for line in lines if line), _LINES_AT_ONCE)
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of so many items; the last may have fewer. (itertools has it from Python 3.12 on.)"""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _write_lines(files: Sequence[TextSource], target: Path) -> int:
     """All lines with text as one Arrow file; returns how many."""
     schema = pa.schema([("text", pa.large_string())])
     count = 0
@@ -125,37 +144,37 @@ def _write_lines(files: Sequence[Path], target: Path) -> int:
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, schema) as out,
     ):
-        part: list[str] = []
-
-        def flush() -> None:
+        for part in _batches(files):
             out.write_batch(pa.record_batch([pa.array(part, pa.large_string())], schema=schema))
-            part.clear()
-
-        for file in files:
-            for line in read_lines(Path(file)):
-                if line.strip():
-                    part.append(line.strip())
-                    count += 1
-                if len(part) == _LINES_AT_ONCE:
-                    flush()
-        if part:
-            flush()
+            count += len(part)
     return count
+
+
+def _encode(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Token ids per line."""
+    return tokenizer(list(lines), truncation=False, return_attention_mask=False, return_token_type_ids=False)[
+        "input_ids"
+    ]
+
+
+def _tokenized_here(parts: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
+    """Token ids of all lines, in order, in pieces of any length; in this process."""
+    for part in parts:
+        yield np.fromiter((token for line in _encode(part, tokenizer) for token in line), dtype=np.int32)
 
 
 def _tokenized(lines: Path, tokenizer: PreTrainedTokenizerBase, *, processes: int, cache: Path) -> Iterator[np.ndarray]:
     """Token ids of all lines, in order, in pieces of any length."""
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        found = tokenizer(batch["text"], truncation=False, return_attention_mask=False, return_token_type_ids=False)
-        return {"input_ids": found["input_ids"]}
-
     text = datasets.Dataset.from_file(str(lines))
     if processes == 1:
-        for start in range(0, len(text), _LINES_AT_ONCE):
-            ids = encode(text[start : start + _LINES_AT_ONCE])["input_ids"]
-            yield np.fromiter((token for line in ids for token in line), dtype=np.int32)
+        starts = range(0, len(text), _LINES_AT_ONCE)
+        yield from _tokenized_here((text[start : start + _LINES_AT_ONCE]["text"] for start in starts), tokenizer)
         return
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": _encode(batch["text"], tokenizer)}
+
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
     tokens = cache / f"{lines.stem}-tokens.arrow"
     # What a killed process left is not gone on with.
@@ -184,15 +203,12 @@ def _remove_all(folder: Path, pattern: str) -> None:
         file.unlink()
 
 
-def _write_blocks(pieces: Iterator[np.ndarray], target: Path, *, length: int, where: str) -> None:
+def _write_blocks(pieces: Iterator[np.ndarray], sink: Any, *, length: int, where: str) -> None:
+    """Cut tokens into blocks and write these into an Arrow stream."""
     schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
     written = 0
     rest = np.empty(0, dtype=np.int32)
-    with (
-        whole_file(target, inner=True) as partial,
-        pa.OSFile(str(partial), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as out,
-    ):
+    with pa.ipc.new_stream(sink, schema) as out:
 
         def write(blocks: np.ndarray) -> None:
             nonlocal written

@@ -1,4 +1,4 @@
-"""Lines of plain, .gz and .zst text files, in batches of bounded size."""
+"""TextLines of plain, .gz and .zst text files, in batches of bounded size."""
 
 import gzip
 import io
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bistil.errors import InputError, MissingExtraError
+from bistil.text.sources import TextLines, TextSource
 
 BATCH_BYTES = 1 << 20
 # A line longer than this is cut at a space, so that memory stays bounded on a file without line ends.
@@ -54,39 +55,80 @@ def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def line_batches(path: Path, *, progress: Callable[[int], None] | None = None) -> Iterator[list[str]]:
+def line_batches(path: TextSource, *, progress: Callable[[int], None] | None = None) -> Iterator[list[str]]:
     """Batches of about a megabyte of consecutive lines, without line ends, blank lines included.
 
     Args:
+        path: a file, or lines in memory.
         progress: called with the number of bytes of the file (compressed as it is) that each batch took.
 
     Raises:
         InputError: as `open_text`, or a line is not UTF-8 (with its number).
     """
+    if isinstance(path, TextLines):
+        yield from _in_memory(path, progress)
+        return
     with open_text(path) as (stream, raw):
-        done, rest, first, position = 0, b"", True, 0
-        while block := stream.read(BATCH_BYTES):
+        position = 0
+
+        def read() -> bytes:
+            nonlocal position
+            block = stream.read(BATCH_BYTES)
             if progress is not None:
                 progress(raw.tell() - position)
                 position = raw.tell()
-            if first:
-                block, first = block.removeprefix(b"\xef\xbb\xbf"), False
-            block = rest + block
-            end = block.rfind(b"\n") + 1
-            if not end and len(block) >= LONGEST_LINE:
-                end = block.rfind(b" ") + 1
-            if not end:
-                rest = block
-                continue
-            rest = block[end:]
-            lines = _decode(block[:end], path, done)
-            done += len(lines)
-            yield lines
-        if rest:
-            yield _decode(rest, path, done)
+            return block
+
+        yield from batches_read(read, path)
 
 
-def require_plain_text(path: Path) -> None:
+def batches_read(read: Callable[[], bytes], name: str | Path) -> Iterator[list[str]]:
+    """Batches of consecutive lines out of what `read` gives, one for each of its blocks that ends a line.
+
+    Args:
+        read: gives the next bytes; none at the end.
+        name: of the text, for messages.
+
+    Raises:
+        InputError: a line is not UTF-8 (with its number).
+    """
+    done, rest, first = 0, b"", True
+    while block := read():
+        if first:
+            block, first = block.removeprefix(b"\xef\xbb\xbf"), False
+        block = rest + block
+        end = block.rfind(b"\n") + 1
+        if not end and len(block) >= LONGEST_LINE:
+            end = block.rfind(b" ") + 1
+        if not end:
+            rest = block
+            continue
+        rest = block[end:]
+        lines = _decode(block[:end], name, done)
+        done += len(lines)
+        yield lines
+    if rest:
+        yield _decode(rest, name, done)
+
+
+def _in_memory(lines: TextLines, progress: Callable[[int], None] | None) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line) + 1
+        if size >= BATCH_BYTES:
+            yield batch
+            if progress is not None:
+                progress(size)
+            batch, size = [], 0
+    if batch:
+        yield batch
+        if progress is not None:
+            progress(size)
+
+
+def require_plain_text(path: TextSource) -> None:
     """Refuse a file whose lines are rows of something else: JSON, columns between tabs, CoNLL-U; or of another coding.
 
     The first 1,000 lines with text are looked at.
@@ -157,7 +199,7 @@ class _ZstdStream(io.RawIOBase):
         return size
 
 
-def _decode(block: bytes, path: Path, done: int) -> list[str]:
+def _decode(block: bytes, path: str | Path, done: int) -> list[str]:
     try:
         text = block.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.artefacts import file_digest, open_work, read_sealed, whole_file, write_sealed
@@ -40,23 +40,32 @@ class TrainingResult:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save_trained(module: nn.Module, path: Path, *, prefix: str = "") -> None:
-    """Write the parameters that require gradients (and whose names begin so) into a work folder, as safetensors."""
-    trained = {
+def trained(module: nn.Module, *, prefix: str = "") -> dict[str, Tensor]:
+    """The parameters that require gradients, and whose names begin so, by name."""
+    return {
         name: p.detach().contiguous()
         for name, p in module.named_parameters()
         if p.requires_grad and name.startswith(prefix)
     }
+
+
+def set_trained(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy parameters that `trained` gave back in place."""
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
+
+
+def save_trained(module: nn.Module, path: Path, *, prefix: str = "") -> None:
+    """Write the parameters of `trained` into a work folder, as safetensors."""
     with whole_file(path, inner=True) as partial:
-        save_file(trained, partial)
+        save_file(trained(module, prefix=prefix), partial)
 
 
 def load_trained(module: nn.Module, path: Path) -> None:
     """Copy parameters written by `save_trained` back in place."""
-    own = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, value in load_file(path).items():
-            own[name].copy_(value)
+    set_trained(module, load_file(path))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -7,9 +7,8 @@ digest first: a damaged checkpoint gives way to the one before it.
 """
 
 import math
-import shutil
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from bistil.errors import DivergenceError, MissingExtraError, RecipeError
-from bistil.runtime.artefacts import file_digest, json_digest, write_sealed
 from bistil.runtime.insides import (
     logger_callbacks,
     one_device,
@@ -33,20 +31,17 @@ from bistil.runtime.insides import (
 from bistil.runtime.quiet import kept_environment, quiet_transformers
 from bistil.settings.recipe import TrainingSettings, to_dict
 from bistil.training.checkpoints import (
-    BEST,
-    FINAL,
-    RESULT,
     TrainingResult,
     first_other,
     load_trained,
     newest_checkpoint,
-    open_folder,
     read_identity,
     save_trained,
 )
 from bistil.training.order import Ordered, Sized, epoch_order
 from bistil.training.processes import processes
 from bistil.training.recorder import BestBy, Recorder
+from bistil.training.stores import store_in
 
 __all__ = [
     "TENSORBOARD",
@@ -145,7 +140,7 @@ def train(
     *,
     collate: Callable[[list[Any]], dict[str, Any]],
     settings: TrainingSettings,
-    folder: Path,
+    folder: Path | None,
     seed: int,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     best_by: BestBy | Mapping[str, BestBy] | None = None,
@@ -163,7 +158,8 @@ def train(
         train_data: examples; an attribute `ordered = True` says that index order is training order, a method
             `training_order(items=, batch_size=, seed=)` draws it; `epoch_size` says what an epoch is if not all.
         collate: list of examples to batch; a str under "language" is passed through for messages.
-        folder: work folder of this run alone, new or left by an earlier call; checkpoints are removed at the end.
+        folder: work folder of this run alone, new or left by an earlier call; checkpoints are removed at the end. None:
+            nothing is written, and an interrupted run begins anew.
         seed: draws the order of the data and dropout.
         evaluate: held-out figures of the module, called every `evaluate_steps` and at the end.
         best_by: key of `evaluate`'s figures that chooses the kept weights; none keeps the last. A mapping from
@@ -178,12 +174,13 @@ def train(
         MissingExtraError: a logger that is not installed.
     """
     check_loggers(settings.loggers)
+    if folder is None and "tensorboard" in settings.loggers:
+        raise RecipeError("the logger tensorboard writes files: give a folder, or leave it out")
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
+    store = store_in(folder)
     identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}
-    with processes().main_process_first():
-        finished = open_folder(folder, json_digest(identity))
+    finished = store.finished(module, identity)
     if finished is not None:
-        load_trained(module, folder / FINAL)
         return finished
 
     data: Any = train_data
@@ -199,39 +196,33 @@ def train(
         recorder = Recorder(
             module=module,
             settings=settings,
-            folder=folder,
+            store=store,
             evaluate=evaluate,
             best_by=best_by,
             label=label,
             steps=steps,
         )
         trainer = _Trainer(recorder, data, collate, _arguments(settings, folder, steps=steps, seed=seed))
-        with processes().main_process_first():
-            checkpoint = newest_checkpoint(folder)
+        checkpoint = store.checkpoint()
         recorder.open(checkpoint)
         with recorder.progress:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # The first process wrote the best weights, and removes them when all have read them.
+    # The first process kept the best weights, and removes them when all have read them.
     trainer.accelerator.wait_for_everyone()
-    for prefix in recorder.best:
-        load_trained(module, recorder.best_file(prefix))
+    recorder.load_best()
     trainer.accelerator.wait_for_everyone()
     result = recorder.result()
     if trainer.args.should_save:
-        save_trained(module, folder / FINAL)
-        write_sealed(folder / RESULT, {**asdict(result), "files": {FINAL: file_digest(folder / FINAL)}})
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-        for old in folder.glob(BEST):
-            old.unlink()
+        store.finish(module, result)
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: int) -> TrainingArguments:
+def _arguments(settings: TrainingSettings, folder: Path | None, *, steps: int, seed: int) -> TrainingArguments:
     parts = _parts(settings)
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        # The Trainer makes sure that this folder is there.
+        output_dir=os.curdir if folder is None else str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size // parts,
         gradient_accumulation_steps=settings.accumulation,
@@ -247,7 +238,7 @@ def _arguments(settings: TrainingSettings, folder: Path, *, steps: int, seed: in
         seed=seed,
         data_seed=seed,
         train_sampling_strategy="sequential",
-        save_strategy="steps",
+        save_strategy="no" if folder is None else "steps",
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
         logging_strategy="steps",
@@ -278,7 +269,7 @@ class _Trainer(Trainer):
         arguments: TrainingArguments,
     ) -> None:
         self.recorder = recorder
-        module, settings, folder = recorder.module, recorder.settings, recorder.folder
+        module, settings, folder = recorder.module, recorder.settings, recorder.store.folder
         self._terms: dict[str, torch.Tensor] = {}
         self._term_count = 0
         super().__init__(
@@ -291,6 +282,7 @@ class _Trainer(Trainer):
         if settings.loggers:
             self.recorder.publish = super().log
         if "tensorboard" in settings.loggers:
+            assert folder is not None
             self.add_callback(tensorboard_callback(folder / TENSORBOARD))
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -312,8 +304,8 @@ class _Trainer(Trainer):
         loss = outputs["loss"]
         if not torch.isfinite(loss.detach()):
             raise DivergenceError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}{_describe(inputs)}; the last good "
-                f"checkpoint is kept in {self.recorder.folder}: lower the learning rate or check this batch"
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}{_describe(inputs)}; "
+                f"{self.recorder.store.said}: lower the learning rate or check this batch"
             )
         for name, value in outputs.items():
             if name != "loss" and torch.is_tensor(value) and value.ndim == 0:
@@ -335,9 +327,8 @@ class _Trainer(Trainer):
             }
             self._terms, self._term_count = {}, 0
             logs = {**logs, **terms}
-            if self.args.should_save:
-                record = {"step": self.state.global_step, "seconds": round(self.recorder.seconds, 3)}
-                self.recorder.write({**record, "tokens": self.recorder.tokens, **logs})
+            record = {"step": self.state.global_step, "seconds": round(self.recorder.seconds, 3)}
+            self.recorder.store.log({**record, "tokens": self.recorder.tokens, **logs})
         super().log(logs, start_time)
 
     def _clipped(self, groups: Sequence[list[nn.Parameter]]) -> torch.Tensor:

@@ -1,10 +1,8 @@
 """The records of a training run: log, held-out figures, best weights, early stop, and what makes a checkpoint whole."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,31 +10,30 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bistil.errors import ArtefactError, DivergenceError
-from bistil.runtime.artefacts import file_digest, manifest, read_sealed, whole_file, write_sealed
+from bistil.errors import DivergenceError
 from bistil.runtime.progress import Progress
 from bistil.settings.recipe import TrainingSettings
-from bistil.training.checkpoints import BEST, COMPLETE, TrainingResult, save_trained
-from bistil.training.processes import processes
+from bistil.training.checkpoints import TrainingResult
+from bistil.training.stores import Best, Store
 
 BestBy = tuple[str, Literal["min", "max"]]
 
 
 class Recorder(TrainerCallback):
-    """Progress line, train_log.jsonl, evaluation, best weights, early stop and the checkpoint's mark."""
+    """Progress line, log, evaluation, best weights, early stop and what a checkpoint holds of them."""
 
     def __init__(
         self,
         *,
         module: nn.Module,
         settings: TrainingSettings,
-        folder: Path,
+        store: Store,
         evaluate: Callable[[nn.Module], dict[str, float]] | None,
         best_by: BestBy | Mapping[str, BestBy] | None,
         label: str,
         steps: int,
     ) -> None:
-        self.module, self.settings, self.folder = module, settings, folder
+        self.module, self.settings, self.store = module, settings, store
         self.evaluate, self.steps = evaluate, steps
         self.publish: Callable[[dict[str, float]], None] | None = None
         self.best_by: dict[str, BestBy] = {"": best_by} if isinstance(best_by, tuple) else dict(best_by or {})
@@ -54,24 +51,11 @@ class Recorder(TrainerCallback):
     def open(self, checkpoint: Path | None) -> None:
         """Take up the records as they were at the checkpoint; later lines belong to work that is lost."""
         self.started = time.monotonic()
-        log, main = self.folder / "train_log.jsonl", processes().is_main_process
-        if checkpoint is None:
-            if main:
-                log.unlink(missing_ok=True)
-                self._drop_old_best()
-            return
-        saved = read_sealed(checkpoint / COMPLETE)
-        self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
-        self.best, self.history = saved["best"], saved["history"]
-        if main and log.exists():
-            kept = [line for line in log.read_bytes().splitlines(keepends=True) if _step_of(line) <= saved["step"]]
-            with whole_file(log, inner=True) as partial:
-                partial.write_bytes(b"".join(kept))
-        self.progress.start_at(saved["step"])
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        with (self.folder / "train_log.jsonl").open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        saved = self.store.take_up(checkpoint)
+        if saved is not None:
+            self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
+            self.best, self.history = saved["best"], saved["history"]
+            self.progress.start_at(saved["step"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -92,12 +76,11 @@ class Recorder(TrainerCallback):
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise DivergenceError(
-                    f"the held-out {name} is {value} at step {step}; the last good checkpoint is kept in "
-                    f"{self.folder}: lower the learning rate or check the data"
+                    f"the held-out {name} is {value} at step {step}; {self.store.said}: "
+                    "lower the learning rate or check the data"
                 )
         self.history.append({"step": step, **figures})
-        if main:
-            self.write({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
+        self.store.log({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
         # Parts of parts (a language's term) are for the log.
         shown = {name: value for name, value in figures.items() if name.count("/") < 2}
         if self.publish is not None:
@@ -107,11 +90,11 @@ class Recorder(TrainerCallback):
             control.should_log = wanted
         if main:
             self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-        at_an_end = [self._keep_best(prefix, main=main) for prefix in self.best_by]
+        at_an_end = [self._keep_best(prefix) for prefix in self.best_by]
         if at_an_end and all(at_an_end):
             control.should_training_stop = True
 
-    def _keep_best(self, prefix: str, *, main: bool) -> bool:
+    def _keep_best(self, prefix: str) -> bool:
         """Keep a part's weights if they are its best; returns whether its patience is at an end."""
         key, direction = self.best_by[prefix]
         sign = 1 if direction == "min" else -1
@@ -122,50 +105,31 @@ class Recorder(TrainerCallback):
             return True
         if best is None or sign * self.history[-1][key] < sign * best[key]:
             self.best[prefix] = dict(self.history[-1])
-            if main:
-                # Under a name of its own: the file that the last checkpoint counts on stays until the next one.
-                save_trained(self.module, self.best_file(prefix), prefix=prefix)
+            self.store.keep(self.module, self._best(prefix))
             return False
         return patience is not None and since + 1 >= patience
 
-    def best_file(self, prefix: str) -> Path:
-        """Where the best weights of a part are."""
-        part = list(self.best_by).index(prefix)
-        return self.folder / f"best-{part}-{self.best[prefix]['step']:.0f}.safetensors"
+    def _best(self, prefix: str) -> Best:
+        """Which weights of a part are its best."""
+        return Best(list(self.best_by).index(prefix), prefix, int(self.best[prefix]["step"]))
 
-    def _best_files(self) -> set[str]:
-        return {self.best_file(prefix).name for prefix in self.best}
-
-    def _drop_old_best(self) -> None:
-        """Remove best weights that neither this run nor a kept checkpoint counts on."""
-        kept = self._best_files()
-        for mark in self.folder.glob(f"checkpoint-*/{COMPLETE}"):
-            with suppress(ArtefactError):  # nobody will go on from a damaged one
-                kept.update(read_sealed(mark).get("best_files", {}))
-        for file in self.folder.glob(BEST):
-            if file.name not in kept:
-                file.unlink()
+    def load_best(self) -> None:
+        """Put each part's best weights back into the module, where there are any."""
+        for prefix in self.best:
+            self.store.load(self.module, self._best(prefix))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        # Every process writes its random state; only then is the checkpoint whole.
-        processes().wait_for_everyone()
-        if args.should_save:
-            checkpoint = self.folder / f"checkpoint-{state.global_step}"
-            write_sealed(
-                checkpoint / COMPLETE,
-                {
-                    "step": state.global_step,
-                    "tokens": self.tokens,
-                    "seconds": self.seconds,
-                    "best": self.best,
-                    "history": self.history,
-                    "files": manifest(checkpoint),
-                    "best_files": {name: file_digest(self.folder / name) for name in sorted(self._best_files())},
-                },
-            )
-            self._drop_old_best()
+        del args
+        records = {
+            "step": state.global_step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "best": self.best,
+            "history": self.history,
+        }
+        self.store.complete(records, [self._best(prefix) for prefix in self.best])
         return control
 
     def result(self) -> TrainingResult:
@@ -177,11 +141,3 @@ class Recorder(TrainerCallback):
             best_parts={prefix: best for prefix, best in self.best.items() if prefix},
             history=self.history,
         )
-
-
-def _step_of(line: bytes) -> float:
-    """The step of a line of the log; a line that is damaged or cut short belongs to none."""
-    try:
-        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf

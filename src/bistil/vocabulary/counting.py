@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from safetensors import safe_open
@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 
 from bistil.errors import ArtefactError, InputError
 from bistil.models.tokenizers import to_json
-from bistil.runtime.artefacts import file_digest, json_digest, whole_file
+from bistil.runtime.artefacts import json_digest, whole_file
 from bistil.text.files import line_batches, require_plain_text
+from bistil.text.sources import TextSource, text_digest
 from bistil.vocabulary.tokenizer_state import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class TokenCounts:
         counts: (vocabulary size,) int64; special tokens that a model adds around a text are not counted.
         lines, words, characters: size of the text; a word is what stands between white space.
         tokenizer: digest of the tokenizer that counted.
-        sources: SHA-256 of each counted file.
+        sources: SHA-256 of each counted text.
     """
 
     counts: np.ndarray
@@ -119,7 +120,7 @@ def counting_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
 
 def count_file(
     vocabulary: Vocabulary,
-    path: Path,
+    path: TextSource,
     *,
     tokenizer: Tokenizer | None = None,
     cache: Path | None = None,
@@ -131,7 +132,7 @@ def count_file(
     cores (unless TOKENIZERS_PARALLELISM=false) while the ids of batches before are summed up.
 
     Args:
-        path: text, one sentence or paragraph a line, plain or .gz or .zst; or a `.counts` file.
+        path: text, one sentence or paragraph a line, plain or .gz or .zst, or in memory; or a `.counts` file.
         tokenizer: that of `counting_tokenizer(vocabulary)`, to build it once for several files.
         cache: folder of finished counts, named after the content of the file and the tokenizer.
         progress: called with the number of bytes of the file that each batch took.
@@ -140,17 +141,17 @@ def count_file(
         InputError: the file cannot be read, is not UTF-8 or holds no text or labelled rows, or its counts are another
             tokenizer's.
     """
-    if path.suffix == COUNTS_SUFFIX:
+    if is_counts(path):
         counted = TokenCounts.load(path)
         if counted.tokenizer != vocabulary.digest:
             raise InputError(f"{path} was counted with another tokenizer: count the text again")
         return counted
-    digest = file_digest(path)
+    digest = text_digest(path)
     name = json_digest([_FORMAT, digest, vocabulary.digest, COUNTED_FIRST, HELD_OUT_EVERY, HELD_OUT_LINES])[:32]
     kept = cache / f"{name}{COUNTS_SUFFIX}" if cache is not None else None
     known = _kept_counts(kept) if kept is not None and kept.is_file() else None
     if known is not None:
-        if progress is not None:
+        if progress is not None and isinstance(path, Path):
             progress(path.stat().st_size)
         return known
     require_plain_text(path)
@@ -180,6 +181,11 @@ def count_file(
     return counted
 
 
+def is_counts(source: TextSource) -> TypeGuard[Path]:
+    """Whether a text is given as counts of earlier."""
+    return isinstance(source, Path) and source.suffix == COUNTS_SUFFIX
+
+
 def _kept_counts(kept: Path) -> TokenCounts | None:
     """Counts out of the cache; None, and a notice, if they are damaged."""
     try:
@@ -189,14 +195,14 @@ def _kept_counts(kept: Path) -> TokenCounts | None:
         return None
 
 
-def held_out_lines(path: Path) -> tuple[list[str], bool]:
+def held_out_lines(path: TextSource) -> tuple[list[str], bool]:
     """Lines of a text file on which to check a trimmed vocabulary.
 
     Returns:
         The lines, and whether they were left out of the counts; a text too short for that gives its counted lines.
         A file of counts gives none.
     """
-    if path.suffix == COUNTS_SUFFIX:
+    if is_counts(path):
         return [], True
     first: list[str] = []
     held: list[str] = []
@@ -221,7 +227,7 @@ def _held_out(done: int, size: int) -> slice:
     return slice(min(start - done, size), max(min(stop - done, size), 0), HELD_OUT_EVERY)
 
 
-def _counted_lines(path: Path, progress: Callable[[int], None] | None) -> Iterator[list[str]]:
+def _counted_lines(path: TextSource, progress: Callable[[int], None] | None) -> Iterator[list[str]]:
     done = 0
     for lines in line_batches(path, progress=progress):
         out = _held_out(done, len(lines))

@@ -3,11 +3,13 @@
 count the corpora -> choose the tokens -> trim tokenizer, weights and configurations -> verify -> write
 """
 
+import copy
 import json
 import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +20,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bistil.errors import ArtefactError, InputError
 from bistil.models.cards import write_model_card
+from bistil.models.complete import Origin, complete
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
-from bistil.models.tokenizers import load_tokenizer, settle, to_json
+from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
 from bistil.settings.recipe import TrimSettings, to_dict
+from bistil.text.sources import TextSource, as_texts
 from bistil.vocabulary import weights
 from bistil.vocabulary.counting import TokenCounts, count_file, counting_tokenizer, held_out_lines
 from bistil.vocabulary.report import (
@@ -57,6 +61,207 @@ MAP_FILE, REPORT_FILE = "vocabulary_map.safetensors", "trim_report.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Counted:
+    """Texts whose tokens are counted."""
+
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    """That counted: without padding and truncation."""
+    texts: Mapping[str, Sequence[TextSource]]
+    corpora: dict[str, TokenCounts]
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerFast,
+        texts: Mapping[str, Sequence[TextSource]],
+        *,
+        cache: Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> "Counted":
+        """Count texts, per corpus.
+
+        Args:
+            cache: folder where the counts of each text are kept for the next time.
+            progress: called with the number of bytes of text read after each batch.
+
+        Raises:
+            InputError: a text is missing, empty or not UTF-8, or the tokenizer is of an unknown kind.
+        """
+        vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
+        plain = counting_tokenizer(vocabulary)
+        corpora = count_corpora(vocabulary, texts, tokenizer=plain, cache=cache, progress=progress)
+        return cls(vocabulary=vocabulary, tokenizer=plain, texts=texts, corpora=corpora)
+
+    def required(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, keep: Path | None
+    ) -> dict[str, set[int]]:
+        """Tokens that stay whatever the counts say, by reason."""
+        return {
+            "special": self.vocabulary.required["special"] | set(tokenizer.all_special_ids),
+            "config": weights.fixed_ids(model, len(self.vocabulary)),
+            "keep_list": read_keep_list(keep, self.vocabulary, self.tokenizer) if keep is not None else set(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """What a model's vocabulary was cut to, and what can prove that nothing else changed."""
+
+    full: PreTrainedTokenizerFast
+    state: dict[str, Any]
+    """Of the trimmed tokenizer."""
+    kept: np.ndarray
+    """New id -> old id, ascending."""
+    full_size: int
+    """Tokens of the old vocabulary."""
+    base: str
+    """`models.fingerprint.encoder_digest` of the model before."""
+    checks: dict[str, TextCheck]
+    batches: list[torch.Tensor]
+    """Full-vocabulary ids that ran through the model before."""
+    expected: list[dict[str, torch.Tensor]]
+    report: TrimReport
+    """Without what `proven` adds."""
+
+    def proven(self, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast) -> TrimReport:
+        """The whole report, after making sure that tokens and outputs are equal.
+
+        Args:
+            model, tokenizer: the trimmed ones; as loaded again, where they were written. No model: nobody asked.
+
+        Raises:
+            ArtefactError: something is not equal.
+        """
+        report = changed(self.report, tokenizer_class=type(tokenizer).__name__)
+        if model is None:
+            return report
+        problems = [problem for check in self.checks.values() for problem in check.problems]
+        problems += check_special_tokens(self.full, tokenizer, self.kept)
+        if problems:
+            raise ArtefactError(f"trimming would change the tokenizer in {len(problems)} places: {problems[0]}")
+        new_ids = [torch.from_numpy(np.searchsorted(self.kept, batch.numpy())) for batch in self.batches]
+        tensors, largest = compare_outputs(self.expected, outputs(model, new_ids))
+        nothing = _nothing_compared(self.checks)
+        if nothing:
+            return changed(report, not_verified=nothing)
+        verified = {
+            "unchanged_lines": sum(check.unchanged for check in self.checks.values()),
+            "tensors": tensors,
+            "positions": sum(batch.numel() for batch in self.batches),
+            "largest_difference": largest,
+        }
+        return changed(report, verified=verified, not_verified=None)
+
+
+def trim(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, Any],
+    *,
+    settings: TrimSettings | None = None,
+    keep: Path | None = None,
+    verify: bool = True,
+) -> Any:
+    """A copy of a model whose vocabulary is cut to the tokens that its texts use (paper, section 3.1).
+
+    Args:
+        model: of any architecture of transformers, with or without a head; it stays as it is.
+        tokenizer: its fast tokenizer; it stays as it is.
+        texts: per language texts, files or a data set (`text.sources.as_texts`).
+        settings: which tokens are kept; default: those with a share of 1e-6 or more.
+        keep: file of tokens or words to keep besides, one a line.
+        verify: make sure that lines without dropped tokens get the same tokens, hidden states and logits.
+
+    Returns:
+        The trimmed model. It brings its tokenizer and record (`models.complete`); its `bistil.facts` have the "report"
+        (`TrimReport`) and what was "kept" (`Kept`).
+
+    Raises:
+        InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, or the tokenizer is of an
+            unknown kind.
+        ArtefactError: the model does not fit its tokenizer, or the trimmed model is not equal.
+    """
+    fast = require_fast(tokenizer)
+    counted = Counted.of(fast, as_texts(texts))
+    trimmed = copy.deepcopy(model)
+    name = model.name_or_path or type(model).__name__
+    cut = cut_vocabulary(trimmed, fast, counted, name=name, settings=settings, keep=keep, verify=verify)
+    own = with_state(fast, cut.state)
+    report = cut.proven(trimmed if verify else None, own)
+    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base)}
+    return complete(trimmed, own, Origin(record=_record(report), card=_card(report), facts=facts))
+
+
+def cut_vocabulary(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    counted: Counted,
+    *,
+    name: str,
+    settings: TrimSettings | None = None,
+    keep: Path | None = None,
+    verify: bool = True,
+    trimmed_before: bool = False,
+) -> Cut:
+    """Cut a model's vocabulary in place.
+
+    Args:
+        name: of the model, for messages and the report.
+        trimmed_before: the model is the result of this very trim. All that it has stays then: text has more tokens
+            under the smaller vocabulary, so each has a smaller share, and some near the threshold would be dropped.
+
+    Raises:
+        BistilError: as `trim`.
+    """
+    settings, vocabulary = settings or TrimSettings(), counted.vocabulary
+    rows = weights.embedding_rows(model)
+    weights.check_rows(name, rows, len(vocabulary))
+    required = counted.required(model, tokenizer, keep)
+    if trimmed_before:
+        required["trimmed_before"] = set(range(len(vocabulary)))
+    selection = select(vocabulary, counted.corpora, settings, required=required)
+    kept, before = selection.kept, _size(model, len(vocabulary))
+    state = trim_state(vocabulary, kept)
+    trimmed = Tokenizer.from_str(to_json({**state, "padding": None, "truncation": None}))
+    checks = _check_corpora(vocabulary, counted.tokenizer, trimmed, kept, counted.texts)
+
+    ending = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    batches = model_batches(checks, kept, required["special"], ending=ending) if verify else []
+    expected = outputs(model, batches, torch.from_numpy(kept))
+    base = encoder_digest(model)
+    names = weights.trim_model(model, torch.from_numpy(kept), len(vocabulary))
+    corpora = {corpus: corpus_report(vocabulary, one, kept, checks[corpus]) for corpus, one in counted.corpora.items()}
+    report = TrimReport(
+        model=name,
+        family=vocabulary.family,
+        settings=to_dict(settings),
+        before=before,
+        after=_size(model, len(kept)),
+        spare_rows=rows - len(vocabulary),
+        kept=selection.reasons,
+        corpora=corpora,
+        missing_characters=selection.missing_characters,
+        unreachable=selection.unreachable,
+        tokenizer_class="",
+        parameters=names,
+        verified=None,
+        not_verified="it was not asked for",
+    )
+    return Cut(
+        full=tokenizer,
+        state=state,
+        kept=kept,
+        full_size=len(vocabulary),
+        base=base,
+        checks=checks,
+        batches=batches,
+        expected=expected,
+        report=report,
+    )
+
+
 def trim_vocabulary(
     model: str | Path,
     texts: Mapping[str, Sequence[Path]],
@@ -73,14 +278,13 @@ def trim_vocabulary(
     """Write a copy of a model whose vocabulary is cut to the tokens that its corpora use.
 
     The output is an ordinary Hugging Face folder, with `trim_report.json` (the returned report) and
-    `vocabulary_map.safetensors` (the int64 tensor `kept_ids`: new id -> old id).
+    `vocabulary_map.safetensors` (the int64 tensor `kept_ids`: new id -> old id). What was written is loaded again and
+    compared before it takes its place.
 
     Args:
         model: checkpoint folder or hub name, of any architecture of transformers, with or without a head.
         texts: language -> text files (plain, .gz, .zst, or .counts files of earlier counting).
-        keep: file of tokens or words to keep besides, one a line.
-        verify: check, before anything is written, that lines without dropped tokens get the same tokens and hidden
-            states and logits.
+        keep, verify: as for `trim`.
         counts: folder where the counts of each file are kept for the next time.
         along: called with the finished model's folder, before it takes its place, and the report; what it writes there
             becomes part of the output.
@@ -88,70 +292,34 @@ def trim_vocabulary(
         progress: called with the number of bytes of text read after each batch.
 
     Raises:
-        InputError: a text is missing, empty or not UTF-8, nothing reaches the threshold, the tokenizer is of an
-            unknown kind, or the output may not be written (`runtime.artefacts.claim`).
-        ArtefactError: the checkpoint is damaged, does not fit its tokenizer, or the trimmed model is not equal.
+        InputError: as `trim`, or the output may not be written (`runtime.artefacts.claim`).
+        ArtefactError: as `trim`, or the checkpoint is damaged.
     """
     settings = settings or TrimSettings()
     name = str(model_folder(str(model)))
     read = [name, keep, *(file for files in texts.values() for file in files)]
     claim(folders=[output], kept=[counts], inputs=read, force=replace)
     tokenizer = load_tokenizer(name)
-    vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
-    plain = counting_tokenizer(vocabulary)
-    counted = count_corpora(vocabulary, texts, tokenizer=plain, cache=counts, progress=progress)
-
+    files = {corpus: [Path(file) for file in own] for corpus, own in texts.items()}
+    counted = Counted.of(tokenizer, files, cache=counts, progress=progress)
     loaded, absent = weights.load_checkpoint(name)
-    rows = weights.embedding_rows(loaded)
-    weights.check_rows(name, rows, len(vocabulary))
-    required = {
-        "special": vocabulary.required["special"] | set(tokenizer.all_special_ids),
-        "config": weights.fixed_ids(loaded, len(vocabulary)),
-        "keep_list": read_keep_list(keep, vocabulary, plain) if keep is not None else set(),
-    }
-    if _trimmed_before(Path(name), settings, counted):
-        required["trimmed_before"] = set(range(len(vocabulary)))
-    selection = select(vocabulary, counted, settings, required=required)
-    kept, before = selection.kept, _size(loaded, len(vocabulary))
-    state = trim_state(vocabulary, kept)
-    trimmed = Tokenizer.from_str(to_json({**state, "padding": None, "truncation": None}))
-    checks = _check_corpora(vocabulary, plain, trimmed, kept, texts)
-
-    ending = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    batches = model_batches(checks, kept, required["special"], ending=ending) if verify else []
-    expected = outputs(loaded, batches, torch.from_numpy(kept))
-    base = encoder_digest(loaded)
-    names = weights.trim_model(loaded, torch.from_numpy(kept), len(vocabulary))
-    after = _size(loaded, len(kept))
+    cut = cut_vocabulary(
+        loaded, tokenizer, counted, name=str(model), settings=settings, keep=keep, verify=verify,
+        trimmed_before=_trimmed_before(Path(name), settings, counted.corpora),
+    )  # fmt: skip
     with whole_folder(output, replace=replace) as folder:
-        _write_model(loaded, absent, name, kept, len(vocabulary), folder)
+        _write_model(loaded, absent, name, cut.kept, cut.full_size, folder)
         weights.check_shapes(folder, loaded)
-        reloaded = _write_tokenizer(tokenizer, state, kept, folder)
+        reloaded = _write_tokenizer(tokenizer, cut.state, cut.kept, folder)
         # Parameters that the checkpoint lacks are random anew in every loaded model; for the check they are the same.
         random = {key: value for key, value in loaded.state_dict().items() if key in absent}
         del loaded
-        verified, not_verified = None, "it was not asked for"
+        written = None
         if verify:
-            compared = _verify(folder, tokenizer, reloaded, kept, checks, batches, expected, random)
-            not_verified = _nothing_compared(checks)
-            verified = None if not_verified else compared
-        report = TrimReport(
-            model=str(model),
-            family=vocabulary.family,
-            settings=to_dict(settings),
-            before=before,
-            after=after,
-            spare_rows=rows - len(vocabulary),
-            kept=selection.reasons,
-            corpora={corpus: corpus_report(vocabulary, one, kept, checks[corpus]) for corpus, one in counted.items()},
-            missing_characters=selection.missing_characters,
-            unreachable=selection.unreachable,
-            tokenizer_class=type(reloaded).__name__,
-            parameters=names,
-            verified=verified,
-            not_verified=not_verified or None,
-        )
-        _write_records(report, kept, len(vocabulary), folder, base=base)
+            written, _ = weights.load_checkpoint(str(folder))
+            written.load_state_dict(random, strict=False)
+        report = cut.proven(written, reloaded)
+        _write_records(report, cut, folder)
         if along is not None:
             along(folder, report)
     return report
@@ -175,56 +343,75 @@ def plan(
     """
     name = str(model_folder(str(model), weights=False))
     tokenizer = load_tokenizer(name)
-    vocabulary = read_vocabulary(json.loads(tokenizer.backend_tokenizer.to_str()))
-    plain = counting_tokenizer(vocabulary)
-    counted = count_corpora(vocabulary, texts, tokenizer=plain, cache=counts, progress=progress)
-    blank, size = weights.blank_model(name), len(vocabulary)
+    files = {corpus: [Path(file) for file in own] for corpus, own in texts.items()}
+    counted = Counted.of(tokenizer, files, cache=counts, progress=progress)
+    blank, size = weights.blank_model(name), len(counted.vocabulary)
     shape = model_shape(name, blank, size)
-    required = {
-        "special": vocabulary.required["special"] | set(tokenizer.all_special_ids),
-        "config": weights.fixed_ids(blank, size),
-        "keep_list": read_keep_list(keep, vocabulary, plain) if keep is not None else set(),
-    }
     rows = dry_run(
-        vocabulary, counted, shape, thresholds=thresholds, keep_characters=keep_characters, required=required
-    )
+        counted.vocabulary, counted.corpora, shape, thresholds=thresholds, keep_characters=keep_characters,
+        required=counted.required(blank, tokenizer, keep),
+    )  # fmt: skip
     return rows, changed(shape.size(shape.rows), tokens=size)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a trimmed model kept of another one's vocabulary.
+
+    Attributes:
+        ids: new id -> old id, (vocabulary size,) int64, ascending.
+        fingerprint: `models.fingerprint.encoder_digest` of the model before; None where it is not known.
+    """
+
+    ids: torch.Tensor
+    fingerprint: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Kept":
+        """Of a trimmed model's folder.
+
+        Raises:
+            ArtefactError: the folder holds no vocabulary map, or is damaged.
+        """
+        check_product(folder)
+        try:
+            with safe_open(folder / MAP_FILE, framework="pt") as stored:
+                kept, facts = stored.get_tensor("kept_ids"), stored.metadata() or {}
+            if kept.ndim != 1 or bool((kept.diff() < 1).any()) or bool((kept < 0).any()):
+                raise ValueError("its ids do not ascend")
+        except Exception as error:
+            raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+        return cls(kept, facts.get("fingerprint"))
+
+    @classmethod
+    def of(cls, model: Any) -> "Kept | None":
+        """Of a model in memory that `trim` made, or one made of it; None of any other."""
+        made = getattr(model, "bistil", None)
+        kept: Kept | None = made.facts.get("kept") if made is not None else None
+        return kept
+
+
 def kept_ids(folder: Path) -> torch.Tensor:
-    """New id -> old id of a trimmed model: (vocabulary size,) int64, ascending.
+    """`Kept.ids` of a trimmed model's folder.
 
     Raises:
         ArtefactError: the folder holds no vocabulary map, or is damaged.
     """
-    return _read_map(folder)[0]
+    return Kept.read(Path(folder)).ids
 
 
 def untrimmed_fingerprint(folder: Path) -> str | None:
-    """`models.fingerprint.encoder_digest` of the model before it was trimmed; None for a folder that does not say it.
+    """`Kept.fingerprint` of a trimmed model's folder.
 
     Raises:
         ArtefactError: the folder holds no vocabulary map, or is damaged.
     """
-    return _read_map(folder)[1].get("fingerprint")
-
-
-def _read_map(folder: Path) -> tuple[torch.Tensor, dict[str, str]]:
-    """The kept ids of a trimmed model, and what stands beside them."""
-    check_product(Path(folder))
-    try:
-        with safe_open(Path(folder) / MAP_FILE, framework="pt") as stored:
-            kept, facts = stored.get_tensor("kept_ids"), stored.metadata() or {}
-        if kept.ndim != 1 or bool((kept.diff() < 1).any()) or bool((kept < 0).any()):
-            raise ValueError("its ids do not ascend")
-        return kept, facts
-    except Exception as error:
-        raise ArtefactError(f"{folder} is no trimmed model: {MAP_FILE} is missing or damaged ({error})") from error
+    return Kept.read(Path(folder)).fingerprint
 
 
 def count_corpora(
     vocabulary: Vocabulary,
-    texts: Mapping[str, Sequence[Path]],
+    texts: Mapping[str, Sequence[TextSource]],
     *,
     tokenizer: Tokenizer | None = None,
     cache: Path | None = None,
@@ -241,7 +428,7 @@ def count_corpora(
     counted: dict[str, TokenCounts] = {}
     for corpus, files in texts.items():
         for path in files:
-            one = count_file(vocabulary, Path(path), tokenizer=tokenizer, cache=cache, progress=progress)
+            one = count_file(vocabulary, path, tokenizer=tokenizer, cache=cache, progress=progress)
             counted[corpus] = counted[corpus] + one if corpus in counted else one
     for corpus, one in counted.items():
         unknown = int(one.counts[vocabulary.unknown]) / one.total if vocabulary.unknown is not None else 0.0
@@ -253,8 +440,7 @@ def count_corpora(
 
 
 def _trimmed_before(folder: Path, settings: TrimSettings, counted: Mapping[str, TokenCounts]) -> bool:
-    """Whether a model is the result of this very trim. Then all it has stays: text has more tokens under the smaller
-    vocabulary, so each has a smaller share, and some near the threshold would be dropped."""
+    """Whether a folder's model is the result of this very trim."""
     record = folder / REPORT_FILE
     if not record.is_file():
         return False
@@ -270,42 +456,16 @@ def _check_corpora(
     full: Tokenizer,
     trimmed: Tokenizer,
     kept: np.ndarray,
-    texts: Mapping[str, Sequence[Path]],
+    texts: Mapping[str, Sequence[TextSource]],
 ) -> dict[str, TextCheck]:
     checks = {}
     for corpus, files in texts.items():
-        parts = [held_out_lines(Path(path)) for path in files]
+        parts = [held_out_lines(path) for path in files]
         held = any(lines and out for lines, out in parts)
         # Where one file of a corpus is long enough to hold lines out, the short ones are not checked.
         lines = [line for some, out in parts if out is held for line in some]
         checks[corpus] = check_tokens(vocabulary, full, trimmed, kept, lines, held_out=held)
     return checks
-
-
-def _verify(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    reloaded: PreTrainedTokenizerFast,
-    kept: np.ndarray,
-    checks: Mapping[str, TextCheck],
-    batches: Sequence[torch.Tensor],
-    expected: list[dict[str, torch.Tensor]],
-    random: Mapping[str, torch.Tensor],
-) -> dict[str, Any]:
-    problems = [problem for check in checks.values() for problem in check.problems]
-    problems += check_special_tokens(tokenizer, reloaded, kept)
-    if problems:
-        raise ArtefactError(f"trimming would change the tokenizer in {len(problems)} places: {problems[0]}")
-    model, _ = weights.load_checkpoint(str(folder))
-    model.load_state_dict(random, strict=False)
-    new_ids = [torch.from_numpy(np.searchsorted(kept, batch.numpy())) for batch in batches]
-    tensors, largest = compare_outputs(expected, outputs(model, new_ids))
-    return {
-        "unchanged_lines": sum(check.unchanged for check in checks.values()),
-        "tensors": tensors,
-        "positions": sum(batch.numel() for batch in batches),
-        "largest_difference": largest,
-    }
 
 
 def _nothing_compared(checks: Mapping[str, TextCheck]) -> str:
@@ -367,14 +527,21 @@ def _write_tokenizer(
     return settle(folder, state)
 
 
-def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Path, *, base: str) -> None:
+def _write_records(report: TrimReport, cut: Cut, folder: Path) -> None:
     save_file(
-        {"kept_ids": torch.from_numpy(kept)},
+        {"kept_ids": torch.from_numpy(cut.kept)},
         folder / MAP_FILE,
-        metadata={"full_size": str(tokens), "parameters": json.dumps(report.parameters), "fingerprint": base},
-    )
+        metadata={
+            "full_size": str(cut.full_size), "parameters": json.dumps(report.parameters), "fingerprint": cut.base
+        },
+    )  # fmt: skip
     write_json(folder / REPORT_FILE, report.to_dict())
-    record = {
+    write_json(folder / "bistil.json", _record(report))
+    write_model_card(folder, **_card(report))
+
+
+def _record(report: TrimReport) -> dict[str, Any]:
+    return {
         "kind": "trimmed vocabulary",
         "recipe": {"trim": report.settings},
         "versions": {package: version(package) for package in ("bistil", "torch", "transformers", "tokenizers")},
@@ -382,7 +549,10 @@ def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Pa
         "parents": [report.model],
         "metrics": {"tokens": report.after.tokens, "parameters": report.after.parameters},
     }
-    write_json(folder / "bistil.json", record)
+
+
+def _card(report: TrimReport) -> dict[str, Any]:
+    """What `models.cards.write_model_card` says of a trimmed model."""
     figures: dict[str, str | int | float] = {
         "tokens, before": report.before.tokens,
         "tokens": report.after.tokens,
@@ -395,15 +565,14 @@ def _write_records(report: TrimReport, kept: np.ndarray, tokens: int, folder: Pa
             figures[f"{corpus}: tokens per word, before and after"] = (
                 f"{one.fertility:.3f}, {one.trimmed_fertility:.3f}"
             )
-    write_model_card(
-        folder,
-        title=f"{Path(report.model).name}, vocabulary trimmed to {', '.join(report.corpora)}",
-        summary="The same model with fewer tokens. Text of kept tokens gets the same tokens and hidden states.",
-        languages=[corpus for corpus in report.corpora if re.fullmatch("[a-z]{2,3}", corpus)],
-        base_model=report.model,
-        tags=["vocabulary-trimming"],
-        metrics=figures,
-    )
+    return {
+        "title": f"{Path(report.model).name}, vocabulary trimmed to {', '.join(report.corpora)}",
+        "summary": "The same model with fewer tokens. Text of kept tokens gets the same tokens and hidden states.",
+        "languages": [corpus for corpus in report.corpora if re.fullmatch("[a-z]{2,3}", corpus)],
+        "base_model": report.model,
+        "tags": ["vocabulary-trimming"],
+        "metrics": figures,
+    }
 
 
 def _size(model: PreTrainedModel, tokens: int) -> Size:

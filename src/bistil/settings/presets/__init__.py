@@ -18,6 +18,8 @@ from bistil.settings.schema import (
 )
 
 Stage = TypeVar("Stage", bound=FinetuneSettings)
+# A task without a table of its own is learnt like this one.
+LIKE_OTHERS = "sequence-classification"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,9 +42,12 @@ def phase1_preset(name: PresetName) -> Phase1Settings:
 
 
 def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
-    """The settings of a preset for a task: `paper` (sparse, no target text) or `short` (dense, with target text)."""
+    """The settings of a preset for a task: `paper` (sparse, no target text) or `short` (dense, with target text).
+
+    A task that the preset does not name is learnt as texts are classified.
+    """
     values = _values(name)
-    own = values["task"][kind]
+    own = values["task"].get(kind, values["task"][LIKE_OTHERS])
     finetune = _merged(values["finetune"], own["finetune"])
     phase2 = _merged(finetune, values["phase2"])
     return TaskPreset(

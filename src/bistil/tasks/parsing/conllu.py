@@ -4,7 +4,7 @@ Format: https://universaldependencies.org/format.html
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -42,11 +42,14 @@ class Sentence:
         return f"{self.file}, line {self.lines[self.words[word]]}"
 
 
-def read_conllu(path: str | Path, report: RowReport | None = None) -> Iterator[Sentence]:
+def read_conllu(
+    path: str | Path, report: RowReport | None = None, *, lines: Iterable[tuple[int, str]] | None = None
+) -> Iterator[Sentence]:
     """The sentences of a CoNLL-U file (`.gz` allowed; the last empty line may be missing).
 
     Args:
         report: gets the sentences that are left out; None: the first odd one is refused.
+        lines: the file's, with their numbers from 1; None: they are read.
 
     Raises:
         InputError: a line has not 10 columns, word ids do not count 1, 2, 3 ..., a multiword token's range is not
@@ -55,7 +58,7 @@ def read_conllu(path: str | Path, report: RowReport | None = None) -> Iterator[S
     report = report or RowReport(str(path), strict=True)
     block: list[tuple[int, str]] = []
     # The line after the last closes the last sentence, whether the file ends in an empty line or not.
-    for number, line in chain(numbered_lines(path), [(0, "")]):
+    for number, line in chain(numbered_lines(path) if lines is None else lines, [(0, "")]):
         if line.strip(" \t"):
             block.append((number, line))
         elif block:

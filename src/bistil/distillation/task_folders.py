@@ -1,0 +1,110 @@
+"""Phase 2 from folders into folders: what `distillation.task` makes in memory is read before and written after."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher, worn_in_batches
+from bistil.models.complete import Origin
+from bistil.models.masked_lm import load_encoder
+from bistil.models.tokenizers import load_tokenizer
+from bistil.models.writing import write_model
+from bistil.runtime.artefacts import claim, folder_digest, whole_folder
+from bistil.sparse import SparseFineTuning
+from bistil.sparse.delta import RECORD
+from bistil.sparse.wearing import kept_in, own_sft
+from bistil.training.loop import processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOutputs:
+    """Where a fine-tuning is written."""
+
+    model: Path
+    """Gets the fine-tuned model, an ordinary folder."""
+    sft: Path | None = None
+    """Gets the sparse fine-tuning by itself, if it is sparse."""
+    replace: bool = False
+    """Folders of ours give way."""
+
+
+def write_task_teacher(
+    start: str | Path,
+    how: Fitting,
+    outputs: TaskOutputs,
+    *,
+    language_sfts: Mapping[str, str | Path] | None = None,
+    force_sfts: bool = False,
+) -> dict[str, Any]:
+    """`fit_from_labels` from a folder into folders; the same call goes on after an interruption. One process writes.
+
+    Args:
+        start: the model's folder.
+        language_sfts: as for `fit_from_labels`, as folders or hub names.
+        force_sfts: wear them although they were made for another base.
+
+    Returns:
+        The figures of `fit_from_labels`.
+
+    Raises:
+        BistilError: as `fit_from_labels`; a language SFT was made for another base, or an output may not be written
+            (`runtime.artefacts.claim`).
+    """
+    _claim(how, outputs, [start, *(language_sfts or {}).values()])
+    sfts: dict[str, SparseFineTuning] = {}
+    if language_sfts:
+        # What is asked for in vain is refused before anything is loaded.
+        worn_in_batches(language_sfts, how.data, how.settings)
+        base, kept = load_encoder(Path(start)), kept_in(Path(start))
+        sfts = {code: own_sft(sft, base, kept, force=force_sfts) for code, sft in language_sfts.items()}
+    model = fit_from_labels(start, load_tokenizer(str(start)), how, language_sfts=sfts)
+    return _write(model, outputs, start=Path(start), teacher=None)
+
+
+def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, outputs: TaskOutputs) -> dict[str, Any]:
+    """`fit_from_teacher` from folders into folders; the same call goes on after an interruption. One process writes.
+
+    Args:
+        start: folder of the student that phase 1 made.
+        teacher: folder of the task teacher.
+
+    Returns:
+        The figures of `fit_from_teacher`.
+
+    Raises:
+        BistilError: as `fit_from_teacher`, or an output may not be written (`runtime.artefacts.claim`).
+    """
+    _claim(how, outputs, [start, teacher])
+    tokenizers = load_tokenizer(str(start)), load_tokenizer(str(teacher))
+    model = fit_from_teacher(start, tokenizers[0], how, teacher=teacher, teacher_tokenizer=tokenizers[1])
+    return _write(model, outputs, start=Path(start), teacher=Path(teacher))
+
+
+def _claim(how: Fitting, outputs: TaskOutputs, read: Sequence[str | Path]) -> None:
+    claim(folders=[outputs.model, outputs.sft], work=how.folder, inputs=read, force=outputs.replace)
+
+
+def _write(model: PreTrainedModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
+    """Write a model that `_learn` made, in one process of several; returns its figures."""
+    own: Any = model
+    made: Origin = own.bistil
+    figures: dict[str, Any] = made.facts["figures"]
+    if processes().is_main_process:
+        parents = {"start": start, "teacher": teacher}
+        record = {**made.record, "parents": {
+            name: None if path is None else {"name": path.name, "digest": folder_digest(path)}
+            for name, path in parents.items()
+        }}  # fmt: skip
+        # Both at the end: of an interrupted call there is either none or, but for an instant, both.
+        with ExitStack() as both:
+            sft: SparseFineTuning | None = made.facts["sft"]
+            if sft is not None and outputs.sft is not None:
+                sft.write_into(both.enter_context(whole_folder(outputs.sft, replace=outputs.replace, record=RECORD)))
+            card = {**made.card, "title": outputs.model.name}
+            write_model(outputs.model, model, own.tokenizer, record=record, replace=outputs.replace, **card)
+    processes().wait_for_everyone()
+    return figures

@@ -1,0 +1,92 @@
+"""A finished model by its name, with what its task needs."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bistil.errors import ArtefactError, InputError, first_line
+from bistil.models.families import check_length, position_limit
+from bistil.models.loading import read_config
+from bistil.models.names import model_folder
+from bistil.models.tokenizers import load_tokenizer
+from bistil.prediction.predictor import Predictor
+from bistil.prediction.texts import Answerer, Classifier
+from bistil.prediction.words import Tagger, TreeParser
+from bistil.sparse.delta import CONFIG as SFT
+from bistil.tasks import get_task, kind_of
+from bistil.tasks.batches import TorchEngine
+
+PREDICTORS: dict[str, type[Predictor]] = {
+    "token-classification": Tagger,
+    "dependency-parsing": TreeParser,
+    "sequence-classification": Classifier,
+    "question-answering": Answerer,
+}
+"""By the kind of task."""
+
+# Tokens per window, as in `evaluate`; a question needs room beside it.
+MAX_LENGTH = {"question-answering": 384}
+
+
+def load(
+    name: str | Path,
+    *,
+    task: str | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    scheme: str | None = None,
+) -> Predictor:
+    """A finished model, ready for use.
+
+    Args:
+        name: the model's folder, or its name on the hub.
+        task: the kind of task; None: the one that the model's head is for.
+        max_length: tokens per window; None: 128, of a question and its passage 384, or as many as the model can read.
+        device: of PyTorch; None: a GPU if there is one.
+        threads: of PyTorch while the model runs; None: as PyTorch is set, all cores.
+        scheme: of a tagger's tags (`tasks.spans.SCHEMES`); None: it shows in them.
+
+    Raises:
+        InputError: there is no such model or device, or `max_length` exceeds the model's positions.
+        ArtefactError: the model is damaged, is none of a task, or is a sparse fine-tuning that has not been merged.
+
+    Example:
+        >>> load("runs/demo/students/lrf2")("Rais alizungumza na watu wa Nairobi.")["entities"]  # doctest: +SKIP
+    """
+    folder = _folder(str(name))
+    config = read_config(folder)
+    kind = task or kind_of(config, str(name))
+    own = get_task(kind, scheme=scheme)
+    if kind not in PREDICTORS:
+        raise InputError(f"models for {kind} cannot be asked yet: of use are those for {', '.join(PREDICTORS)}")
+    limit = position_limit(config)
+    length = min(MAX_LENGTH.get(kind, 128), limit or MAX_LENGTH.get(kind, 128)) if max_length is None else max_length
+    check_length(config, length)
+    tokenizer = load_tokenizer(str(folder))
+    model = own.build_model(folder, None)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        nn.Module.to(model, place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the model cannot be put on the device {place!r}: {first_line(error)}") from error
+    return PREDICTORS[kind](str(name), own, TorchEngine(model), tokenizer, max_length=length, threads=threads)
+
+
+def _folder(name: str) -> Path:
+    """The model's folder.
+
+    Raises:
+        InputError, ArtefactError: as `model_folder`; or it holds something that belongs into a model.
+    """
+    given = Path(name).expanduser()
+    if given.is_dir() and not (given / "config.json").is_file():
+        if (given / SFT).is_file():
+            raise ArtefactError(
+                f"{name} holds a sparse fine-tuning, not a model: merge it into its base first, with `bistil sft merge "
+                f"BASE {name} --output FOLDER`"
+            )
+        if (given / "adapter_config.json").is_file():
+            raise ArtefactError(f"{name} holds an adapter, not a model: merge it into its base first")
+    return model_folder(name)
