@@ -28,7 +28,7 @@ class AttentionInputs(NamedTuple):
     """(batch or 1, 1, tokens or 1, tokens), boolean (true: may be attended to) or added to the scores; None: all may"""
     scaling: float
     map: Tensor | None = None
-    """(batch, heads, tokens, tokens) the probabilities themselves, in the precision of the query, where they were kept"""
+    """(batch, heads, tokens, tokens) the probabilities in the precision of the query, where they were kept."""
 
     def slice(self, part: slice) -> "AttentionInputs":
         """The same for some of the batch."""
@@ -113,7 +113,7 @@ class _Maps:
         self._scores, self._probabilities = (query.new_empty((rows, tokens, tokens), dtype=torch.float32) for _ in "sp")
 
     def of(self, inputs: AttentionInputs) -> Tensor:
-        """(slice x heads, tokens, tokens) float32 probabilities of a slice, in a buffer that the next call overwrites."""
+        """(slice x heads, tokens, tokens) probabilities of a slice, in a buffer that the next call overwrites."""
         query, key = (_rows(one).float() for one in (inputs.query, inputs.key))
         scores, found = self._scores[: len(query)], self._probabilities[: len(query)]
         with bf16_products():
@@ -134,7 +134,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def keeps_maps(query: Tensor) -> bool:
     """Whether attention maps of this model are kept: those of bf16 models on a CPU."""
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 @torch.no_grad()
@@ -160,7 +160,7 @@ def attention_with_map(
 
 
 class _AlignedWithMaps(torch.autograd.Function):
-    """As `_AlignedAttention`, for a bf16 model on a CPU: the backward pass reads the maps that the forward pass kept."""
+    """As `_AlignedAttention`, for a bf16 model on a CPU: the backward pass reads the maps that were kept."""
 
     @staticmethod
     def forward(
@@ -184,14 +184,14 @@ class _AlignedWithMaps(torch.autograd.Function):
             difference = _weigh(ours.sub_(_map_of(teacher.slice(part))), real, part)
             total += torch.linalg.vector_norm(difference).square_()
         norm = _norm(query, real)
-        ctx.save_for_backward(query, key, value, kept, real, *teacher[:3], teacher.map)
+        ctx.save_for_backward(query, key, value, kept, real, teacher.query, teacher.key, teacher.mask, teacher.map)
         ctx.scaling, ctx.teacher_scaling, ctx.norm = scaling, teacher.scaling, norm
         return output, total / norm
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, kept, real, *of_teacher, teacher_map = ctx.saved_tensors
-        teacher = AttentionInputs(*of_teacher, ctx.teacher_scaling, teacher_map)
+        query, key, value, kept, real, teacher_query, teacher_key, teacher_mask, teacher_map = ctx.saved_tensors
+        teacher = AttentionInputs(teacher_query, teacher_key, teacher_mask, ctx.teacher_scaling, teacher_map)
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         factor = float(2 * loss_gradient / ctx.norm)
         for part in _slices(query):

@@ -226,6 +226,8 @@ class Capture:
         now = self._now
         if now is None:
             return None
+        # Rotary positions leave queries and keys in float32 where autocast makes all else bf16.
+        query, key = (one.to(value.dtype) for one in (query, key))
         if layer in self._relations:
             query_vectors, key_vectors, value_vectors = (
                 tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)
