@@ -108,7 +108,7 @@ def our_step(size: Size, *, device: str, precision: str) -> Callable[[], float]:
     """The step that `bistil.training.loop.train` carries out on a `Distiller`, as a function."""
     from bistil.runtime.memory import return_freed_memory
 
-    return_freed_memory(size["hidden"])
+    return_freed_memory(size["hidden"], precision)
     import torch
 
     from bistil.distillation.module import Distiller

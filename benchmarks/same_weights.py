@@ -301,6 +301,7 @@ def observe(cases: Mapping[str, list[list[str]]], tree: Path, output: Path) -> d
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        "BISTIL_PRECISION": "float32",
     }
     command = [sys.executable, "-c", OBSERVED, str(plan)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

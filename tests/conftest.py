@@ -9,6 +9,9 @@ import pytest
 from bistil.runtime.insides import transformers_bars
 from bistil.runtime.process import show_messages
 
+# Tests are the same on every processor: `precision = "auto"` is float32 in them, in processes that they start too.
+os.environ.setdefault("BISTIL_PRECISION", "float32")
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:

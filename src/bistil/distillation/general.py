@@ -26,7 +26,9 @@ from bistil.sparse import SparseFineTuning
 from bistil.sparse.wearing import Wardrobe, kept_in, own_sft
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.text.sources import as_texts
+from bistil.training.checkpoints import IDENTITY
 from bistil.training.loop import planned_steps, processes, train
+from bistil.training.precision import settled
 from bistil.vocabulary.trimming import Kept
 
 if not TYPE_CHECKING:
@@ -124,11 +126,12 @@ def distill(
             seed=seed,
         )
         collate = BlockCollator(tokenizer=fast, mask_tokens=mask_tokens, seed=seed)
+        training = settled(settings.training, folder and folder / "training" / IDENTITY)
         _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
 
         # The students learn from the teacher's attention and hidden states; each keeps its weights of the lowest loss.
         def evaluate(_: nn.Module) -> Figures:
-            low_precision = settings.training.precision == "bf16"
+            low_precision = training.precision == "bf16"
             return held_out_losses(module, corpus, collate, batch_size=batch_size, low_precision=low_precision)
 
         measured = corpus.has_held_out
@@ -137,7 +140,7 @@ def distill(
             module,
             schedule,
             collate=collate,
-            settings=settings.training,
+            settings=training,
             folder=folder and folder / "training",
             seed=seed,
             evaluate=evaluate if measured else None,
@@ -196,7 +199,8 @@ def distill_general(
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
     configuration = supported_config(folder)
-    return_memory_if_allowed(family_of(configuration).width(configuration))
+    precision = settled(settings.training, work / "training" / IDENTITY).precision
+    return_memory_if_allowed(family_of(configuration).width(configuration), precision)
     multilingual, kept = load_encoder(folder), kept_in(folder)
     sfts = {code: own_sft(sft, multilingual, kept, force=force_sfts) for code, sft in (language_sfts or {}).items()}
     found = distill(

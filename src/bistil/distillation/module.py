@@ -1,9 +1,10 @@
 """One teacher pass, any number of students: the weighted objective as a module that a training loop can call."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,6 +156,16 @@ class Distiller(nn.Module):
         # Phase 2's students run under their own head; in phase 1 the head sees chosen rows only.
         head = plan.needs.head and self._pairs is not None
         inputs = _inputs_of(plan.student, batch, head=head, labels=plan.needs.labels)
+        device = batch["input_ids"].device.type
+        autocast = partial(
+            torch.autocast, device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
+
+        @contextmanager
+        def linear_maps() -> Iterator[None]:
+            with autocast(), self._linear_maps():
+                yield
+
         compared = Compared(
             student=plan.student,
             teacher=self.teacher,
@@ -163,9 +174,11 @@ class Distiller(nn.Module):
             target=target,
             batch=batch,
             row_pairs=self._pairs,
-            linear_maps=self._linear_maps,
+            linear_maps=linear_maps,
         )
-        losses = ((term.NAME, weight, term.loss(compared)) for term, weight in plan.terms)
+        # Losses are float32, whatever the models' matrix products are.
+        with torch.autocast(device, enabled=False):
+            losses = [(term.NAME, weight, term.loss(compared)) for term, weight in plan.terms]
         return {name: (weight, loss) for name, weight, loss in losses if loss is not None}
 
     def _plan(self, name: str, student: nn.Module, objective: ObjectiveSettings, layers: list[int] | None) -> _Plan:

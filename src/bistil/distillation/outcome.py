@@ -42,6 +42,7 @@ def phase1_report(
         "tokens": result.tokens,
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(result.tokens / result.seconds, 1) if result.seconds else None,
+        "precision": result.precision,
         "blocks": {
             language: {"training": len(part), "held_out": len(corpus.held_out[language])}
             for language, part in corpus.training.items()

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bistil.distillation.aligned_attention import AttentionInputs, aligned_attention
+from bistil.distillation.aligned_attention import AttentionInputs, aligned_attention, attention_with_map, keeps_maps
 from bistil.models.families import family_of
 from bistil.runtime.fast_linear import fast_linear
 from bistil.runtime.insides import (
@@ -226,6 +226,8 @@ class Capture:
         now = self._now
         if now is None:
             return None
+        # Rotary positions leave queries and keys in float32 where autocast makes all else bf16.
+        query, key = (one.to(value.dtype) for one in (query, key))
         if layer in self._relations:
             query_vectors, key_vectors, value_vectors = (
                 tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)
@@ -234,6 +236,9 @@ class Capture:
         if layer not in self._attention:
             return None
         target = self._targets.get(layer)
+        if target is None and keeps_maps(query) and not (dropout or torch.is_grad_enabled()):
+            output, now.attention[layer] = attention_with_map(query, key, value, mask=mask, scaling=scaling)
+            return output.transpose(1, 2).contiguous()
         if target is None or dropout:
             now.attention[layer] = AttentionInputs(query, key, mask, scaling)
             return None

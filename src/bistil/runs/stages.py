@@ -144,6 +144,8 @@ class Distilled:
     steps: int
     tokens: int
     tokens_per_second: float | None
+    precision: str = "float32"
+    """Of the matrix products, as it was settled on the machine where the stage began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,7 @@ class Distil(Stage[Distilled]):
             steps=report["steps"],
             tokens=report["tokens"],
             tokens_per_second=report["tokens_per_second"],
+            precision=report["precision"],
         )
 
     def _put(self, made: Path, place: Place) -> None:
@@ -265,6 +268,8 @@ class Fitted:
     dev: dict[str, float] | None
     steps: int | None = None
     tokens: int | None = None
+    precision: str | None = None
+    """Of a dense fine-tuning; `phases` has that of a sparse one."""
     density: float | None = None
     phases: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)

@@ -1,9 +1,13 @@
-"""Linear maps through oneDNN where PyTorch's default matrix library is slow.
+"""Linear maps at the rate that the processor has: float32 through oneDNN, bf16 without casting what is cast already.
 
-PyTorch multiplies float32 matrices with MKL, which on x86 processors of other makers than Intel reaches less than half
-of the rate that oneDNN, also inside PyTorch, reaches at the same precision (docs/performance.md has the figures).
+PyTorch multiplies float32 matrices with MKL, which on some x86 processors of other makers than Intel reaches less than
+half of the rate that oneDNN, also inside PyTorch, reaches at the same precision (docs/performance.md has the figures).
 PyTorch offers no switch for it, so `fast_linear` sends the linear maps of a forward pass, and their backward passes,
 to the operator that torch.compile uses for them.
+
+Under autocast to bf16 on a CPU the same maps multiply bf16 matrices. What autocast casts anew in every map is cast
+once: a frozen model's weights until they change, an input that query, key and value share until the next one. The
+gradients of weights and biases come out in float32, as the weights are.
 """
 
 import os
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bistil.runtime.insides import apply, has_linear_pointwise, linear_pointwise
 
@@ -47,20 +52,31 @@ def is_wanted() -> bool:
 
 @contextmanager
 def fast_linear() -> Iterator[None]:
-    """Inside the block, float32 `torch.nn.functional.linear` on a CPU runs on oneDNN where that is wanted."""
-    if not is_wanted() or torch.compiler.is_compiling():
+    """Inside the block, `torch.nn.functional.linear` on a CPU runs in bf16 under autocast to bf16; else, where that is
+    wanted, float32 maps run on oneDNN."""
+    bf16 = in_bf16("cpu")
+    if torch.compiler.is_compiling() or not (bf16 or is_wanted()):
         yield
         return
-    with _LinearMode():
+    with _LinearMode(_Bf16Maps() if bf16 else _linear):
         yield
+
+
+def in_bf16(device: str) -> bool:
+    """Whether matrix products on this type of device are autocast to bf16 now."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
 class _LinearMode(TorchFunctionMode):
+    def __init__(self, linear: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._linear = linear
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.linear:
-            return _linear(*args, **(kwargs or {}))
+            return self._linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -97,3 +113,81 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             for_bias = rows.sum(0)
         return for_input, for_weight, for_bias
+
+
+# Up to so many rows a frozen weight's bf16 copy is kept. Casting it costs as much as multiplying 50 rows by it (of AMX:
+# 200), and all copies of a teacher are a twentieth of a phase-1 step's memory.
+_FEW_ROWS = 1024
+# bf16 copies of frozen weights, with the version of the weight and the address that they were made from.
+_COPIES: Any = WeakTensorKeyDictionary()
+
+
+class _Bf16Maps:
+    """Linear maps of one forward pass in bf16."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        known = (torch.float32, torch.bfloat16)
+        if input.device.type != "cpu" or input.dtype not in known or weight.dtype not in known:
+            return F.linear(input, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            low = self._input(input)
+            keep = input.numel() <= _FEW_ROWS * input.shape[-1]
+            low_weight = _bf16_of(weight, keep=keep)
+            if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+                result: Tensor = apply(_Bf16Linear, input, weight, bias, low, low_weight)
+                return result
+            return F.linear(low, low_weight, None if bias is None else _bf16_of(bias))
+
+    def _input(self, input: Tensor) -> Tensor:
+        """The input in bf16; the same tensor for each of the maps in a row that share an input."""
+        if input.dtype == torch.bfloat16:
+            return input.detach()
+        if self._last is None or self._last[0] is not input:
+            self._last = (input, input.detach().to(torch.bfloat16))
+        return self._last[1]
+
+
+def _bf16_of(weight: Tensor, *, keep: bool = False) -> Tensor:
+    """A weight in bf16; a frozen one's copy can be kept until the weight changes.
+
+    One that is trained is cast each time: PyTorch's fused optimizers change weights without counting it as a change.
+    """
+    if weight.dtype == torch.bfloat16:
+        return weight.detach()
+    if not keep or weight.requires_grad or not weight.is_leaf or weight.is_inference():
+        _COPIES.pop(weight, None)
+        return weight.detach().to(torch.bfloat16)
+    state = (weight._version, weight.data_ptr())
+    known = _COPIES.get(weight)
+    if known is None or known[0] != state:
+        # Not an inference tensor, which could not be used in training afterwards.
+        with torch.inference_mode(False):
+            known = _COPIES[weight] = (state, weight.detach().to(torch.bfloat16))
+    copy: Tensor = known[1]
+    return copy
+
+
+class _Bf16Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, low: Tensor, low_weight: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(low, low_weight)
+        ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
+        return F.linear(low, low_weight, None if bias is None else bias.to(torch.bfloat16))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        low, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        for_input = for_weight = for_bias = None
+        if ctx.needs_input_grad[0]:
+            for_input = torch.mm(rows, weight).view(low.shape).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            for_weight = torch.mm(rows.t(), low.reshape(-1, low.shape[-1])).to(ctx.dtypes[1])
+        if ctx.needs_input_grad[2]:
+            for_bias = rows.sum(0).to(ctx.dtypes[2])
+        return for_input, for_weight, for_bias, None, None

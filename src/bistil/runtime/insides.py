@@ -258,6 +258,32 @@ def linear_pointwise(input: "Tensor", weight: "Tensor", bias: "Tensor | None") -
     return result
 
 
+def has_bf16_units() -> bool:
+    """Whether the processor says that it has AMX tiles or AVX512-BF16: `torch.cpu._is_...` ask it, on x86 alone."""
+    import torch
+
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(ask is not None and ask() for ask in asked)
+
+
+@contextmanager
+def bf16_products() -> Iterator[None]:
+    """Inside the block oneDNN may multiply float32 matrices on a CPU as bf16 ones, summed up in float32.
+
+    For matrices that hold bf16 values nothing is lost. `torch.backends.mkldnn.matmul.fp32_precision` is of the whole
+    process; oneDNN heeds it where the processor has AMX, and serves batched products as float32 ones elsewhere.
+    """
+    import torch
+
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
 def apply(function: "type[torch.autograd.Function]", *arguments: Any) -> Any:
     """Call an autograd function; torch gives `Function.apply` no types."""
     return function.apply(*arguments)

@@ -6,8 +6,9 @@ import sys
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 # From this size on a block gets memory of its own. Below 512 dimensions tensors are small and many: their page faults
-# cost a fifth of a step's time and save a twentieth of its memory (docs/performance.md).
-_BYTES, _BYTES_OF_NARROW, _NARROW = 4 * 2**20, 16 * 2**20, 512
+# cost a fifth of a step's time and save a twentieth of its memory. In bf16 page faults cost twice the share of a step,
+# and what they save is half as large (docs/performance.md).
+_BYTES, _BYTES_OF_BF16, _BYTES_OF_NARROW, _NARROW = 4 * 2**20, 8 * 2**20, 16 * 2**20, 512
 
 
 _allowed = False
@@ -24,13 +25,13 @@ def let_training_return_memory() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def return_memory_if_allowed(width: int) -> None:
-    """`return_freed_memory(width)`, if this process's owner called `let_training_return_memory`."""
+def return_memory_if_allowed(width: int, precision: str = "float32") -> None:
+    """`return_freed_memory(width, precision)`, if this process's owner called `let_training_return_memory`."""
     if _allowed:
-        return_freed_memory(width)
+        return_freed_memory(width, precision)
 
 
-def return_freed_memory(width: int) -> bool:
+def return_freed_memory(width: int, precision: str = "float32") -> bool:
     """Let the C library serve large blocks from memory of their own, which goes back when they are freed.
 
     glibc raises its limit for that to the largest block ever freed; from then on tensors of all sizes share one heap,
@@ -39,6 +40,7 @@ def return_freed_memory(width: int) -> bool:
 
     Args:
         width: hidden size of the widest model that is trained.
+        precision: of the matrix products, "float32" or "bf16".
 
     Returns:
         Whether the C library took it (glibc on Linux); elsewhere nothing happens.
@@ -47,6 +49,7 @@ def return_freed_memory(width: int) -> bool:
     if sys.platform != "linux":
         return False
     try:
-        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _BYTES_OF_NARROW if width < _NARROW else _BYTES))
+        limit = _BYTES_OF_NARROW if width < _NARROW else _BYTES_OF_BF16 if precision == "bf16" else _BYTES
+        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, limit))
     except (OSError, AttributeError):
         return False

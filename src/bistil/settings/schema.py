@@ -137,7 +137,9 @@ class TrainingSettings(Checked):
     warmup_steps: float = option(0.0, "steps of linear warm-up; below 1: share of all steps", least=0)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this L2 norm; 0 is off", least=0)
-    precision: Literal["float32", "bf16"] = option("float32", "number format of the matrix products")
+    precision: Literal["auto", "float32", "bf16"] = option(
+        "auto", "number format of the matrix products; auto: bf16 where the hardware is faster at it"
+    )
     compile: bool = option(False, "torch.compile the student")
     checkpoint_steps: int = option(100, "steps between checkpoints; at most this much work is ever lost", least=1)
     evaluate_steps: int | None = option(

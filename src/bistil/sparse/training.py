@@ -38,6 +38,7 @@ from bistil.training.loop import (
     read_identity,
     train,
 )
+from bistil.training.precision import settled
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ def train_sparse(
         _check_mask(mask, sizes)
         count = sum(len(indices) for indices in mask.values())
     base = fingerprint(model)
+    training = settled(training, folder and folder / IDENTITY)
     identity = {
         "settings": to_dict(settings),
         "training": to_dict(training),
@@ -119,7 +121,7 @@ def train_sparse(
         "mask": None if mask is None else json_digest({name: _digest(indices) for name, indices in mask.items()}),
     }
     if folder is not None:
-        _open_folder(folder, json_digest(identity))
+        _open_folder(folder, json_digest(identity), precision=training.precision)
 
     def run(phase: str, mask: Mapping[str, Tensor] | None, steps: int | None, epochs: float | None) -> _Phase:
         """One phase in its own folder; the trained deltas are those of `mask`."""
@@ -249,7 +251,7 @@ def _finished_mask(folder: Path) -> TrainingResult | None:
     return None
 
 
-def _open_folder(folder: Path, identity: str) -> None:
+def _open_folder(folder: Path, identity: str, *, precision: str) -> None:
     """Work of other settings, data or another base is discarded.
 
     Raises:
@@ -259,7 +261,7 @@ def _open_folder(folder: Path, identity: str) -> None:
     if processes().is_main_process:
         open_work(folder, anew=mark.exists() and read_identity(mark) != identity)
         if not mark.exists():
-            write_sealed(mark, {"digest": identity})
+            write_sealed(mark, {"digest": identity, "precision": precision})
     processes().wait_for_everyone()
 
 

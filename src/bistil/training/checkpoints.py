@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Written into a checkpoint folder after everything else: without it the checkpoint does not exist for us.
 COMPLETE = "complete"
+# Says which training a work folder belongs to.
+IDENTITY = "identity.json"
 # What a finished run leaves: the weights, then the record that counts on them.
 FINAL, RESULT = "final.safetensors", "result.json"
 BEST = "best-*.safetensors"
@@ -33,6 +35,7 @@ class TrainingResult:
     steps: int
     seconds: float = field(metadata={"help": "wall time of all sessions of this run together, in seconds"})
     tokens: int = field(metadata={"help": "real (unpadded) tokens seen"})
+    precision: str = "float32"
     best: dict[str, float] | None = None
     best_parts: dict[str, dict[str, float]] = field(
         default_factory=dict, metadata={"help": "per part of the module, where each part keeps its own best"}
@@ -111,12 +114,16 @@ def first_other(known: Mapping[Path, Mapping[str, str]]) -> str | None:
     return None
 
 
-def open_folder(folder: Path, identity: str) -> TrainingResult | None:
-    """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished."""
-    mark = folder / "identity.json"
+def open_folder(folder: Path, identity: str, *, precision: str) -> TrainingResult | None:
+    """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished.
+
+    Args:
+        precision: which the run has, for the mark (`training.precision`).
+    """
+    mark = folder / IDENTITY
     open_work(folder, anew=mark.exists() and read_identity(mark) != identity)
     if not mark.exists():
-        write_sealed(mark, {"digest": identity})
+        write_sealed(mark, {"digest": identity, "precision": precision})
     return _finished(folder)
 
 

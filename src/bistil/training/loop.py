@@ -31,6 +31,7 @@ from bistil.runtime.insides import (
 from bistil.runtime.quiet import kept_environment, quiet_transformers
 from bistil.settings.recipe import TrainingSettings, to_dict
 from bistil.training.checkpoints import (
+    IDENTITY,
     TrainingResult,
     first_other,
     load_trained,
@@ -39,6 +40,7 @@ from bistil.training.checkpoints import (
     save_trained,
 )
 from bistil.training.order import Ordered, Sized, epoch_order
+from bistil.training.precision import settled
 from bistil.training.processes import processes
 from bistil.training.recorder import BestBy, Recorder
 from bistil.training.stores import store_in
@@ -176,6 +178,7 @@ def train(
     check_loggers(settings.loggers)
     if folder is None and "tensorboard" in settings.loggers:
         raise RecipeError("the logger tensorboard writes files: give a folder, or leave it out")
+    settings = settled(settings, folder and folder / IDENTITY)
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     store = store_in(folder)
     identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}

@@ -137,6 +137,7 @@ class Recorder(TrainerCallback):
             steps=self.steps,
             seconds=self.seconds,
             tokens=self.tokens,
+            precision=self.settings.precision,
             best=self.best.get(""),
             best_parts={prefix: best for prefix, best in self.best.items() if prefix},
             history=self.history,

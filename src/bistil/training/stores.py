@@ -134,7 +134,8 @@ class WorkFolder(Store):
 
     def finished(self, module: nn.Module, identity: Mapping[str, Any]) -> TrainingResult | None:
         with processes().main_process_first():
-            found = open_folder(self.folder, json_digest(identity))
+            precision = identity["settings"]["precision"]
+            found = open_folder(self.folder, json_digest(identity), precision=precision)
         if found is not None:
             load_trained(module, self.folder / FINAL)
         return found

@@ -84,7 +84,7 @@ class Compared:
     row_pairs: Callable[[Any, Any, Mapping[str, Tensor]], list[Any]] | None = None
     """Phase 2: what the task compares, from both models' outputs."""
     linear_maps: Callable[[], AbstractContextManager[None]]
-    """Linear maps that a term computes run inside this."""
+    """Linear maps that a term computes run inside this, in the precision of the models; all else of it is float32."""
 
     @property
     def mask(self) -> Tensor | None:
