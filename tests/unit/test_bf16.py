@@ -188,7 +188,7 @@ def gradients_of(module, inputs):
         loss = module(**inputs)["loss"]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     assert {gradient.dtype for gradient in found if gradient is not None} == {torch.float32}
-    return (float(loss), flat(found)), (float(plain), wanted)
+    return (float(loss.detach()), flat(found)), (float(plain.detach()), wanted)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

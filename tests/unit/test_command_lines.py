@@ -123,6 +123,11 @@ OTHERWISE = [
     # last one's language.
     ("finetune", "--train en=train.conll", "data.train", []),
     ("finetune", "--train en=train.conll", "data.language", None),
+    # Settled on the machine where a training begins.
+    *(
+        (command, "not --precision", "options.settings.training.precision", "auto")
+        for command in ("distill", "finetune", "adapt")
+    ),
 ]
 
 

@@ -151,15 +151,15 @@ def test_quiet_is_over_after_an_error_too(quiet):
 
 
 def test_memory_goes_back_only_where_the_process_s_owner_allowed_it(monkeypatch):
-    widths = []
-    monkeypatch.setattr(memory, "return_freed_memory", widths.append)
+    widths: list[object] = []
+    monkeypatch.setattr(memory, "return_freed_memory", lambda *given: widths.append(given))
     monkeypatch.setattr(memory, "_allowed", False)
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     memory.return_memory_if_allowed(768)
     assert not widths and "THP_MEM_ALLOC_ENABLE" not in os.environ
     memory.let_training_return_memory()
-    memory.return_memory_if_allowed(768)
-    assert widths == [768] and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    memory.return_memory_if_allowed(768, "bf16")
+    assert widths == [(768, "bf16")] and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 def test_the_command_line_s_start_prepares_the_process(monkeypatch):

@@ -28,7 +28,7 @@ from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.text.sources import as_texts
 from bistil.training.checkpoints import IDENTITY
 from bistil.training.loop import planned_steps, processes, train
-from bistil.training.precision import settled
+from bistil.training.precision import settle_precision
 from bistil.vocabulary.trimming import Kept
 
 if not TYPE_CHECKING:
@@ -126,7 +126,7 @@ def distill(
             seed=seed,
         )
         collate = BlockCollator(tokenizer=fast, mask_tokens=mask_tokens, seed=seed)
-        training = settled(settings.training, folder and folder / "training" / IDENTITY)
+        training = settle_precision(settings.training, folder and folder / "training" / IDENTITY)
         _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
 
         # The students learn from the teacher's attention and hidden states; each keeps its weights of the lowest loss.
@@ -199,7 +199,7 @@ def distill_general(
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
     configuration = supported_config(folder)
-    precision = settled(settings.training, work / "training" / IDENTITY).precision
+    precision = settle_precision(settings.training, work / "training" / IDENTITY).precision
     return_memory_if_allowed(family_of(configuration).width(configuration), precision)
     multilingual, kept = load_encoder(folder), kept_in(folder)
     sfts = {code: own_sft(sft, multilingual, kept, force=force_sfts) for code, sft in (language_sfts or {}).items()}

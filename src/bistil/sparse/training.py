@@ -38,7 +38,7 @@ from bistil.training.loop import (
     read_identity,
     train,
 )
-from bistil.training.precision import settled
+from bistil.training.precision import settle_precision
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def train_sparse(
         _check_mask(mask, sizes)
         count = sum(len(indices) for indices in mask.values())
     base = fingerprint(model)
-    training = settled(training, folder and folder / IDENTITY)
+    training = settle_precision(training, folder and folder / IDENTITY)
     identity = {
         "settings": to_dict(settings),
         "training": to_dict(training),

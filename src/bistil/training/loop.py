@@ -40,7 +40,7 @@ from bistil.training.checkpoints import (
     save_trained,
 )
 from bistil.training.order import Ordered, Sized, epoch_order
-from bistil.training.precision import settled
+from bistil.training.precision import settle_precision
 from bistil.training.processes import processes
 from bistil.training.recorder import BestBy, Recorder
 from bistil.training.stores import store_in
@@ -178,7 +178,7 @@ def train(
     check_loggers(settings.loggers)
     if folder is None and "tensorboard" in settings.loggers:
         raise RecipeError("the logger tensorboard writes files: give a folder, or leave it out")
-    settings = settled(settings, folder and folder / IDENTITY)
+    settings = settle_precision(settings, folder and folder / IDENTITY)
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     store = store_in(folder)
     identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}

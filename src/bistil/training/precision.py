@@ -9,7 +9,7 @@ from bistil.runtime.precision import Precision, precision_here
 from bistil.settings.recipe import TrainingSettings
 
 
-def settled(settings: TrainingSettings, mark: Path | None) -> TrainingSettings:
+def settle_precision(settings: TrainingSettings, mark: Path | None) -> TrainingSettings:
     """The settings with `precision = "auto"` settled: as the work with this mark began, else as this machine has it.
 
     Work that began in bf16 goes on in bf16 on a processor that is slow at it: another precision would round otherwise,
