@@ -213,7 +213,8 @@ class Plan:
         if self.exam is None:
             return {}
         found: dict[str, Evaluate | Guess] = {
-            one.name: Evaluate(model=one.model, exam=self.exam) for one in self.candidates
+            one.name: Evaluate(model=one.model, exam=self.exam, device=self.method.phase2.training.device)
+            for one in self.candidates
         }
         if self.majority and self.method.labelled is not None:
             found[MAJORITY] = Guess(labelled=self.method.labelled, exam=self.exam)

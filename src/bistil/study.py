@@ -168,7 +168,7 @@ class Study:
         targets = self.settings.targets if point.number is None else self.settings.groups[point.group]
         parts = tuple(f"{target}/{part}" for target in targets for part in self.settings.targets[target])
         exam = Exam(labelled=self.method.labelled, parts=(DEV, *parts), examples=self.settings.test_examples)
-        return Evaluate(model=self.model(point), exam=exam)
+        return Evaluate(model=self.model(point), exam=exam, device=self.settings.phase2.training.device)
 
     # Doing and reading
 

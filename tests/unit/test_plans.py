@@ -82,10 +82,13 @@ def another(value):
         other = next(f.name for f in fields(value.stage) if not f.metadata.get("cosmetic"))
         return Product(replace(value.stage, **{other: another(getattr(value.stage, other))}), value.part)
     if isinstance(value, Stage) or is_dataclass(value):
-        counted = [f.name for f in fields(value) if not f.metadata.get("cosmetic")]
-        for name in counted:
+        for f in fields(value):
+            if f.metadata.get("cosmetic"):
+                continue
+            own, choices = getattr(value, f.name), f.metadata.get("choices")
             try:
-                return replace(value, **{name: another(getattr(value, name))})
+                new = next(one for one in choices() if one != own) if choices else another(own)
+                return replace(value, **{f.name: new})
             except Exception:  # a value that the settings refuse
                 continue
         raise AssertionError(f"no field of {type(value).__name__} can be changed")

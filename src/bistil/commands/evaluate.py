@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bistil.commands.options import Table, takes
+from bistil.commands.options import DEVICE, Table, takes
 from bistil.settings.recipe import TaskSettings, parse
 
 READING = ("max_length", "label_map", "columns", "language", "scheme", "separator", "strict")
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
         batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", min=1)] = 32,
         bootstrap: Annotated[int, typer.Option(help="Resamples for the 95% interval; 0: none.", min=0)] = 1000,
         seed: Annotated[int, typer.Option(help="Seed of the resamples.", min=0)] = 0,
+        device: Annotated[str | None, DEVICE] = None,
         force: Annotated[
             bool,
             typer.Option("--force", help="Replace the record of an earlier evaluation, and the predictions it lists."),
@@ -66,6 +67,7 @@ def register(app: typer.Typer) -> None:
             predictions=predictions,
             record_file=record,
             replace=force,
+            device=device,
         )
         interval = result.get("interval")
         span = f" (95% interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""

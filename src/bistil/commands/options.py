@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 FORCE = typer.Option(False, "--force", help="Replace the output if bistil made it.")
 SEED = typer.Option(0, min=0, max=MOST_SEED, help=help_of(Recipe, "seed"))
 TRUST = typer.Option(False, "--trust-code", help="Import the code that settings name as package.module:Class.")
+DEVICE = typer.Option(help="PyTorch's device, such as cpu, cuda or mps. Default: a CUDA GPU if there is one.")
 SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
 
 # Options of version 0.1 by command, and what they are now; to go in version 0.3.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bistil.commands.options import pairs
+from bistil.commands.options import DEVICE, pairs
 
 Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv"]
 Format = Literal["conll", "conllu", "jsonl", "tsv"]
@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
         ] = None,
         batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", min=1)] = 32,
-        device: Annotated[str | None, typer.Option(help="PyTorch's device. Default: a GPU if there is one.")] = None,
+        device: Annotated[str | None, DEVICE] = None,
         threads: Annotated[int | None, typer.Option(help="CPU threads. Default: as many as PyTorch takes.")] = None,
         resume: Annotated[
             bool, typer.Option("--resume/--no-resume", help="Go on where a killed call for this output was.")

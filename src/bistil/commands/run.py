@@ -1,16 +1,18 @@
 """`bistil run`: the whole method from a recipe."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from bistil.commands.options import TRUST
+from bistil.commands.options import TRUST, Table, takes
 from bistil.errors import InputError
-from bistil.settings.recipe import load_recipe
+from bistil.settings.recipe import TrainingSettings, load_recipe, on_device, parse
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
+    @takes(values=Table(TrainingSettings, only=("device",)))
     def run(
         recipe: Path = typer.Argument(help="A recipe in TOML; see recipes/ and docs/recipe.md."),
         output: Path | None = typer.Option(
@@ -22,6 +24,8 @@ def register(app: typer.Typer) -> None:
         ),
         check: bool = typer.Option(False, "--check", help="Only check the recipe and its files."),
         trust_code: bool = TRUST,
+        *,
+        values: dict[str, Any],
     ) -> None:
         """Make small bilingual models as a recipe says, from the teacher to the report.
 
@@ -36,6 +40,8 @@ def register(app: typer.Typer) -> None:
         if seed is not None:
             assignments = [*assignments, f"seed={seed}"]
         resolved = load_recipe(recipe, assignments=assignments, trust_code=trust_code)
+        if values:
+            resolved = on_device(resolved, parse(TrainingSettings, values, "bistil run").device)
         from bistil.method import run_recipe
         from bistil.runs.inputs import check_inputs
 

@@ -39,6 +39,7 @@ def phase1_report(
             for student in students
         },
         "steps": result.steps,
+        "device": result.device,
         "tokens": result.tokens,
         "seconds": round(result.seconds, 1),
         "tokens_per_second": round(result.tokens / result.seconds, 1) if result.seconds else None,

@@ -269,7 +269,8 @@ def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelS
         figures |= {"dev": sft.provenance.metrics, "density": sft.density, "phases": sft.provenance.phases}
     else:
         result = train(lesson.module, lesson.data, settings=settings.training, **common)
-        figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best, "precision": result.precision}
+        figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best}
+        figures |= {"precision": result.precision, "device": result.device}
     made = _made(how, figures, start=source_name(start), teacher=None if teacher is None else source_name(teacher))
     return complete(student, lesson.tokenizer, replace(made, facts={"sft": sft, "figures": figures}))
 

@@ -16,6 +16,7 @@ from bistil.models.families import check_length
 from bistil.models.loading import config_of, labels_of, read_config, source_name
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, file_digest, folder_digest, write_json
+from bistil.runtime.devices import device_for
 from bistil.runtime.ownership import recorded_predictions
 from bistil.tasks import Metrics, Task, bootstrap, get_task, kind_of
 from bistil.tasks.batches import Feature
@@ -110,7 +111,7 @@ def evaluate_folder(
         predictions: write predictions here, in the format of the input.
         record_file: write the record here, as JSON.
         replace: a record of an earlier evaluation gives way, and so do the predictions whose digest it holds.
-        device: torch device; default: a GPU if there is one.
+        device: of PyTorch; default: a CUDA GPU if there is one, else the CPU.
 
     Returns:
         A record for JSON: "metric" and "score" (the task's own, percent), "scores" (all, percent), "interval" (see
@@ -118,14 +119,15 @@ def evaluate_folder(
         of each file's rows), and the settings.
 
     Raises:
-        InputError: a file is not what it must be, `max_length` exceeds the model's positions, or an output may not be
-            written (`runtime.artefacts.claim`).
+        InputError: a file is not what it must be, `max_length` exceeds the model's positions, the device is not there,
+            or an output may not be written (`runtime.artefacts.claim`).
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     written, recorded = (None if path is None else Path(path) for path in (predictions, record_file))
     earlier = recorded_predictions(recorded)
     read = [model_folder, *map(source_of, files)]
     claim(files=[written, recorded], inputs=read, force=replace, known=earlier)
+    device = device_for(device)
     how = how or Reading()
     task = task or kind_of(read_config(model_folder), str(model_folder))
     kind = get_task(task, scheme=how.scheme)
@@ -156,6 +158,7 @@ def evaluate_folder(
             "language": how.language,
             "scheme": how.scheme,
             "separator": how.separator,
+            "device": device,
         },
         **({} if written is None else {"predictions": {"file": str(written), "digest": file_digest(written)}}),
         "versions": {"bistil": __version__, "torch": torch.__version__},
@@ -188,7 +191,7 @@ def score_examples(
         raise ArtefactError(f"{folder} is not a model folder: config.json is missing; name the folder of a task model")
     tokenizer = load_tokenizer(str(folder))
     model = task.build_model(folder, None)
-    nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    nn.Module.to(model, device_for(device))
     return score_model(model, tokenizer, task, examples, max_length=max_length, batch_size=batch_size, name=str(folder))
 
 
@@ -239,10 +242,16 @@ def unknown_share(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBas
 
 
 def measure(
-    folder: str | Path, task: Task, examples: Sequence[Any], *, max_length: int = 128, batch_size: int = 32
+    folder: str | Path,
+    task: Task,
+    examples: Sequence[Any],
+    *,
+    max_length: int = 128,
+    batch_size: int = 32,
+    device: str | None = None,
 ) -> Metrics:
     """The counters of `score_examples` alone; compare two models by `tasks.paired_gap`."""
-    return score_examples(folder, task, examples, max_length=max_length, batch_size=batch_size)[0]
+    return score_examples(folder, task, examples, max_length=max_length, batch_size=batch_size, device=device)[0]
 
 
 def score_record(metrics: Metrics, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bistil.errors import ArtefactError, InputError, first_line
@@ -14,6 +13,7 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.prediction.predictor import Predictor
 from bistil.prediction.texts import Answerer, Classifier
 from bistil.prediction.words import Tagger, TreeParser
+from bistil.runtime.devices import device_for
 from bistil.sparse.delta import CONFIG as SFT
 from bistil.tasks import get_task, kind_of
 from bistil.tasks.batches import PADDING_MULTIPLE, TorchEngine
@@ -65,7 +65,7 @@ def load(
     length = _length(config, MAX_LENGTH.get(kind, 128), max_length)
     tokenizer = load_tokenizer(str(folder))
     model = own.build_model(folder, None)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device_for(device)
     try:
         nn.Module.to(model, place)
     except (RuntimeError, AssertionError) as error:

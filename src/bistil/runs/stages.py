@@ -269,7 +269,8 @@ class Fitted:
     steps: int | None = None
     tokens: int | None = None
     precision: str | None = None
-    """Of a dense fine-tuning; `phases` has that of a sparse one."""
+    device: str | None = None
+    """Of a dense fine-tuning; `phases` has both of a sparse one."""
     density: float | None = None
     phases: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
@@ -411,13 +412,14 @@ class Evaluate(Stage[Scored]):
 
     model: Product
     exam: Exam
+    device: str = cosmetic("auto")
 
     def make(self, place: Place) -> Scored:
         data, length = self.exam.labelled.everything(place), self.exam.labelled.task.max_length
         folder = place.path(self.model)
         return Scored(
             parts={
-                part: Score.of(measure(folder, data.task, examples, max_length=length))
+                part: Score.of(measure(folder, data.task, examples, max_length=length, device=self.device))
                 for part, examples in self.exam.sets(place).items()
             }
         )

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from bistil.runtime.devices import device_for
 from bistil.runtime.insides import has_bf16_units
 
 Precision = Literal["float32", "bf16"]
@@ -22,7 +23,7 @@ def precision_here(device: str | None = None) -> Precision:
     override = os.environ.get("BISTIL_PRECISION")
     if override in ("float32", "bf16"):
         return "bf16" if override == "bf16" else "float32"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or device_for()
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
     return "bf16" if device == "cpu" and has_bf16_units() else "float32"

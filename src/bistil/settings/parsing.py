@@ -221,5 +221,15 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain values, for JSON and digests."""
+    """A settings dataclass as plain values, for JSON."""
     return asdict(settings)
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """`to_dict` without what is cosmetic, for digests of what a result depends on."""
+    return {
+        one.name: deciding(value) if is_dataclass(value) else value
+        for one in fields(settings)
+        if not one.metadata.get("cosmetic")
+        for value in [getattr(settings, one.name)]
+    }

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bistil.errors import RecipeError
-from bistil.settings.parsing import Settings, assigned, load_toml, parse, to_dict
+from bistil.settings.parsing import Settings, assigned, deciding, load_toml, parse, to_dict
 from bistil.settings.presets import SHORT_LEAST_STEPS, SHORT_MOST_STEPS, TaskPreset, phase1_preset, task_preset
 from bistil.settings.schema import (
     MOST_SEED,
     AdaptSettings,
     Checked,
     CompareSettings,
+    Device,
     FinetuneSettings,
     Kind,
     LanguageSettings,
@@ -32,6 +33,7 @@ from bistil.settings.schema import (
     TrainingSettings,
     TrimSettings,
     help_of,
+    on_device,
     option,
     without_target_text,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "AdaptSettings",
     "Checked",
     "CompareSettings",
+    "Device",
     "FinetuneSettings",
     "Kind",
     "LanguageSettings",
@@ -59,9 +62,11 @@ __all__ = [
     "TaskSettings",
     "TrainingSettings",
     "TrimSettings",
+    "deciding",
     "help_of",
     "load_recipe",
     "load_toml",
+    "on_device",
     "option",
     "parse",
     "phase1_preset",

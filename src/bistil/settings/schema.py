@@ -6,9 +6,9 @@ Defaults suit two CPU cores; `recipes/paper-mbert.toml` holds the paper's settin
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from math import isfinite
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from bistil.errors import RecipeError
 from bistil.settings.kinds import own_kinds, task_kinds
@@ -16,6 +16,7 @@ from bistil.settings.kinds import own_kinds, task_kinds
 Kind = str
 """Of a task; one of `kinds.task_kinds()`."""
 PresetName = Literal["paper", "short"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 TagScheme = Literal["iob1", "iob2", "iobes", "bilou", "bmes", "types", "none"]
 
 # What numpy and transformers take as a seed, with room for the seeds that are counted on from it.
@@ -141,6 +142,11 @@ class TrainingSettings(Checked):
         "auto", "number format of the matrix products; auto: bf16 where the hardware is faster at it"
     )
     compile: bool = option(False, "torch.compile the student")
+    # What is made is the same but for rounding: a run that goes on elsewhere is not done again.
+    device: Device = option(
+        "auto", "where to train: a CUDA GPU if there is one, else the CPU (auto); cpu, cuda, or mps (an Apple GPU)",
+        cosmetic=True,
+    )  # fmt: skip
     checkpoint_steps: int = option(100, "steps between checkpoints; at most this much work is ever lost", least=1)
     evaluate_steps: int | None = option(
         None, "steps between evaluations on held-out data; none: only at the end", least=1
@@ -511,6 +517,18 @@ class Phase2Settings(FinetuneSettings):
         for name in self.FROM_TEACHER if not self.teacher_forced else ():
             if given.get(name):
                 raise RecipeError(f"{name} is given, but teacher_forced = false learns from labels only: leave one out")
+
+
+AnySettings = TypeVar("AnySettings")
+
+
+def on_device(settings: AnySettings, device: Device) -> AnySettings:
+    """The same settings with every training in them on this device."""
+    whole: Any = settings
+    if isinstance(whole, TrainingSettings):
+        return cast(AnySettings, replace(whole, device=device))
+    tables = {one.name: getattr(whole, one.name) for one in fields(whole) if is_dataclass(getattr(whole, one.name))}
+    return cast(AnySettings, replace(whole, **{name: on_device(table, device) for name, table in tables.items()}))
 
 
 def without_target_text(settings: Phase2Settings) -> Phase2Settings:

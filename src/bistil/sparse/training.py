@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from bistil.errors import ArtefactError, InputError
 from bistil.models.loading import labels_of
 from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
-from bistil.settings.recipe import SparseSettings, TrainingSettings, to_dict
+from bistil.settings.recipe import SparseSettings, TrainingSettings, deciding, to_dict
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.base import fingerprint
 from bistil.sparse.delta import Provenance, SparseDelta
@@ -111,8 +111,8 @@ def train_sparse(
     base = fingerprint(model)
     training = settle_precision(training, folder and folder / IDENTITY)
     identity = {
-        "settings": to_dict(settings),
-        "training": to_dict(training),
+        "settings": deciding(settings),
+        "training": deciding(training),
         "roles": asdict(roles),
         "base": base,
         "seed": seed,
@@ -314,8 +314,13 @@ def _with_length(training: TrainingSettings, steps: int | None, epochs: float | 
     return replace(training, steps=steps, epochs=None if steps is not None else epochs)
 
 
-def _length(result: TrainingResult) -> dict[str, float]:
-    return {"steps": result.steps, "seconds": round(result.seconds, 3), "tokens": result.tokens}
+def _length(result: TrainingResult) -> dict[str, Any]:
+    return {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 3),
+        "tokens": result.tokens,
+        "device": result.device,
+    }
 
 
 def _check_mask(mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:

@@ -41,6 +41,7 @@ class TrainingResult:
         default_factory=dict, metadata={"help": "per part of the module, where each part keeps its own best"}
     )
     history: list[dict[str, float]] = field(default_factory=list)
+    device: str = field(default="", metadata={"help": "kind of the device that it ended on"})
 
 
 def trained(module: nn.Module, *, prefix: str = "") -> dict[str, Tensor]:

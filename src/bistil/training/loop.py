@@ -29,7 +29,7 @@ from bistil.runtime.insides import (
     tensorboard_callback,
 )
 from bistil.runtime.quiet import kept_environment, quiet_transformers
-from bistil.settings.recipe import TrainingSettings, to_dict
+from bistil.settings.recipe import TrainingSettings, deciding
 from bistil.training.checkpoints import (
     IDENTITY,
     TrainingResult,
@@ -41,7 +41,7 @@ from bistil.training.checkpoints import (
 )
 from bistil.training.order import Ordered, Sized, epoch_order
 from bistil.training.precision import settle_precision
-from bistil.training.processes import processes
+from bistil.training.processes import processes, training_device
 from bistil.training.recorder import BestBy, Recorder
 from bistil.training.stores import store_in
 
@@ -118,9 +118,11 @@ def check_training(settings: TrainingSettings) -> None:
 
     Raises:
         RecipeError: no or two lengths, a batch that cannot be cut, an unknown logger.
+        InputError: the device is not there.
         MissingExtraError: a logger that is not installed.
     """
     check_loggers(settings.loggers)
+    training_device(settings.device)
     planned_steps(1, settings)
     _parts(settings)
 
@@ -171,17 +173,18 @@ def train(
 
     Raises:
         DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
-        InputError: `folder` holds something else than work.
+        InputError: `folder` holds something else than work, or the device is not there.
         RecipeError: settings that cannot be carried out.
         MissingExtraError: a logger that is not installed.
     """
     check_loggers(settings.loggers)
+    training_device(settings.device)
     if folder is None and "tensorboard" in settings.loggers:
         raise RecipeError("the logger tensorboard writes files: give a folder, or leave it out")
     settings = settle_precision(settings, folder and folder / IDENTITY)
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     store = store_in(folder)
-    identity = {"settings": to_dict(settings), "seed": seed, "examples": len(train_data), "steps": steps}
+    identity = {"settings": deciding(settings), "seed": seed, "examples": len(train_data), "steps": steps}
     finished = store.finished(module, identity)
     if finished is not None:
         return finished
@@ -222,7 +225,7 @@ def train(
 
 
 def _arguments(settings: TrainingSettings, folder: Path | None, *, steps: int, seed: int) -> TrainingArguments:
-    parts = _parts(settings)
+    parts, device = _parts(settings), training_device(settings.device)
     arguments = TrainingArguments(
         # The Trainer makes sure that this folder is there.
         output_dir=os.curdir if folder is None else str(folder),
@@ -237,7 +240,7 @@ def _arguments(settings: TrainingSettings, folder: Path | None, *, steps: int, s
         optim="adamw_torch_fused",
         bf16=settings.precision == "bf16",
         torch_compile=settings.compile,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device == "cpu",
         seed=seed,
         data_seed=seed,
         train_sampling_strategy="sequential",
@@ -253,7 +256,7 @@ def _arguments(settings: TrainingSettings, folder: Path | None, *, steps: int, s
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=device == "cuda",
         ddp_find_unused_parameters=False,
         log_level="error",
     )

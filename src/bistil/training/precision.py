@@ -7,10 +7,11 @@ from bistil.errors import ArtefactError
 from bistil.runtime.artefacts import read_sealed
 from bistil.runtime.precision import Precision, precision_here
 from bistil.settings.recipe import TrainingSettings
+from bistil.training.processes import training_device
 
 
 def settle_precision(settings: TrainingSettings, mark: Path | None) -> TrainingSettings:
-    """The settings with `precision = "auto"` settled: as the work with this mark began, else as this machine has it.
+    """The settings with `precision = "auto"` settled: as the work with this mark began, else as the device has it.
 
     Work that began in bf16 goes on in bf16 on a processor that is slow at it: another precision would round otherwise,
     and what was done would be lost.
@@ -20,7 +21,7 @@ def settle_precision(settings: TrainingSettings, mark: Path | None) -> TrainingS
     """
     if settings.precision != "auto":
         return settings
-    return replace(settings, precision=_begun(mark) or precision_here())
+    return replace(settings, precision=_begun(mark) or precision_here(training_device(settings.device)))
 
 
 def _begun(mark: Path | None) -> Precision | None:

@@ -141,4 +141,5 @@ class Recorder(TrainerCallback):
             best=self.best.get(""),
             best_parts={prefix: best for prefix, best in self.best.items() if prefix},
             history=self.history,
+            device=next(self.module.parameters()).device.type,
         )
