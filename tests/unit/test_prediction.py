@@ -24,23 +24,25 @@ from transformers import AutoModel
 import bistil
 from bistil.cli import main
 from bistil.errors import ArtefactError, InputError
-from bistil.measuring.evaluation import evaluate
+from bistil.measuring.evaluation import evaluate_folder
 from bistil.prediction import files
 from bistil.prediction import inputs as reading
 from bistil.prediction.files import predict_file
 from bistil.prediction.inputs import Lines, chunks, read_inputs
 from bistil.runtime.progress import Progress, set_progress
 from bistil.tasks import KINDS, get_task
-from bistil.tasks.question_answering import Answer, token_f1
+from bistil.tasks.question_answering import Answer, QuestionAnswerer, token_f1
 from bistil.tasks.words import sentence_places, split_words, word_places
 
 TEXTS = [*tiny.ENGLISH.splitlines(), *tiny.SWAHILI.splitlines()]
 LABELS = {
     "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
     "sequence-classification": ["0", "1", "2"],
+    "multi-label-classification": ["anger", "joy", "fear"],
     "dependency-parsing": ["root", "nsubj", "punct", "obl"],
     "question-answering": ["start", "end"],
 }
+LABELS_OF = "multi-label-classification"
 TAGS, TREES, LABEL, ANSWERS = (
     "token-classification",
     "dependency-parsing",
@@ -61,6 +63,10 @@ def models(tmp_path_factory):
             for name, parameter in model.named_parameters():
                 if not name.startswith("bert."):
                     parameter.normal_(std=0.3)
+            if kind == LABELS_OF:
+                # Each label is on for half of the texts.
+                encoded = tiny.tokenizer()(TEXTS, padding=True, return_tensors="pt")
+                model.classifier.bias -= model(**encoded).logits.median(0).values
         tiny.save(model, folder / kind)
     return folder
 
@@ -117,7 +123,7 @@ def test_f1_of_spans_in_running_text_is_that_of_evaluate(models, tmp_path, form)
     both = sum(len(a & b) for a, b in zip(found, gold, strict=True))
     f1 = 200 * both / (sum(map(len, found)) + sum(map(len, gold)))
     assert 0 < f1 < 100
-    assert evaluate(models / TAGS, files=[test], bootstrap_samples=0)["score"] == pytest.approx(f1)
+    assert evaluate_folder(models / TAGS, files=[test], bootstrap_samples=0)["score"] == pytest.approx(f1)
     for row, words in zip(rows, sentences, strict=True):
         assert row["tokens"] == words and row["splitting"] == ("bistil" if form == "text" else "given")
         assert [row["text"][start:end] for start, end in row["offsets"]] == words
@@ -135,7 +141,7 @@ def test_labelled_files_come_back_as_evaluate_writes_them(models, tmp_path, case
         text = text.replace("obl:arg", "obl").replace("\tNOUN\t", "\tNOUN\tN\t").replace("\tN\t_\t_\t", "\tN\t_\t")
     source = write(tmp_path / name, text)
     options = {"label_map": {"NOUN": "NOUN"}, "bootstrap_samples": 0}
-    evaluate(models / kind, files=[source], predictions=tmp_path / "wanted", **options)
+    evaluate_folder(models / kind, files=[source], predictions=tmp_path / "wanted", **options)
     got = predicted(models, kind, source, tmp_path, format=None)
     assert got == (tmp_path / "wanted").read_text() and got != text
 
@@ -145,15 +151,25 @@ def test_accuracy_of_labels_is_that_of_evaluate(models, tmp_path):
     source = write(tmp_path / "texts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     got = predicted(models, LABEL, source, tmp_path)
     right = [row["label"] == found["label"] for row, found in zip(rows, got, strict=True)]
-    score = evaluate(models / LABEL, files=[source], bootstrap_samples=0)["score"]
+    score = evaluate_folder(models / LABEL, files=[source], bootstrap_samples=0)["score"]
     assert 100 * np.mean(right) == pytest.approx(score) and 0 < score < 100
     pairs = write(tmp_path / "pairs.tsv", PAIRS)
-    evaluate(models / LABEL, files=[pairs], predictions=tmp_path / "wanted.tsv", bootstrap_samples=0)
+    evaluate_folder(models / LABEL, files=[pairs], predictions=tmp_path / "wanted.tsv", bootstrap_samples=0)
     table = [
         line.split("\t") for line in predicted(models, LABEL, pairs, tmp_path, "pairs.out", format=None).splitlines()
     ]
     assert table[0] == ["premise", "hypothesis", "label", "confidence"]
     assert ["\t".join(row[:3]) for row in table] == (tmp_path / "wanted.tsv").read_text().splitlines()
+
+
+def test_labels_of_a_text_are_those_of_evaluate(models, tmp_path):
+    text = "text\tlabels\n" + "".join(f"{one}\t{'anger|joy' if i % 2 else 'fear'}\n" for i, one in enumerate(TEXTS))
+    source = write(tmp_path / "a.tsv", text)
+    evaluate_folder(models / LABELS_OF, files=[source], predictions=tmp_path / "wanted.tsv", bootstrap_samples=0)
+    wanted = (tmp_path / "wanted.tsv").read_text().splitlines()
+    got = predicted(models, LABELS_OF, source, tmp_path, format=None).splitlines()
+    assert [line.rpartition("\t")[0] for line in got] == wanted and got[0].endswith("\tconfidences")
+    assert len({line.split("\t")[1] for line in wanted[1:]}) > 1
 
 
 def test_answers_are_those_of_evaluate(models, tmp_path):
@@ -165,7 +181,7 @@ def test_answers_are_those_of_evaluate(models, tmp_path):
     model = bistil.load(models / ANSWERS, max_length=64)
     predict_file(model, flat, tmp_path / "out.jsonl", wanted=bistil.prediction.Wanted(n_best=3))
     found = lines_of(tmp_path / "out.jsonl")
-    score = evaluate(models / ANSWERS, files=[source], max_length=64, predictions=tmp_path / "p.json")["score"]
+    score = evaluate_folder(models / ANSWERS, files=[source], max_length=64, predictions=tmp_path / "p.json")["score"]
     wanted = json.loads((tmp_path / "p.json").read_text())
     assert {row["id"]: row["answer"] or "" for row in found} == wanted
     f1 = [
@@ -204,8 +220,9 @@ def test_confidences_are_probabilities_of_the_model_s_own_logits(models, kind):
     model = bistil.load(models / kind)
     text = "Paka aliketi kwenye mkeka"
     if kind == ANSWERS:
-        (record,) = model([("Nani?", text)], n_best=100)
-        assert sum(one["confidence"] for one in record) if isinstance(record, list) else record["confidence"] <= 1
+        scores = torch.tensor([one.score for one in QuestionAnswerer(models / kind)("Nani?", text)])
+        best = model(("Nani?", text), n_best=100)["best"]
+        assert [one["confidence"] for one in best] == pytest.approx(scores.softmax(0).tolist(), abs=1e-4)
         return
     encoded = model.tokenizer(text, return_tensors="pt")
     with torch.no_grad():
@@ -216,6 +233,15 @@ def test_confidences_are_probabilities_of_the_model_s_own_logits(models, kind):
                 sorted(shares.tolist(), reverse=True), abs=1e-4
             )
             assert got["confidence"] == got["best"][0]["confidence"]
+            return
+        if kind == LABELS_OF:
+            shares = model.engine.model(**encoded).logits[0].sigmoid().tolist()
+            known = dict(zip(LABELS[kind], shares, strict=True))
+            got = model(text, threshold=0.0)
+            assert got["labels"] == LABELS[kind] and got["confidences"] == pytest.approx(shares, abs=1e-4)
+            assert model(text)["labels"] == [label for label, share in known.items() if share > 0.5]
+            bound = round(sorted(shares)[1], 4) - 1e-3
+            assert model(text, threshold=bound)["labels"] == [label for label, share in known.items() if share > bound]
             return
         firsts = [encoded.word_to_tokens(0, i).start for i in range(4)]
         ends = [encoded.word_to_tokens(0, i).end for i in range(4)]
@@ -368,8 +394,9 @@ def test_odd_lines_get_a_right_answer(models, tmp_path, kind):
             assert [token for part in parts for token in part["tokens"]] == split_words(text)
             assert row["text"] == text
         else:
-            assert row["label" if kind == LABEL else "answer"] is None or text.strip()
-        if kind == LABEL:
+            said = row[{LABEL: "label", LABELS_OF: "labels", ANSWERS: "answer"}[kind]]
+            assert text.strip() or not said
+        if kind in (LABEL, LABELS_OF):
             assert row.get("truncated", False) == (len(text) > 5000)
     alone = bistil.load(models / kind)([("Who?", text) if kind == ANSWERS else text for text in TEXTS[:2]])
     for got, wanted in zip((rows[0], rows[-1]), alone, strict=True):
@@ -427,7 +454,7 @@ def test_layouts_of_columns_are_found_as_for_evaluate(models, tmp_path):
     text = "# sent_id = 1\n1\tRais\tO\n2\t#\tO\n3\tJuma\tB-PER\n\n1\tMoja\tO\n"
     (tmp_path / "x").mkdir()
     got = predicted(models, TAGS, write(tmp_path / "a.conll", text), tmp_path, format=None)
-    evaluate(models / TAGS, files=[tmp_path / "a.conll"], predictions=tmp_path / "wanted", bootstrap_samples=0)
+    evaluate_folder(models / TAGS, files=[tmp_path / "a.conll"], predictions=tmp_path / "wanted", bootstrap_samples=0)
     assert got == (tmp_path / "wanted").read_text()
     rows = predicted(models, TAGS, write(tmp_path / "b.conll", "Rais _\nJuma _\n"), tmp_path, "b.out")
     assert rows[0]["tokens"] == ["Rais", "Juma"]

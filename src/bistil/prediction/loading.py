@@ -11,7 +11,7 @@ from bistil.models.loading import read_config
 from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.prediction.predictor import Predictor
-from bistil.prediction.texts import Answerer, Classifier
+from bistil.prediction.texts import Answerer, Classifier, MultiLabelClassifier
 from bistil.prediction.words import Tagger, TreeParser
 from bistil.runtime.devices import device_for
 from bistil.sparse.delta import CONFIG as SFT
@@ -22,6 +22,7 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,
     "dependency-parsing": TreeParser,
     "sequence-classification": Classifier,
+    "multi-label-classification": MultiLabelClassifier,
     "question-answering": Answerer,
 }
 """By the kind of task."""

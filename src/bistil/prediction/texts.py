@@ -7,10 +7,12 @@ from typing import Any
 from bistil.errors import InputError
 from bistil.prediction.inputs import Input, Place
 from bistil.prediction.predictor import Format, Predictor, Said, Wanted, sure
+from bistil.tasks.base import Decoded
+from bistil.tasks.multi_label_classification import SEPARATORS, LabelledText
 from bistil.tasks.question_answering import Answer, Question, QuestionAnswering
 from bistil.tasks.rows import column_of
 from bistil.tasks.sequence_classification import TextExample
-from bistil.tasks.texts import LABEL
+from bistil.tasks.texts import LABEL, TextOrPair
 
 
 class OfTexts(Predictor):
@@ -43,23 +45,30 @@ class Classifier(OfTexts):
         del wanted
         if not one.text.strip():
             return []
-        label = self.labels[0]
-        return [(TextExample(file="", line=one.line, text=one.text, pair=one.second, label=label, fields={}), [])]
+        return [(self.unlabelled(one), [])]
 
-    def _label(self, said: Sequence[Said], wanted: Wanted) -> tuple[str | None, float | None]:
-        """The label and its confidence; no label of an empty text, or where the model is not sure enough."""
-        if not said:
-            return None, None
-        prediction = said[0].prediction
-        confidence = sure(prediction.confidence[self.labels.index(prediction.value)])
-        return (prediction.value if confidence >= (wanted.threshold or 0) else None), confidence
+    def unlabelled(self, one: Input) -> TextOrPair:
+        """An example of this text."""
+        return TextExample(file="", line=one.line, text=one.text, pair=one.second, label=self.labels[0], fields={})
+
+    def answer(self, said: Decoded | None, wanted: Wanted, key: str | None) -> dict[str, Any]:
+        """The label, and how sure the model is; no label of an empty text, or where it is not sure enough.
+
+        Args:
+            key: of the row's label; None: it has none.
+        """
+        key = key or "label"
+        if said is None:
+            return {key: None, "confidence": None}
+        confidence = sure(said.confidence[self.labels.index(said.value)])
+        return {key: said.value if confidence >= (wanted.threshold or 0) else None, "confidence": confidence}
 
     def record(self, one: Input, said: Sequence[Said], wanted: Wanted) -> dict[str, Any]:
         row = one.source if isinstance(one.source, dict) else None
-        label, confidence = self._label(said, wanted)
-        key = (row and column_of(row, LABEL)) or "label"
         texts = {"text": one.text} if one.second is None else {"text": one.text, "pair": one.second}
-        found = {**(texts if row is None else row), key: label, "confidence": confidence}
+        key = None if row is None else column_of(row, LABEL)
+        answer = self.answer(said[0].prediction if said else None, wanted, key)
+        found = {**(texts if row is None else row), **answer}
         if wanted.n_best > 1 and said:
             shares = said[0].prediction.confidence
             order = (-shares).argsort(kind="stable")[: wanted.n_best].tolist()
@@ -78,6 +87,21 @@ class Classifier(OfTexts):
             [{key: value for key, value in row.items() if key not in ("best", "truncated")} for row in rows],
             first=first,
         )
+
+
+class MultiLabelClassifier(Classifier):
+    """Any labels of a text or a pair of texts: those that the model is surer of than 0.5, or than the threshold."""
+
+    def unlabelled(self, one: Input) -> TextOrPair:
+        return LabelledText(file="", line=one.line, text=one.text, pair=one.second, labels=(), fields={})
+
+    def answer(self, said: Decoded | None, wanted: Wanted, key: str | None) -> dict[str, Any]:
+        """The labels, and how sure the model is of each."""
+        shares = {} if said is None else dict(zip(self.labels, map(sure, said.confidence), strict=True))
+        chosen = () if said is None else said.value
+        if wanted.threshold is not None:
+            chosen = [label for label, share in shares.items() if share >= wanted.threshold]
+        return {key or "labels": list(chosen), "confidences": [shares[label] for label in chosen]}
 
 
 class Answerer(OfTexts):
@@ -136,6 +160,8 @@ class Answerer(OfTexts):
 
 
 def _cell(value: Any) -> str:
-    """A value as a field of a table: without tabs and line ends."""
+    """A value as a field of a table: without tabs and line ends, a list as in files of several labels."""
+    if isinstance(value, list):
+        return SEPARATORS[0].join(map(_cell, value))
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
