@@ -77,7 +77,7 @@ class Uses:
         self.outputs += 1
         return self.work / f"output-{self.outputs}"
 
-    def evaluate_folder(self, model):
+    def evaluate(self, model):
         evaluate_folder(model, task="token-classification", files=[self.files / "ner.conll"], bootstrap_samples=0)
 
     def finetune(self, model):
