@@ -5,7 +5,6 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import tiny
-from fitting import fit
 
 
 def import_all() -> list[str]:
@@ -24,6 +23,8 @@ def run_stages(folder: Path, *, processes: int = 1) -> None:
     Args:
         processes: that tokenize a text, beside.
     """
+    from fitting import fit
+
     from bistil import distill_general, trim_vocabulary
     from bistil.distillation.task import read_task_data
     from bistil.models.tokenizers import load_tokenizer

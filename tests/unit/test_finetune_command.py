@@ -7,6 +7,7 @@ import tiny
 from typer.testing import CliRunner
 
 from bistil.cli import app
+from bistil.distillation.task import Fitting
 from bistil.errors import BistilError, InputError, RecipeError
 from bistil.settings.recipe import FinetuneSettings, task_preset, to_dict
 
@@ -87,7 +88,11 @@ def test_a_preset_and_what_is_given_beside_it(folder):
 def test_a_preset_stays_dense_unless_something_sparse_is_given(folder, monkeypatch, options, epochs, sparse, role):
     """What training gets, for the teacher and for a student that learns from one."""
     got = {}
-    monkeypatch.setattr("bistil.distillation.task.fit_task", lambda *_, settings, **__: got.update(to_dict(settings)))
+    for name in ("write_task_teacher", "write_task_student"):
+        monkeypatch.setattr(
+            f"bistil.distillation.task_folders.{name}",
+            lambda *given, **_: got.update(to_dict(next(one.settings for one in given if isinstance(one, Fitting)))),
+        )
     command = ["finetune", "-m", folder / "model", "--task", TAGS, "--train", folder / "train.txt", *options]
     command += ["--teacher", folder / "model"] if role == "student" else []
     result = CliRunner().invoke(app, list(map(str, [*command, "-o", folder / "out"])), catch_exceptions=False)

@@ -532,8 +532,8 @@ def test_what_is_no_model_is_one_line(models, tmp_path, command_line):
     code, out, said = command_line("predict", models / TAGS, tmp_path / "none.txt")
     assert code == 2 and not out and f"cannot read {tmp_path}/none.txt" in said and said.count("\n") == 1
     for option, message in {
-        "--device=cuda:9": "cannot be put on the device",
-        "--device=nonsense": "cannot be put on the device",
+        "--device=cuda:9": "device is 'cuda:9'",
+        "--device=nonsense": "device is 'nonsense'",
         "--max-length=141": "has 140 positions",
         "--task=nonsense": "there is no task",
         "--task=question-answering": "has no head for question-answering",
