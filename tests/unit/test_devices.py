@@ -17,6 +17,7 @@ from bistil.runtime.devices import device_for
 from bistil.settings.parsing import deciding
 from bistil.settings.recipe import LanguageSettings, Recipe, TaskSettings, TrainingSettings, on_device, to_dict
 from bistil.training import loop, processes
+from bistil.training.precision import settled
 
 HERE = {"source": "en", "target": "sw", "teacher": "x", "text": {"en": ["en.txt"], "sw": ["sw.txt"]}}
 
@@ -64,6 +65,17 @@ def test_the_trainer_is_told(monkeypatch, tmp_path):
         arguments = loop._arguments(settings, tmp_path, steps=1, seed=0)
         told[device] = arguments.use_cpu, arguments.dataloader_pin_memory
     assert told == {"auto": (False, True), "cpu": (True, False), "cuda": (False, True), "mps": (False, False)}
+
+
+@pytest.mark.usefixtures("with_two_gpus")
+def test_the_precision_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr("bistil.runtime.precision.has_bf16_units", lambda: False)
+    monkeypatch.delenv("BISTIL_PRECISION", raising=False)
+    wanted = {"auto": "bf16", "cuda": "bf16", "cpu": "float32", "mps": "float32"}
+    for device, precision in wanted.items():
+        settings = TrainingSettings(steps=1, device=device, precision="auto")
+        assert settled(settings, None).precision == precision, device
 
 
 @pytest.mark.usefixtures("with_two_gpus")
