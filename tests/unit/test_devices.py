@@ -17,7 +17,7 @@ from bistil.runtime.devices import device_for
 from bistil.settings.parsing import deciding
 from bistil.settings.recipe import LanguageSettings, Recipe, TaskSettings, TrainingSettings, on_device, to_dict
 from bistil.training import loop, processes
-from bistil.training.precision import settled
+from bistil.training.precision import settle_precision
 
 HERE = {"source": "en", "target": "sw", "teacher": "x", "text": {"en": ["en.txt"], "sw": ["sw.txt"]}}
 
@@ -75,7 +75,7 @@ def test_the_precision_is_that_of_the_device(monkeypatch):
     wanted = {"auto": "bf16", "cuda": "bf16", "cpu": "float32", "mps": "float32"}
     for device, precision in wanted.items():
         settings = TrainingSettings(steps=1, device=device, precision="auto")
-        assert settled(settings, None).precision == precision, device
+        assert settle_precision(settings, None).precision == precision, device
 
 
 @pytest.mark.usefixtures("with_two_gpus")

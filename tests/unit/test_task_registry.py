@@ -4,9 +4,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import pytest
+import tiny
 
 from bistil import tasks
-from bistil.errors import RecipeError
+from bistil.errors import InputError, RecipeError
+from bistil.prediction import load
 from bistil.settings import kinds
 from bistil.settings.recipe import TaskSettings, load_recipe, parse, task_preset
 from bistil.tasks import KINDS, Task, get_task, register_task
@@ -56,6 +58,17 @@ def test_one_s_own_task_is_known_wherever_kinds_are(topics, tmp_path):
     assert recipe.task.kind == "topics" and "topics" not in KINDS
     # Presets do not name it: it is learnt as texts are classified.
     assert recipe.finetune == task_preset("short", "sequence-classification").finetune
+
+
+def test_one_s_own_task_is_asked_like_the_one_that_it_is_made_of(topics, tmp_path):
+    tiny.save(tiny.model("bert", layers=2), tmp_path / "encoder")
+    tiny.save(get_task(topics.kind).build_model(tmp_path / "encoder", ["x", "y"], seed=1), tmp_path / "model")
+    own, plain = (load(tmp_path / "model", task=task) for task in ("topics", None))
+    assert own.task.kind == "topics" and own("a cat") == plain("a cat")
+
+    register_task(type("Other", (Task,), {"kind": "other", **dict.fromkeys(Task.__abstractmethods__)}))
+    with pytest.raises(InputError, match="models for other cannot be asked yet"):
+        load(tmp_path / "model", task="other")
 
 
 def test_without_it_the_kind_is_unknown(tmp_path):

@@ -25,7 +25,7 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "multi-label-classification": MultiLabelClassifier,
     "question-answering": Answerer,
 }
-"""By the kind of task."""
+"""By the kind of task; one of your own is asked like the one that its class is made of."""
 
 # Tokens per window, as in `evaluate`; a question needs room beside it.
 MAX_LENGTH = {"question-answering": 384}
@@ -61,9 +61,11 @@ def load(
     config = read_config(folder)
     kind = task or kind_of(config, str(name))
     own = get_task(kind, scheme=scheme)
-    if kind not in PREDICTORS:
+    kinds = [str(getattr(one, "kind", "")) for one in type(own).__mro__]
+    like = next((one for one in kinds if one in PREDICTORS), None)
+    if like is None:
         raise InputError(f"models for {kind} cannot be asked yet: of use are those for {', '.join(PREDICTORS)}")
-    length = _length(config, MAX_LENGTH.get(kind, 128), max_length)
+    length = _length(config, MAX_LENGTH.get(like, 128), max_length)
     tokenizer = load_tokenizer(str(folder))
     model = own.build_model(folder, None)
     place = device_for(device)
@@ -71,7 +73,7 @@ def load(
         nn.Module.to(model, place)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"the model cannot be put on the device {place!r}: {first_line(error)}") from error
-    return PREDICTORS[kind](str(name), own, TorchEngine(model), tokenizer, max_length=length, threads=threads)
+    return PREDICTORS[like](str(name), own, TorchEngine(model), tokenizer, max_length=length, threads=threads)
 
 
 def _length(config: Any, usual: int, wanted: int | None) -> int:
