@@ -120,6 +120,9 @@ class TrimSettings(Checked):
             raise RecipeError("threshold and vocabulary_size are both none: give one of them")
 
 
+PrecisionName = Literal["auto", "float32", "bf16"]
+
+
 @dataclass(kw_only=True, frozen=True)
 class TrainingSettings(Checked):
     """How one training run is carried out; what is trained is the caller's business."""
@@ -138,7 +141,7 @@ class TrainingSettings(Checked):
     warmup_steps: float = option(0.0, "steps of linear warm-up; below 1: share of all steps", least=0)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this L2 norm; 0 is off", least=0)
-    precision: Literal["auto", "float32", "bf16"] = option(
+    precision: PrecisionName = option(
         "auto", "number format of the matrix products; auto: bf16 where the hardware is faster at it"
     )
     compile: bool = option(False, "torch.compile the student")

@@ -15,6 +15,7 @@ from bistil.settings.recipe import (
     parse,
     without_target_text,
 )
+from bistil.settings.schema import PrecisionName
 
 COMMON = "variants.toml"
 """Beside a study's file, the variants of all studies."""
@@ -34,6 +35,7 @@ class Variant:
     target_sentences: int | None = option(None, "another number of target sentences per group")
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
+    precision: PrecisionName | None = option(None, "number format of the matrix products in both phases")
     groups: list[str] = option(factory=lambda: ["all"], help="for these groups")
     students: list[str] = option(factory=list, help="only these students")
     seeds: list[int] = option(factory=list, help="of the student; none: the study's")
@@ -45,12 +47,16 @@ class Variant:
             own = replace(own, sparse=self.sparse)
         if self.epochs is not None:
             own = replace(own, training=replace(own.training, epochs=self.epochs))
+        if self.precision is not None:
+            own = replace(own, training=replace(own.training, precision=self.precision))
         if not self.target_text:
             own = without_target_text(own) if self.equal_steps else replace(own, target_text=0.0, target_sentences=None)
         return own if self.teacher else FinetuneSettings(sparse=own.sparse, training=own.training)
 
     def phase1_settings(self, phase1: Phase1Settings) -> Phase1Settings:
         """Phase 1 as this variant has it."""
+        if self.precision is not None:
+            phase1 = replace(phase1, training=replace(phase1.training, precision=self.precision))
         if self.phase1_length == 1:
             return phase1
         assert phase1.training.steps is not None, "another length is in steps"
