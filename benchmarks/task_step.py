@@ -4,9 +4,9 @@
     python benchmarks/task_step.py --sizes mbert --steps 3 --record benchmarks/records/NAME.json
 
 Two steps, as training runs them: that of a task teacher (all layers, dense, from labels) and that of a student from a
-task teacher (phase 2: attention, hidden states and predictions). Texts are padded, as tasks pad them. Each runs in three
-processes that take turns: float32 with PyTorch's own linear maps, float32 as training has it, and bf16. The clock is
-processor time of one thread, so that other work on the machine disturbs little; medians are over steps.
+task teacher (phase 2: attention, hidden states and predictions). Texts are padded, as tasks pad them. Each runs in
+three processes that take turns: float32 with PyTorch's own linear maps, float32 as training has it, and bf16. The clock
+is processor time of one thread, so that other work on the machine disturbs little; medians are over steps.
 
 The last line is one JSON object: per size, length and step seconds, and the ratios to the first process.
 """
@@ -131,7 +131,8 @@ def main() -> None:
         for tokens in options.tokens
     }
     if options.work:
-        work(*options.work, next(iter(sizes.values())))
+        kind, way = options.work
+        work(kind, way, next(iter(sizes.values())))
         return
     from bistil.measuring.benchmark import machine
 

@@ -59,7 +59,9 @@ def fast_linear() -> Iterator[None]:
     if torch.compiler.is_compiling() or not (bf16 or is_wanted()):
         yield
         return
-    own = {F.linear: _Bf16Maps(), F.scaled_dot_product_attention: _attention} if bf16 else {F.linear: _linear}
+    own: dict[Any, Callable[..., Any]] = {F.linear: _linear}
+    if bf16:
+        own = {F.linear: _Bf16Maps(), F.scaled_dot_product_attention: _attention}
     with _OwnFunctions(own):
         yield
 
@@ -72,7 +74,7 @@ def in_bf16(device: str) -> bool:
 class _OwnFunctions(TorchFunctionMode):
     """Calls functions of our own in the place of torch's."""
 
-    def __init__(self, own: Mapping[Callable[..., Any], Callable[..., Tensor]]) -> None:
+    def __init__(self, own: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
         self._own = own
 
@@ -184,8 +186,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.float()
     with torch.autocast("cpu", enabled=False):
-        wide = (one.float() for one in (query, key, value))
-        return F.scaled_dot_product_attention(*wide, attn_mask, **options).to(value.dtype)
+        output = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask, **options)
+    return output.to(value.dtype)
 
 
 class _Bf16Linear(torch.autograd.Function):
