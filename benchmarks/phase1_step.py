@@ -1,14 +1,17 @@
 """Time and memory of one phase-1 step against a step done the official way, as ratios from one run.
 
-    python benchmarks/phase1_step.py            # both sizes, float32, on the CPU
-    python benchmarks/phase1_step.py --sizes demo --steps 10 --record benchmarks/records/NAME.json
+    python benchmarks/phase1_step.py            # both sizes, on the CPU, in the precision that a training has here
+    python benchmarks/phase1_step.py --precision float32 --sizes demo --record benchmarks/records/NAME.json
     python benchmarks/phase1_step.py --clock cpu   # one thread, processor time: holds on a machine with other work
+    python benchmarks/phase1_step.py --device cuda # on a GPU, whose memory is then what is measured
 
 The baseline does what the official implementation does at every step: teacher and student with masked-LM head, all
-attention maps and hidden states of all layers of both in eager attention, plain AdamW. Ours is the step that training
-runs: `Distiller`, fused AdamW. Both clip gradients. Each runs in a process of its own, and the two take turns step by
+attention maps and hidden states of all layers of both in eager attention, plain AdamW, in float32 (or
+--baseline-precision). Ours is the step that training runs, `Distiller` and fused AdamW, in --precision; "auto" is what
+a recipe's default means here. Both clip gradients. Each runs in a process of its own, and the two take turns step by
 step, so that whatever else the machine does hits both; medians are over steps. Peak memory is the process's highest
-resident set. The matrix rate is measured in between, at the step's own shapes, with the two libraries inside PyTorch.
+resident set, or what the GPU had allocated. The matrix rate is measured in between, at the step's own shapes and in our
+precision, with the two libraries inside PyTorch.
 
 The last line is one JSON object: per size throughput_ratio (baseline time / our time), memory_ratio (ours / baseline)
 and gemm_share (FLOPs of the step / our time / the better library's rate).
@@ -16,7 +19,6 @@ and gemm_share (FLOPs of the step / our time / the better library's rate).
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -162,13 +164,17 @@ def matrix_rates(size: Size, *, precision: str, clock: Clock) -> dict[str, float
     return {name: flops / value for name, value in seconds.items()}
 
 
-def peak_memory() -> int:
+def peak_memory(device: str = "cpu") -> int:
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
     if sys.platform == "win32":
         raise SystemExit("memory is measured on Linux and macOS")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def work(kind: str, size: Size, precision: str, clock: Clock) -> None:
+def work(kind: str, size: Size, precision: str, clock: Clock, device: str) -> None:
     """A process that does one thing per line on standard input and answers with one line of JSON."""
     if clock is time.process_time:
         import torch
@@ -177,7 +183,7 @@ def work(kind: str, size: Size, precision: str, clock: Clock) -> None:
     if kind == "rates":
         act = None
     else:
-        act = {"official": official_step, "ours": our_step}[kind](size, device="cpu", precision=precision)
+        act = {"official": official_step, "ours": our_step}[kind](size, device=device, precision=precision)
         act()
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
@@ -185,8 +191,8 @@ def work(kind: str, size: Size, precision: str, clock: Clock) -> None:
             print(json.dumps(matrix_rates(size, precision=precision, clock=clock)), flush=True)
             continue
         start = clock()
-        loss = act()
-        answer = {"seconds": clock() - start, "memory": peak_memory(), "loss": loss}
+        loss = act()  # a number, so a GPU has done its work
+        answer = {"seconds": clock() - start, "memory": peak_memory(device), "loss": loss}
         print(json.dumps(answer), flush=True)
 
 
@@ -205,10 +211,16 @@ def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def compare(name: str, *, steps: int, precision: str, clock: str) -> dict[str, Any]:
+def compare(name: str, *, steps: int, precisions: dict[str, str], clock: str, device: str) -> dict[str, Any]:
+    """The two steps in turns.
+
+    Args:
+        precisions: of "official" and "ours".
+    """
     size = SIZES[name]
     processes = {}
-    for kind in ("official", "ours", "rates"):
+    # The libraries whose rate is measured are the CPU's.
+    for kind in ("official", "ours", "rates") if device == "cpu" else ("official", "ours"):
         command = [
             sys.executable,
             __file__,
@@ -217,7 +229,9 @@ def compare(name: str, *, steps: int, precision: str, clock: str) -> dict[str, A
             "--sizes",
             name,
             "--precision",
-            precision,
+            precisions.get(kind, precisions["ours"]),
+            "--device",
+            device,
             "--clock",
             clock,
         ]
@@ -227,19 +241,20 @@ def compare(name: str, *, steps: int, precision: str, clock: str) -> dict[str, A
     for number in range(steps):
         for kind in ("official", "ours"):
             answers[kind].append(ask(processes[kind]))
-        if number % 2 == 0:
+        if number % 2 == 0 and "rates" in processes:
             answers["rates"].append(ask(processes["rates"]))
     for process in processes.values():
         pipes(process)[0].close()
         process.wait()
     seconds = {kind: statistics.median(a["seconds"] for a in answers[kind]) for kind in ("official", "ours")}
     memory = {kind: max(a["memory"] for a in answers[kind]) for kind in ("official", "ours")}
-    rates = {kind: statistics.median(a[kind] for a in answers["rates"]) for kind in ("mkl", "onednn")}
+    measured = answers.get("rates", [])
+    rates = {kind: statistics.median(a[kind] for a in measured) for kind in ("mkl", "onednn") if measured}
     tokens = size["batch"] * size["tokens"]
     result = {
         "throughput_ratio": round(seconds["official"] / seconds["ours"], 2),
         "memory_ratio": round(memory["ours"] / memory["official"], 2),
-        "gemm_share": round(step_flops(size) / seconds["ours"] / max(rates.values()), 3),
+        "gemm_share": round(step_flops(size) / seconds["ours"] / max(rates.values()), 3) if rates else None,
         "seconds": {kind: round(value, 3) for kind, value in seconds.items()},
         "memory_gib": {kind: round(value / 2**30, 2) for kind, value in memory.items()},
         "tokens_per_second": {kind: round(tokens / value) for kind, value in seconds.items()},
@@ -251,7 +266,7 @@ def compare(name: str, *, steps: int, precision: str, clock: str) -> dict[str, A
         f"{name}: official {seconds['official']:.2f} s {memory['official'] / 2**30:.2f} GiB, "
         f"ours {seconds['ours']:.2f} s {memory['ours'] / 2**30:.2f} GiB; "
         f"{result['throughput_ratio']} times the throughput, {result['memory_ratio']} times the memory; "
-        f"matrix rates {result['gflop_per_second']} GFLOP/s, share {result['gemm_share']:.0%}",
+        f"matrix rates {result['gflop_per_second']} GFLOP/s, share {result['gemm_share']}",
         flush=True,
     )
     return result
@@ -261,24 +276,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["mbert", "demo"], choices=list(SIZES))
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bf16"], help="of our step")
+    parser.add_argument("--baseline-precision", default="float32", choices=["float32", "bf16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu: processor time of one thread")
     parser.add_argument("--record", type=Path, help="also write the JSON here")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.work, SIZES[options.sizes[0]], options.precision, CLOCKS[options.clock])
+        work(options.work, SIZES[options.sizes[0]], options.precision, CLOCKS[options.clock], options.device)
         return
     import torch
 
+    from bistil.measuring.benchmark import machine
+    from bistil.runtime.precision import precision_here
+
+    ours = precision_here(options.device) if options.precision == "auto" else options.precision
+    precisions = {"official": options.baseline_precision, "ours": ours}
     results = {
-        "precision": options.precision,
+        "precision": precisions,
+        "device": options.device,
         "threads": 1 if options.clock == "cpu" else torch.get_num_threads(),
         "clock": options.clock,
-        "machine": platform.machine(),
+        "machine": machine(),
         "torch": torch.__version__,
         **{
-            name: compare(name, steps=options.steps, precision=options.precision, clock=options.clock)
+            name: compare(name, steps=options.steps, precisions=precisions, clock=options.clock, device=options.device)
             for name in options.sizes
         },
     }

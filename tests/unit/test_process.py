@@ -166,14 +166,41 @@ def test_the_command_line_s_start_prepares_the_process(monkeypatch):
     done = []
     monkeypatch.setattr(process.signal, "signal", lambda number, _: done.append(number.name))
     monkeypatch.setattr(process, "let_training_return_memory", lambda: done.append("memory"))
+    for name in WAITING:
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
     mode = progress_mode()
     try:
         process.prepare_process()
         process.prepare_process()
         assert progress_mode() == "lines" and done == ["memory", "SIGINT", "SIGTERM"] * 2
         assert sum(type(one).__name__ == "_StandardError" for one in logging.getLogger("bistil").handlers) == 1
+        assert printed("GOMP_SPINCOUNT", "KMP_BLOCKTIME") == [process.SPIN_COUNT, process.BLOCK_TIME]
     finally:
         set_progress(mode)
+
+
+WAITING = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"GOMP_SPINCOUNT": "5"}, ["5", process.BLOCK_TIME]),
+        ({"KMP_BLOCKTIME": "200"}, [process.SPIN_COUNT, "200"]),
+        ({"OMP_WAIT_POLICY": "active"}, []),
+    ],
+)
+def test_what_the_user_says_about_waiting_threads_stays(given, wanted):
+    code = "import sys; from bistil.cli import main; from bistil.runtime.process import prepare_process\n"
+    code += "prepare_process(); assert 'torch' not in sys.modules; import os\n"
+    code += "os.execvp('printenv', ['printenv', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME'])"
+    others = {name: value for name, value in os.environ.items() if name not in WAITING}
+    path = os.pathsep.join([str(TESTS.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**others, "PYTHONPATH": path, **given}, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == wanted, ran.stderr
 
 
 @pytest.fixture

@@ -188,8 +188,12 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.parametrize("elsewhere", ["float32", "bf16"])
 @pytest.mark.parametrize("stop_at", [("dense", 3), ("sparse", 1), ("sparse", 5)])
-def test_resume_is_bit_identical(tmp_path, stop_at):
+def test_resume_is_bit_identical(tmp_path, monkeypatch, stop_at, elsewhere):
+    """What began in one precision goes on in it on a machine where `precision = "auto"` would begin in the other."""
+    began = "bf16" if elsewhere == "float32" else "float32"
+    monkeypatch.setenv("BISTIL_PRECISION", began)
     module, sft = run(tmp_path / "whole")
     phase, step = stop_at
 
@@ -205,7 +209,9 @@ def test_resume_is_bit_identical(tmp_path, stop_at):
 
     with pytest.raises(Interrupted):
         run(tmp_path / "cut", Stopping(tagger().model))
+    monkeypatch.setenv("BISTIL_PRECISION", elsewhere)
     resumed, again = run(tmp_path / "cut")
+    assert again.provenance.phases["training"]["precision"] == began
     for name, value in bits(module.model).items():
         assert torch.equal(value, bits(resumed.model)[name]), name
     assert again.count == sft.count

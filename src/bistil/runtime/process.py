@@ -13,9 +13,17 @@ from bistil.runtime.memory import let_training_return_memory
 from bistil.runtime.progress import set_progress
 
 
+# Turns that a waiting thread of GCC's OpenMP spins before it sleeps; milliseconds of Intel's (docs/performance.md).
+SPIN_COUNT, BLOCK_TIME = "20000", "1"
+
+
 def prepare_process() -> None:
-    """Make this process the command line's: messages and progress on standard error, signals, freed memory."""
+    """Make this process the command line's: messages and progress on standard error, signals, freed memory, threads.
+
+    To be called before torch is loaded.
+    """
     show_messages()
+    _wait_asleep()
     set_progress("bar" if sys.stderr.isatty() else "lines")
     let_training_return_memory()
     _stop_with_a_line()
@@ -45,6 +53,16 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         mark = "" if record.name == "bistil.runtime.progress" else "[bistil] "
         print(f"{mark}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _wait_asleep() -> None:
+    """Let threads that wait for others sleep soon: on a machine that does other things too they would take their cores.
+
+    OpenMP's libraries read these variables when they are loaded. What the user has said about waiting stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        os.environ.setdefault("KMP_BLOCKTIME", BLOCK_TIME)
 
 
 def _stop_with_a_line() -> None:
