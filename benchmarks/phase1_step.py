@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,11 +107,16 @@ def official_step(size: Size, *, device: str, precision: str) -> Callable[[], fl
     return step
 
 
-def our_step(size: Size, *, device: str, precision: str) -> Callable[[], float]:
-    """The step that `bistil.training.loop.train` carries out on a `Distiller`, as a function."""
+def our_step(size: Size, *, device: str, precision: str, freed: bool = True) -> Callable[[], float]:
+    """The step that `bistil.training.loop.train` carries out on a `Distiller`, as a function.
+
+    Args:
+        freed: the process lets training return memory, as the command line does.
+    """
     from bistil.runtime.memory import return_freed_memory
 
-    return_freed_memory(size["hidden"], precision)
+    if freed:
+        return_freed_memory(size["hidden"], precision)
     import torch
 
     from bistil.distillation.module import Distiller
@@ -183,7 +189,9 @@ def work(kind: str, size: Size, precision: str, clock: Clock, device: str) -> No
     if kind == "rates":
         act = None
     else:
-        act = {"official": official_step, "ours": our_step}[kind](size, device=device, precision=precision)
+        steps: dict[str, Callable[..., Callable[[], float]]]
+        steps = {"official": official_step, "ours": our_step, "notebook": partial(our_step, freed=False)}
+        act = steps[kind](size, device=device, precision=precision)
         act()
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
@@ -211,16 +219,20 @@ def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def compare(name: str, *, steps: int, precisions: dict[str, str], clock: str, device: str) -> dict[str, Any]:
-    """The two steps in turns.
+def compare(
+    name: str, *, steps: int, precisions: dict[str, str], clock: str, device: str, notebook: bool
+) -> dict[str, Any]:
+    """The steps in turns.
 
     Args:
         precisions: of "official" and "ours".
+        notebook: our step too as it is where nobody set the allocator.
     """
     size = SIZES[name]
     processes = {}
+    kinds = ["official", "ours", *(["notebook"] if notebook else [])]
     # The libraries whose rate is measured are the CPU's.
-    for kind in ("official", "ours", "rates") if device == "cpu" else ("official", "ours"):
+    for kind in (*kinds, "rates") if device == "cpu" else kinds:
         command = [
             sys.executable,
             __file__,
@@ -239,15 +251,15 @@ def compare(name: str, *, steps: int, precisions: dict[str, str], clock: str, de
         assert json.loads(pipes(processes[kind])[1].readline())["ready"]
     answers: dict[str, list[dict[str, Any]]] = {kind: [] for kind in processes}
     for number in range(steps):
-        for kind in ("official", "ours"):
+        for kind in kinds:
             answers[kind].append(ask(processes[kind]))
         if number % 2 == 0 and "rates" in processes:
             answers["rates"].append(ask(processes["rates"]))
     for process in processes.values():
         pipes(process)[0].close()
         process.wait()
-    seconds = {kind: statistics.median(a["seconds"] for a in answers[kind]) for kind in ("official", "ours")}
-    memory = {kind: max(a["memory"] for a in answers[kind]) for kind in ("official", "ours")}
+    seconds = {kind: statistics.median(a["seconds"] for a in answers[kind]) for kind in kinds}
+    memory = {kind: max(a["memory"] for a in answers[kind]) for kind in kinds}
     measured = answers.get("rates", [])
     rates = {kind: statistics.median(a[kind] for a in measured) for kind in ("mkl", "onednn") if measured}
     tokens = size["batch"] * size["tokens"]
@@ -262,6 +274,12 @@ def compare(name: str, *, steps: int, precisions: dict[str, str], clock: str, de
         "gflop_per_second": {kind: round(value / 1e9) for kind, value in rates.items()},
         "steps": steps,
     }
+    if notebook:
+        result["notebook"] = {
+            "throughput_to_ours": round(seconds["ours"] / seconds["notebook"], 2),
+            "memory_to_ours": round(memory["notebook"] / memory["ours"], 2),
+        }
+        print(f"{name}, in a notebook: {result['notebook']}", flush=True)
     print(
         f"{name}: official {seconds['official']:.2f} s {memory['official'] / 2**30:.2f} GiB, "
         f"ours {seconds['ours']:.2f} s {memory['ours'] / 2**30:.2f} GiB; "
@@ -280,6 +298,9 @@ def main() -> None:
     parser.add_argument("--baseline-precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu: processor time of one thread")
+    parser.add_argument(
+        "--notebook", action="store_true", help="our step too where nobody called let_training_return_memory"
+    )
     parser.add_argument("--record", type=Path, help="also write the JSON here")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -301,7 +322,14 @@ def main() -> None:
         "machine": machine(),
         "torch": torch.__version__,
         **{
-            name: compare(name, steps=options.steps, precisions=precisions, clock=options.clock, device=options.device)
+            name: compare(
+                name,
+                steps=options.steps,
+                precisions=precisions,
+                clock=options.clock,
+                device=options.device,
+                notebook=options.notebook,
+            )
             for name in options.sizes
         },
     }
