@@ -39,6 +39,8 @@ format: install  ## rewrite the code in the house format
 
 bench: install  ## the speed and memory ratios of docs/performance.md
 	$(BIN)/python benchmarks/phase1_step.py
+	$(BIN)/python benchmarks/task_step.py
+	$(BIN)/python benchmarks/busy_machine.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/trim.py
 	$(BIN)/python benchmarks/sparse.py

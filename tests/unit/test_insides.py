@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,6 +290,37 @@ def test_linear_pointwise():
     for one in (bias, None):
         wanted = nn.functional.linear(rows, weight, one)
         assert torch.allclose(insides.linear_pointwise(rows, weight, one), wanted, atol=1e-5), "fast_linear calls it"
+
+
+def test_the_processor_says_what_it_has():
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    wanted = "amx_tile" in flags or "avx512_bf16" in flags
+    assert insides.has_bf16_units() == wanted, "precision_here goes by it"
+
+
+def test_bf16_products_change_nothing_of_bf16_values_and_are_over_after_the_block():
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(3, 40, 40, generator=generator).bfloat16().float() for _ in "ab")
+    wanted = one.double() @ other.double()
+    with pytest.raises(KeyError), insides.bf16_products():
+        torch.testing.assert_close(torch.bmm(one, other).double(), wanted, rtol=1e-5, atol=1e-5)
+        raise KeyError
+    assert settings.fp32_precision == before, "maps of attention are computed inside it"
+
+
+def test_the_gradient_through_a_softmax():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(5, 300, generator=generator, requires_grad=True)
+    upstream = torch.randn(5, 300, generator=generator)
+    probabilities = scores.softmax(-1)
+    (wanted,) = torch.autograd.grad(probabilities, scores, upstream)
+    torch.testing.assert_close(insides.through_softmax(upstream, probabilities.detach()), wanted)
+    low = insides.through_softmax(upstream.bfloat16(), probabilities.detach().bfloat16())
+    assert low.dtype == torch.bfloat16, "aligned attention calls it"
+    torch.testing.assert_close(low.float(), wanted, rtol=2**-6, atol=1e-4)
 
 
 def test_an_autograd_function_is_called():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bistil.runtime.insides import apply, bf16_products
+from bistil.runtime.insides import apply, bf16_products, through_softmax
 
 
 class AttentionInputs(NamedTuple):
@@ -200,7 +200,7 @@ class _AlignedWithMaps(torch.autograd.Function):
             # d loss / d probabilities, from the layer's output and from L_attn; then through the softmax
             slope = torch.matmul(upstream, value[part].transpose(-1, -2))
             slope.add_(_weigh(ours - _map_of(teacher.slice(part)), real, part), alpha=factor)
-            slope = torch._softmax_backward_data(slope, ours, -1, query.dtype)
+            slope = through_softmax(slope, ours)
             for gradient, product in (
                 (gradients[0], torch.matmul(slope, key[part])),
                 (gradients[1], torch.matmul(slope.transpose(-1, -2), query[part])),

@@ -284,6 +284,17 @@ def bf16_products() -> Iterator[None]:
         settings.fp32_precision = before
 
 
+def through_softmax(gradient: "Tensor", probabilities: "Tensor") -> "Tensor":
+    """The gradient of a softmax's input from that of its output, over the last dimension; sums are float32 in bf16.
+
+    `torch._softmax_backward_data` is what the backward pass of `torch.softmax` calls.
+    """
+    import torch
+
+    result: Tensor = torch._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)
+    return result
+
+
 def apply(function: "type[torch.autograd.Function]", *arguments: Any) -> Any:
     """Call an autograd function; torch gives `Function.apply` no types."""
     return function.apply(*arguments)
