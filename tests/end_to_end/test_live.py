@@ -171,6 +171,7 @@ def test_text_in_every_form_is_the_same(tmp_path):
     found = [
         bistil.trim(model, tokenizer, {"sw": form}, settings=bistil.TrimSettings(threshold=1e-3)) for form in forms
     ]
+    found.append(bistil.trim(model, tokenizer, lines, settings=bistil.TrimSettings(threshold=1e-3)))
     assert len(found[0].tokenizer) < len(tokenizer)
     for one in found:
         assert one.tokenizer.get_vocab() == found[0].tokenizer.get_vocab()

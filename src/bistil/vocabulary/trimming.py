@@ -158,7 +158,7 @@ class Cut:
 def trim(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Mapping[str, Any],
+    texts: Any,
     *,
     settings: TrimSettings | None = None,
     keep: Path | None = None,
@@ -169,7 +169,7 @@ def trim(
     Args:
         model: of any architecture of transformers, with or without a head; it stays as it is.
         tokenizer: its fast tokenizer; it stays as it is.
-        texts: per language texts, files or a data set (`text.sources.as_texts`).
+        texts: per language texts, files or a data set (`text.sources.as_texts`); or those of one language alone.
         settings: which tokens are kept; default: those with a share of 1e-6 or more.
         keep: file of tokens or words to keep besides, one a line.
         verify: make sure that lines without dropped tokens get the same tokens, hidden states and logits.
@@ -184,7 +184,7 @@ def trim(
         ArtefactError: the model does not fit its tokenizer, or the trimmed model is not equal.
     """
     fast = require_fast(tokenizer)
-    counted = Counted.of(fast, as_texts(texts))
+    counted = Counted.of(fast, as_texts(texts if isinstance(texts, Mapping) else {"text": texts}))
     trimmed = copy.deepcopy(model)
     name = model.name_or_path or type(model).__name__
     cut = cut_vocabulary(trimmed, fast, counted, name=name, settings=settings, keep=keep, verify=verify)
