@@ -13,7 +13,7 @@ from bistil.runtime.memory import let_training_return_memory
 from bistil.runtime.progress import set_progress
 
 # Turns that a waiting thread of GCC's OpenMP spins before it sleeps; milliseconds of Intel's (docs/performance.md).
-SPIN_COUNT, BLOCK_TIME = "20000", "1"
+SPIN_COUNT, BLOCK_TIME = "2000", "1"
 
 
 def prepare_process() -> None:
