@@ -6,8 +6,8 @@
 A thread of OpenMP that waits for the others spins before it sleeps. Where the others have a core each that is best; on
 a busy machine it takes the core from a thread that is waited for. The variable GOMP_SPINCOUNT (of GCC's library, which
 PyTorch's packages for Linux bring) says how many turns it spins. A process each runs the same steps with the variable
-unset, higher than the command line sets it, as it does, and at 0; they take turns, first on the machine as it is, which should be
-idle, then beside processes that do nothing but count. Wall time, medians over steps.
+unset, higher than the command line sets it, as it does, and at 0; they take turns, first on the machine as it is, which
+should be idle, then beside processes that do nothing but count. Wall time, medians over steps.
 
 The last line is one JSON object: per value the seconds of a step, idle and busy, and speed relative to the value unset
 on the idle machine.
