@@ -22,14 +22,13 @@ from test_tasks import CASES, PAIRS
 from transformers import AutoModel
 
 import bistil
-from bistil.cli import main
 from bistil.errors import ArtefactError, InputError
 from bistil.measuring.evaluation import evaluate_folder
 from bistil.prediction import files
 from bistil.prediction import inputs as reading
 from bistil.prediction.files import predict_file
 from bistil.prediction.inputs import Lines, chunks, read_inputs
-from bistil.runtime.progress import Progress, set_progress
+from bistil.runtime.progress import Progress
 from bistil.tasks import KINDS, get_task
 from bistil.tasks.question_answering import Answer, QuestionAnswerer, token_f1
 from bistil.tasks.words import sentence_places, split_words, word_places
@@ -199,7 +198,7 @@ class Arrays:
     """An engine that gives arrays, as one for exported models would."""
 
     def __init__(self, engine):
-        self.engine, self.labels = engine, engine.labels
+        self.engine, self.labels, self.positions = engine, engine.labels, engine.positions
 
     def __call__(self, batch):
         return {name: value.numpy(force=True) for name, value in self.engine(batch).items()}
@@ -330,7 +329,7 @@ def test_a_question_without_an_answer(models):
             output[name][:, 0] += 50
         return output
 
-    engine.labels = plain.labels
+    engine.labels, engine.positions = plain.labels, plain.positions
     answer.engine = engine
     assert answer(("Who sat?", TEXTS[0]))["answer"] == both[0]["answer"]
     none = answer(("Who sat?", TEXTS[0]), unanswerable=True, n_best=2)
@@ -490,22 +489,6 @@ def test_bad_inputs_are_one_line_and_leave_nothing(models, tmp_path, kind, name,
 
 
 # --- what is no model
-
-
-@pytest.fixture
-def command_line(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bistil", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        set_progress("lines")
-        return stopped.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def test_what_is_no_model_is_one_line(models, tmp_path, command_line):

@@ -16,7 +16,7 @@ from bistil.prediction.words import Tagger, TreeParser
 from bistil.runtime.devices import device_for
 from bistil.sparse.delta import CONFIG as SFT
 from bistil.tasks import get_task, kind_of
-from bistil.tasks.batches import PADDING_MULTIPLE, TorchEngine
+from bistil.tasks.batches import TorchEngine
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,
@@ -80,18 +80,11 @@ def _length(config: Any, usual: int, wanted: int | None) -> int:
     """Tokens per window.
 
     Raises:
-        InputError: the model has no positions for so many, or for what they are padded to.
+        InputError: the model has no positions for so many.
     """
-    limit = position_limit(config)
-    # Batches are padded to a multiple.
-    most = None if limit is None else limit // PADDING_MULTIPLE * PADDING_MULTIPLE
     if wanted is None:
-        return usual if most is None else min(usual, most)
+        return min(usual, position_limit(config) or usual)
     check_length(config, wanted)
-    if most is not None and wanted > most:
-        raise InputError(
-            f"max_length is {wanted}, but of the model's {limit} positions {most} are used: choose at most that"
-        )
     return wanted
 
 

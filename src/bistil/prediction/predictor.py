@@ -165,7 +165,8 @@ class Predictor(ABC):
         with kept_threads(self.threads):
             features = self.task.encode(examples, self.tokenizer, self.max_length, labels=self.labels)
             cut = {feature["example"] for feature in features if feature.get("truncated")}
-            outputs = run(self.engine, features, self.task.collate(self.tokenizer), batch_size=batch_size)
+            collate = self.task.collate(self.tokenizer, positions=self.engine.positions)
+            outputs = run(self.engine, features, collate, batch_size=batch_size)
             predictions = self.task.decode(examples, features, outputs, self.labels)
         found: list[list[Said]] = [[] for _ in inputs]
         for i, owner in enumerate(owners):

@@ -263,7 +263,7 @@ class Task(ABC):
     ) -> list[Any]:
         """Predictions, one per example and in their order, in the task's own type."""
         engine = TorchEngine(model)
-        outputs = run(engine, features, self.collate(tokenizer), batch_size=batch_size)
+        outputs = run(engine, features, self.collate(tokenizer, positions=engine.positions), batch_size=batch_size)
         return [one.value for one in self.decode(examples, features, outputs, engine.labels)]
 
     @abstractmethod
@@ -311,14 +311,19 @@ class Task(ABC):
             stream.writelines(self.predicted(examples, predictions))
 
     def collate(
-        self, tokenizer: PreTrainedTokenizerBase, *, teacher: PreTrainedTokenizerBase | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        teacher: PreTrainedTokenizerBase | None = None,
+        positions: int | None = None,
     ) -> Callable[[list[Feature]], Batch]:
         """A function that pads features to the longest of the batch (a multiple of 8) and stacks them to tensors.
 
         Args:
             teacher: the teacher's tokenizer, whose padding token "teacher_input_ids" get; default: the same one.
+            positions: that the model has (`models.families.position_limit`), beyond which nothing is padded.
         """
-        return Collator(tokenizer, self.padding, self.word_padding, teacher or tokenizer)
+        return Collator(tokenizer, self.padding, self.word_padding, teacher or tokenizer, positions)
 
 
 def _nothing_left(paths: Sequence[str | Source], reports: Sequence[RowReport]) -> str:

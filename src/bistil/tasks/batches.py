@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bistil.models.families import position_limit
 from bistil.models.loading import labels_of
 from bistil.runtime.fast_linear import fast_linear
 
@@ -27,7 +28,8 @@ Batch = dict[str, torch.Tensor]
 class Collator:
     """Pads to the longest of the batch. Keys that a feature keeps for itself (its example's index ...) stay out.
 
-    Lists are padded on the right: token positions to a multiple of `PADDING_MULTIPLE`, per-word lists to the longest.
+    Lists are padded on the right: tokens to a multiple of `PADDING_MULTIPLE`, but not beyond the model's `positions`
+    (None: any number); per-word lists to the longest.
     A batch may mix features with and without a key, such as labels: those without get the padding value.
     """
 
@@ -35,6 +37,7 @@ class Collator:
     padding: Mapping[str, int]
     word_padding: Mapping[str, int]
     teacher: PreTrainedTokenizerBase
+    positions: int | None = None
 
     def __call__(self, features: list[Feature]) -> Batch:
         per_token = {
@@ -47,6 +50,8 @@ class Collator:
         }
         longest = max(len(feature["input_ids"]) for feature in features)
         tokens = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
+        if self.positions is not None:
+            tokens = max(longest, min(tokens, self.positions))
         batch = {}
         for name, value in {**per_token, **self.word_padding}.items():
             rows = [feature.get(name) for feature in features]
@@ -66,9 +71,11 @@ class Engine(Protocol):
 
     Attributes:
         labels: names of the model's classes, in the order of its logits.
+        positions: tokens that an input may have; None: any number.
     """
 
     labels: list[str]
+    positions: int | None
 
     def __call__(self, batch: Batch) -> Mapping[str, Any]:
         """The model's outputs by name, such as "logits" (batch, ...): arrays, or tensors on any device."""
@@ -79,6 +86,7 @@ class TorchEngine:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.labels = model, labels_of(model.config)
+        self.positions = position_limit(model.config)
 
     def __call__(self, batch: Batch) -> Mapping[str, Any]:
         training = self.model.training
