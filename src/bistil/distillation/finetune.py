@@ -1,6 +1,7 @@
 """Fine-tuning for a task on live objects: the task teacher, or a student that learns from it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher
 from bistil.distillation.task_data import TaskData, gather
-from bistil.errors import InputError, RecipeError
+from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.models.complete import CompleteModel, tokenizer_of
 from bistil.models.loading import config_of, source_name
 from bistil.settings.presets import task_preset
 from bistil.settings.schema import FinetuneSettings, Phase2Settings, PresetName
 from bistil.sparse import SparseFineTuning
-from bistil.sparse.wearing import own_sft
 from bistil.tasks import Task, get_task, kind_of
 from bistil.tasks.hub import as_sources
 from bistil.tasks.reading import Reading
@@ -85,13 +85,12 @@ def finetune(
         languages=[language for language in found.sources if language],
     )
     if teacher is None:
-        kept = Kept.of(model)
-        sfts = {language: own_sft(sft, model, kept) for language, sft in (language_sfts or {}).items()}
-        return fit_from_labels(model, own, how, language_sfts=sfts)
+        return fit_from_labels(model, own, how, language_sfts=language_sfts, kept=Kept.of(model))
     if language_sfts:
         raise InputError("language_sfts are worn in fine-tuning from labels: leave out the teacher")
-    theirs = own if teacher_tokenizer is None and not hasattr(teacher, "tokenizer") else None
-    theirs = theirs or tokenizer_of(teacher, teacher_tokenizer)
+    theirs = tokenizer_of(
+        teacher, getattr(teacher, "tokenizer", own) if teacher_tokenizer is None else teacher_tokenizer
+    )
     return fit_from_teacher(model, own, how, teacher=teacher, teacher_tokenizer=theirs)
 
 
@@ -137,14 +136,11 @@ def _task(task: str | Task | None, *models: PreTrainedModel | None) -> Task:
         return task
     if task is not None:
         return get_task(task)
-    errors: list[Exception] = []
     for model in models:
-        if model is not None:
-            try:
+        with suppress(ArtefactError):  # it has no head for a task
+            if model is not None:
                 return get_task(kind_of(config_of(model), source_name(model)))
-            except Exception as error:
-                errors.append(error)
-    raise InputError("the task is not known: give task=, such as task='token-classification'") from errors[-1]
+    raise InputError("the task is not known: give task=, such as task='token-classification'")
 
 
 def _settings(
@@ -154,9 +150,9 @@ def _settings(
     if isinstance(given, FinetuneSettings):
         if teacher and not isinstance(given, Phase2Settings):
             raise RecipeError("with a teacher, settings are Phase2Settings")
-        return given, 128
+        return given, Fitting.max_length
     preset = task_preset(given, kind) if given is not None else None
-    length = preset.max_length if preset is not None else 128
+    length = preset.max_length if preset is not None else Fitting.max_length
     if not teacher:
         return (FinetuneSettings() if preset is None else preset.finetune), length
     phase2 = Phase2Settings() if preset is None else preset.phase2

@@ -1,6 +1,7 @@
 """Phase 1: general bilingual distillation (paper, section 3.2)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ from bistil.distillation.corpus import Figures, held_out_losses, masked_lm_losse
 from bistil.distillation.module import Distiller
 from bistil.distillation.outcome import phase1_report, student_made, write_students
 from bistil.distillation.student import borrowed, choose_layers, make_student, without_upper_layers
-from bistil.models.complete import CompleteModel, complete, tokenizer_of
+from bistil.models.complete import CompleteModel, Origin, complete, tokenizer_of
 from bistil.models.families import family_of
-from bistil.models.masked_lm import load_encoder, supported_config
+from bistil.models.masked_lm import load_encoder
 from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
@@ -23,7 +24,7 @@ from bistil.runtime.memory import return_memory_if_allowed
 from bistil.settings.presets import phase1_preset
 from bistil.settings.schema import Phase1Settings, PresetName, StudentSettings
 from bistil.sparse import SparseFineTuning
-from bistil.sparse.wearing import Wardrobe, kept_in, own_sft
+from bistil.sparse.wearing import Wardrobe, kept_in
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.text.sources import as_texts
 from bistil.training.checkpoints import IDENTITY
@@ -94,8 +95,10 @@ def distill(
     family, batch_size = family_of(teacher), settings.training.batch_size
     has_head = teacher.get_output_embeddings() is not None
 
-    return_memory_if_allowed(family.width(teacher.config))
-    with borrowed(teacher):
+    training = settle_precision(settings.training, folder and folder / "training" / IDENTITY)
+    return_memory_if_allowed(family.width(teacher.config), training.precision)
+    # Whatever ends the block, the teacher takes off what it wears and gets its own attention back.
+    with borrowed(teacher), ExitStack() as undone:
         # Student initialisation: every s-th layer of the teacher (section 3.2).
         layers = {student.name: choose_layers(family.depth(teacher.config), student) for student in students}
         small: dict[str, Any] = {
@@ -105,12 +108,14 @@ def distill(
 
         # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).
         wardrobe = Wardrobe(teacher, language_sfts or {}, kept=Kept.of(teacher), force=force_sfts)
+        undone.callback(wardrobe.wear, None)
         if not language_sfts and not has_head and family.final_norm(teacher) is None:
             # What no student learns from need not be computed.
             without_upper_layers(teacher, max(max(one) for one in layers.values()))
         objectives = objectives_of(students, settings)
         fast_maps = not settings.training.compile
         module = Distiller(teacher, small, objectives=objectives, layers=layers, wear=wardrobe.wear, fast=fast_maps)
+        undone.callback(module.close)
 
         # Every batch is in one language, drawn with equal probability (section 3.2).
         if folder is not None:
@@ -126,7 +131,6 @@ def distill(
             seed=seed,
         )
         collate = BlockCollator(tokenizer=fast, mask_tokens=mask_tokens, seed=seed)
-        training = settle_precision(settings.training, folder and folder / "training" / IDENTITY)
         _freeze(module, collate, schedule[0], embeddings=settings.freeze_embeddings)
 
         # The students learn from the teacher's attention and hidden states; each keeps its weights of the lowest loss.
@@ -155,7 +159,6 @@ def distill(
                 name: masked_lm_losses(model, fast, corpus, batch_size=batch_size)
                 for name, model in {"teacher": teacher, **small}.items()
             }
-        module.close()
     found = Students()
     found.report = report
     for one in students:
@@ -198,18 +201,15 @@ def distill_general(
     check_folder(folder, students, list(texts), settings=settings, language_sfts=language_sfts or {})
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
-    configuration = supported_config(folder)
-    precision = settle_precision(settings.training, work / "training" / IDENTITY).precision
-    return_memory_if_allowed(family_of(configuration).width(configuration), precision)
-    multilingual, kept = load_encoder(folder), kept_in(folder)
-    sfts = {code: own_sft(sft, multilingual, kept, force=force_sfts) for code, sft in (language_sfts or {}).items()}
+    # What the folder knows of the model comes with it, as with a model that `trim` gave.
+    origin = Origin(record={}, card={}, facts={"kept": kept_in(folder)})
     found = distill(
-        multilingual,
-        load_tokenizer(str(folder)),
+        complete(load_encoder(folder), load_tokenizer(str(folder)), origin),
+        None,
         {language: [Path(file) for file in files] for language, files in texts.items()},
         students=students,
         settings=settings,
-        language_sfts=sfts,
+        language_sfts=language_sfts,
         force_sfts=force_sfts,
         seed=seed,
         folder=work,

@@ -21,16 +21,18 @@ from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.errors import ArtefactError, InputError
 from bistil.models.complete import CompleteModel, Origin, complete
-from bistil.models.families import check_length, family_of, head_names
+from bistil.models.families import check_length, family_of, head_names, position_limit
 from bistil.models.loading import ModelSource, config_of, labels_of, source_name
 from bistil.runtime.artefacts import open_work
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.sparse.training import check_sparse
+from bistil.sparse.wearing import own_sft
 from bistil.tasks import model_inputs
 from bistil.tasks.batches import Feature
 from bistil.training.loop import check_training, processes, train
+from bistil.vocabulary.trimming import Kept
 
 if not TYPE_CHECKING:
     __getattr__ = left_names("bistil.distillation.task")
@@ -121,7 +123,9 @@ def fit_from_labels(
     tokenizer: PreTrainedTokenizerFast,
     how: Fitting,
     *,
-    language_sfts: Mapping[str, SparseFineTuning] | None = None,
+    language_sfts: Mapping[str, SparseFineTuning | str | Path] | None = None,
+    kept: Kept | None = None,
+    force_sfts: bool = False,
 ) -> CompleteModel:
     """Fine-tune a model on labelled examples alone: the task teacher, or a student that has none (self-taught).
 
@@ -130,9 +134,12 @@ def fit_from_labels(
     Args:
         start: with or without a task head; one in memory stays as it is.
         tokenizer: encodes the examples.
-        language_sfts: per language of `data.sources`, an SFT of `start` that the model wears in that language's
-            batches, so that what is learnt goes with other languages' SFTs (multi-source training, LT-SFT section 5).
-            Each batch is then in one language; the dev set is scored wearing the first one's. The result wears none.
+        language_sfts: per language of `data.sources`, an SFT of `start` (or its folder) that the model wears in that
+            language's batches, so that what is learnt goes with other languages' SFTs (multi-source training, LT-SFT
+            section 5). Each batch is then in one language; the dev set is scored wearing the first one's. The result
+            wears none.
+        kept: what was kept of the start's vocabulary; an SFT of the untrimmed one is trimmed along.
+        force_sfts: wear them although they were made for another base.
 
     Returns:
         The model with its tokenizer and record (`models.complete`). Its `bistil.facts` have "sft" (of a sparse
@@ -143,29 +150,34 @@ def fit_from_labels(
     Raises:
         InputError: language SFTs without their language's examples or in dense fine-tuning; `max_length` exceeds the
             model's positions.
+        ArtefactError: a language SFT was made for another base.
         DivergenceError: the loss is no longer a number.
     """
     data, task = how.data, how.data.task
     check_fit(config_of(start), how.settings, max_length=how.max_length)
+    given = _worn(language_sfts or {}, data, how.settings)
     student = task.build_model(start, data.labels, seed=how.seed)
-    worn = worn_in_batches(language_sfts or {}, data, how.settings)
+    worn = {language: own_sft(sft, student, kept, force=force_sfts) for language, sft in given.items()}
 
     def encode(examples: Sequence[Any]) -> list[Feature]:
         return task.encode(examples, tokenizer, how.max_length, labels=data.labels)
 
-    labelled, collate = encode(data.train), task.collate(tokenizer)
-    lesson = _Lesson(
-        module=SelfTaught(student, fast=not how.settings.training.compile),
-        student=student,
-        tokenizer=tokenizer,
-        data=MixedData(labelled, [], ratio=0.0),
-        collate=collate,
-        labelled=labelled,
-    )
+    collate = task.collate(tokenizer, positions=position_limit(student.config))
+    module = SelfTaught(student, fast=not how.settings.training.compile)
     if worn:
-        parts = SourceBatches({language: encode(own) for language, own in data.sources.items()}, collate)
-        sizes = {language: len(part) for language, part in parts.examples.items()}
-        lesson = replace(lesson, data=parts, collate=parts.collate, sources=worn, figures={"sources": sizes})
+        parts = {language: encode(own) for language, own in data.sources.items()}
+        batches = SourceBatches(parts, collate)
+        lesson = _Lesson(
+            module=module, student=student, tokenizer=tokenizer, data=batches, collate=batches.collate,
+            labelled=[feature for part in parts.values() for feature in part], sources=worn,
+            figures={"sources": {language: len(part) for language, part in parts.items()}},
+        )  # fmt: skip
+    else:
+        labelled = encode(data.train)
+        lesson = _Lesson(
+            module=module, student=student, tokenizer=tokenizer, data=MixedData(labelled, [], ratio=0.0),
+            collate=collate, labelled=labelled,
+        )  # fmt: skip
     return _learn(lesson, how, start=start, teacher=None)
 
 
@@ -199,8 +211,10 @@ def fit_from_teacher(
     check_fit(config_of(start), settings, max_length=how.max_length, teacher=True, target_sentences=sentences)
     student = task.build_model(start, data.labels, seed=how.seed)
     labelled, unlabelled, differing = _compared(how, settings, tokenizer, teacher_tokenizer)
+    theirs = _task_teacher(teacher, data, max_length=how.max_length)
+    limits = [limit for one in (student, theirs) if (limit := position_limit(one.config)) is not None]
     module = Distiller(
-        _task_teacher(teacher, data, max_length=how.max_length),
+        theirs,
         {"student": student},
         objectives={"student": settings.objective},
         prediction_pairs=task.prediction_pairs,
@@ -211,7 +225,7 @@ def fit_from_teacher(
         student=student,
         tokenizer=tokenizer,
         data=MixedData(labelled, unlabelled, ratio=settings.target_text),
-        collate=task.collate(tokenizer, teacher=teacher_tokenizer),
+        collate=task.collate(tokenizer, teacher=teacher_tokenizer, positions=min(limits, default=None)),
         labelled=labelled,
         target_text=len(unlabelled),
         figures=differing,
@@ -305,7 +319,7 @@ def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str 
     return Origin(record=record, card=card)
 
 
-def worn_in_batches(names: Mapping[str, Any], data: TaskData, settings: FinetuneSettings) -> dict[str, Any]:
+def _worn(names: Mapping[str, Any], data: TaskData, settings: FinetuneSettings) -> dict[str, Any]:
     """The language SFTs of multi-source training, in the order of the sources."""
     if not names:
         return {}

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher, worn_in_batches
+from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher
 from bistil.models.complete import CompleteModel
-from bistil.models.masked_lm import load_encoder
 from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import claim, folder_digest, whole_folder
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.delta import RECORD
-from bistil.sparse.wearing import kept_in, own_sft
+from bistil.sparse.wearing import kept_in
 from bistil.training.loop import processes
 
 
@@ -53,13 +52,10 @@ def write_task_teacher(
             (`runtime.artefacts.claim`).
     """
     _claim(how, outputs, [start, *(language_sfts or {}).values()])
-    sfts: dict[str, SparseFineTuning] = {}
-    if language_sfts:
-        # What is asked for in vain is refused before anything is loaded.
-        worn_in_batches(language_sfts, how.data, how.settings)
-        base, kept = load_encoder(Path(start)), kept_in(Path(start))
-        sfts = {code: own_sft(sft, base, kept, force=force_sfts) for code, sft in language_sfts.items()}
-    model = fit_from_labels(start, load_tokenizer(str(start)), how, language_sfts=sfts)
+    model = fit_from_labels(
+        start, load_tokenizer(str(start)), how, language_sfts=language_sfts, kept=kept_in(Path(start)),
+        force_sfts=force_sfts,
+    )  # fmt: skip
     return _write(model, outputs, start=Path(start), teacher=None)
 
 

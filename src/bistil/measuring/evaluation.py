@@ -71,10 +71,17 @@ def evaluate(
     metrics, _, windows = score_model(
         model, tokenizer_of(model, tokenizer), task, examples, max_length=max_length, batch_size=batch_size
     )
+    return _figures(metrics, task, windows, reports, samples=bootstrap_samples, seed=seed)
+
+
+def _figures(
+    metrics: Metrics, task: Task, windows: int, reports: Sequence[RowReport], *, samples: int, seed: int
+) -> dict[str, Any]:
+    """What `evaluate` returns."""
     return {
-        **score_record(metrics, samples=bootstrap_samples, seed=seed),
+        **score_record(metrics, samples=samples, seed=seed),
         "task": task.kind,
-        "examples": len(examples),
+        "examples": len(metrics.counts),
         "windows": windows,
         "read": {report.file: report.counts for report in reports},
     }
@@ -143,11 +150,7 @@ def evaluate_folder(
         kind.write_predictions(written, examples, predicted, known=earlier)
     result = {
         "kind": "evaluation",
-        **score_record(metrics, samples=bootstrap_samples, seed=seed),
-        "task": task,
-        "examples": len(examples),
-        "windows": windows,
-        "read": {report.file: report.counts for report in reports},
+        **_figures(metrics, kind, windows, reports, samples=bootstrap_samples, seed=seed),
         "files": {str(path): labelled_digest(path) for path in files},
         "model": {"folder": str(folder), "digest": folder_digest(folder)},
         "settings": {
