@@ -1,13 +1,17 @@
 """What all tests share: messages are heard; with BISTIL_REQUIRE_REFERENCE a test without its reference data fails."""
 
 import os
-from collections.abc import Generator
+import signal
+import sys
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 
+from bistil.cli import main
 from bistil.runtime.insides import transformers_bars
 from bistil.runtime.process import show_messages
+from bistil.runtime.progress import set_progress
 
 # Tests are the same on every processor: `precision = "auto"` is float32 in them, in processes that they start too.
 os.environ.setdefault("BISTIL_PRECISION", "float32")
@@ -33,3 +37,25 @@ def _messages() -> Generator[None]:
     show_messages()
     with transformers_bars(False):
         yield
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process (a fresh one takes seconds): exit code, standard output and error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bistil", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        set_progress("lines")
+        code = stopped.value.code or 0
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run

@@ -20,7 +20,6 @@ import bistil
 from bistil.distillation import finetune as live_finetuning
 from bistil.distillation import general
 from bistil.distillation.finetune import as_task_data
-from bistil.models import upload
 from bistil.settings.presets import TaskPreset
 from bistil.tasks import get_task
 from bistil.text.sources import as_texts
@@ -106,6 +105,44 @@ def test_a_teacher_stays_as_it_is(teacher, layers, dtype):
     assert len(teacher.encoder.layer) == 6
     ids = torch.tensor([[2, 7, 9, 3]])
     assert teacher.eval()(input_ids=ids).last_hidden_state.dtype == dtype
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_teacher_stays_as_it_is_when_a_call_is_stopped(teacher, monkeypatch, error):
+    """In the middle of training, wearing an SFT, with attention that looks for the students."""
+    sft = _sft(teacher)
+    ids = torch.tensor([[2, 7, 9, 3]])
+    before, implementation = weights(teacher), teacher.config._attn_implementation
+    output = teacher(input_ids=ids).last_hidden_state.detach()
+    steps, plain = [], general.Distiller.forward
+
+    def stopped(self, **batch):
+        found = plain(self, **batch)
+        steps.append(self.teacher.get_input_embeddings().weight.clone())
+        if len(steps) > 5 and not torch.equal(steps[-1], before["embeddings.word_embeddings.weight"]):
+            raise error
+        return found
+
+    monkeypatch.setattr(general.Distiller, "forward", stopped)
+    with pytest.raises(error):
+        bistil.distill(
+            teacher, None, live.TEXT, students=[bistil.Student(reduction=2)], settings=PHASE1, language_sfts={"sw": sft}
+        )
+    assert equal(before, weights(teacher))
+    assert teacher.config._attn_implementation == implementation
+    assert torch.equal(teacher(input_ids=ids).last_hidden_state, output)
+
+
+def test_windows_of_all_positions_are_not_padded_beyond_them(teacher):
+    """140 positions are no multiple of 8."""
+    rows = [{"text": " ".join(["mkeka"] * 300), "label": label} for label in ("a", "b")] * 2
+    settings = replace(DENSE, training=replace(live.TASK, steps=2, evaluate_steps=None))
+    model = bistil.finetune(teacher, rows, task="sequence-classification", settings=settings, max_length=140)
+    assert bistil.evaluate(model, None, rows, max_length=140)["examples"] == 4
+    phase2 = bistil.Phase2Settings(sparse=None, training=settings.training, target_text=0.0)
+    bistil.finetune(teacher, rows, teacher=model, settings=phase2, max_length=140)
+    with pytest.raises(bistil.InputError, match="140 positions"):
+        bistil.evaluate(model, None, rows, max_length=141)
 
 
 def _sft(model):
@@ -232,7 +269,7 @@ def test_trees_and_answers_in_memory(teacher):
 
 
 def test_results_are_models_that_bring_what_belongs_to_them(teacher, tmp_path, monkeypatch):
-    small = bistil.trim(teacher, None or teacher.tokenizer, live.TEXT, settings=bistil.TrimSettings(threshold=1e-3))
+    small = bistil.trim(teacher, teacher.tokenizer, live.TEXT, settings=bistil.TrimSettings(threshold=1e-3))
     assert type(small) is type(teacher)
     small.save_pretrained(tmp_path / "small")
     small.save_pretrained(tmp_path / "small")  # ours gives way
@@ -267,7 +304,6 @@ def test_results_are_models_that_bring_what_belongs_to_them(teacher, tmp_path, m
     assert small.push_to_hub("me/small", private=True) == "https://hub/commit"
     assert calls[0] == ("me/small", {"private": True, "exist_ok": True})
     assert {"README.md", "bistil.json", "config.json", "model.safetensors", "tokenizer.json"} <= set(calls[1][0])
-    assert upload.upload.__module__ == "bistil.models.upload"
 
 
 def test_an_sft_of_the_untrimmed_teacher_is_trimmed_along(teacher):

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from bistil.cli import main
 from bistil.method import plan_recipe, run_recipe
 from bistil.runs.inputs import check_inputs
 from bistil.settings.recipe import load_recipe
@@ -110,23 +109,6 @@ def recipe_folder(tmp_path_factory):
 def finished(recipe_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "run"
     return output, run_recipe(load_recipe(recipe_folder / "recipe.toml"), output)
-
-
-@pytest.fixture
-def command_line(monkeypatch, capsys):
-    """Runs the command line in this process (a fresh one takes seconds to load): exit code and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bistil", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        return stopped.value.code, capsys.readouterr().err
-
-    return run
 
 
 def record(output, name):
@@ -384,7 +366,7 @@ def test_a_run_learns_by_a_term_of_one_s_own_if_its_code_is_trusted(
     output = tmp_path / "run"
     line = ("run", recipe_folder / "recipe.toml", "--set", 'phase1.objective.terms={ "own_losses:Lengths" = 0.5 }',
             "--output", output)  # fmt: skip
-    code, said = command_line(*line)
+    code, _, said = command_line(*line)
     assert code == 2
     assert "names code, own_losses:Lengths" in said and "--trust-code" in said
     assert not output.exists() and "own_losses" not in sys.modules
@@ -559,7 +541,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(recipe_folder, tmp_path, comma
     (recipe_folder / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
     path = recipe_folder / f"bad-{abs(hash(message))}.toml"
     path.write_text(RECIPE.replace(*change))
-    code, said = command_line("run", path, "--output", tmp_path / "run")
+    code, _, said = command_line("run", path, "--output", tmp_path / "run")
     assert code == 2
     assert said.count("\n") == 1
     assert said.startswith("bistil: error: ")
@@ -598,7 +580,7 @@ def test_what_a_stage_would_refuse_is_said_beforehand(recipe_folder, command_lin
     (recipe_folder / "two.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     path = recipe_folder / f"check-{abs(hash(message + change[0]))}.toml"
     path.write_text(RECIPE.replace(*change))
-    code, said = command_line("run", path, "--check")
+    code, _, said = command_line("run", path, "--check")
     assert (code, said.count("\n")) == (2, 1) and message in said
 
 
@@ -612,7 +594,7 @@ def test_checking_tells_what_was_left_out(recipe_folder):
 def test_too_little_disk_is_said_before_anything_is_written(recipe_folder, tmp_path, command_line, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    code, said = command_line("run", recipe_folder / "recipe.toml", "--output", tmp_path / "run")
+    code, _, said = command_line("run", recipe_folder / "recipe.toml", "--output", tmp_path / "run")
     assert code == 2
     assert "GiB free and the run needs about" in said
     assert not (tmp_path / "run").exists()
@@ -622,7 +604,7 @@ def test_another_run_s_folder_is_left_alone(recipe_folder, finished, command_lin
     output, _ = finished
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
     (recipe_folder / "other.toml").write_text(RECIPE.replace('name = "tiny"', "seed = 3"))
-    code, said = command_line("run", recipe_folder / "other.toml", "--output", output)
+    code, _, said = command_line("run", recipe_folder / "other.toml", "--output", output)
     assert code == 2
     assert "holds another run" in said
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and p.name != ".lock"}

@@ -3,33 +3,14 @@
 import errno
 import re
 import resource
-import signal
-import sys
 
 import pytest
 import tiny
 import typer
 from typer.testing import CliRunner
 
-from bistil.cli import COMMANDS, app, main
+from bistil.cli import COMMANDS, app
 from bistil.commands.options import RENAMED, in_new_words
-
-
-@pytest.fixture
-def command_line(monkeypatch, capsys):
-    """Runs the command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bistil", *map(str, arguments)])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(
