@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bistil._moved import left_names
+from bistil.distillation.kept_teacher import KeptTeacher
 from bistil.distillation.representations import Capture, Captured
 from bistil.distillation.student import choose_layers
 from bistil.distillation.terms import Compared, Needs, Pairs, Side, Term, terms_of
@@ -59,6 +60,7 @@ class Distiller(nn.Module):
             it, L_pred and the hard-label loss use the masked-language-modelling heads (phase 1).
         fast: linear maps as in `fast_linear`; false under torch.compile.
         wear: called with a batch's "language" before the teacher runs, to put on that language's SFT.
+        kept: keeps what the teacher says, if there is room for it (`prepare`); batches are made by its `batch`.
 
     Raises:
         RecipeError: an objective that these models cannot be compared by.
@@ -73,6 +75,7 @@ class Distiller(nn.Module):
         layers: Mapping[str, list[int]] | None = None,
         prediction_pairs: Callable[[Any, Any, Mapping[str, Tensor]], list[Any]] | None = None,
         wear: Callable[[str], None] | None = None,
+        kept: KeptTeacher | None = None,
         fast: bool = True,
     ) -> None:
         super().__init__()
@@ -82,6 +85,7 @@ class Distiller(nn.Module):
         self._outside: dict[str, Any] = {"teacher": teacher.eval().requires_grad_(False)}
         self._pairs = prediction_pairs
         self._wear = wear
+        self._kept, self._reads_kept = kept, False
         self._plans = [
             self._plan(name, student, objectives[name], (layers or {}).get(name)) for name, student in students.items()
         ]
@@ -93,6 +97,26 @@ class Distiller(nn.Module):
         """The teacher."""
         teacher: nn.Module = self._outside["teacher"]
         return teacher
+
+    def prepare(self, device: torch.device, *, low_precision: bool) -> None:
+        """Before training on a device: let the teacher say what is to be kept, if any is; then it is gone.
+
+        Args:
+            low_precision: matrix products are in bf16.
+        """
+        if self._kept is None or self._reads_kept:
+            return
+
+        def run(batch: dict[str, Any]) -> Captured:
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+                return self._run_teacher(on_device)
+
+        if self._kept.fill(run, self._target_needs, self.teacher, low_precision=low_precision):
+            self._reads_kept = True
+            self._drop_teacher()
+        else:
+            self._kept = None
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """The trained parameters of each student: gradients are clipped in each group on its own."""
@@ -106,7 +130,12 @@ class Distiller(nn.Module):
         """Give teacher and students their own attention back, and drop the teacher: the students are plain models."""
         for plan in self._plans:
             plan.capture.close()
-        self._target_capture.close()
+        self._drop_teacher()
+
+    def _drop_teacher(self) -> None:
+        if self._outside:
+            self._target_capture.close()
+            del self._target_capture
         self._outside.clear()
 
     def train(self, mode: bool = True) -> "Distiller":
@@ -127,7 +156,11 @@ class Distiller(nn.Module):
         language = batch.pop("language", None)
         if self._wear is not None and language is not None:
             self._wear(language)
-        target = self._run_teacher(batch)
+        if self._reads_kept:
+            assert self._kept is not None
+            target = self._kept.captured(batch)
+        else:
+            target = self._run_teacher(batch)
         total: Tensor | float = 0.0
         report: dict[str, Tensor] = {}
         for plan in self._plans:
@@ -168,7 +201,7 @@ class Distiller(nn.Module):
 
         compared = Compared(
             student=plan.student,
-            teacher=self.teacher,
+            teacher=self._outside.get("teacher"),
             pairs=plan.pairs,
             got=plan.capture.run(inputs, head=head, targets=targets),
             target=target,

@@ -495,7 +495,7 @@ class Phase2Settings(FinetuneSettings):
     """Task distillation from the task teacher (paper, section 3.3)."""
 
     # What only a task teacher teaches.
-    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "objective")
+    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "kept_gigabytes", "objective")
 
     teacher_forced: bool = option(True, "learn from the task teacher (TF); false: from labels only (ST)")
     objective: ObjectiveSettings = option(
@@ -507,6 +507,12 @@ class Phase2Settings(FinetuneSettings):
     target_sentences: int | None = option(
         None, "learn from so many lines of target text, drawn at random; none: all", least=1
     )
+
+    # What is made is the same but for rounding, as on another device.
+    kept_gigabytes: float = option(
+        5.0, "room in the work folder for what the task teacher says, which it then says once and not in every epoch; "
+        "0: it is not kept", least=0, cosmetic=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Also refuses an amount of target text that is not learnt from."""
