@@ -123,8 +123,8 @@ class Term(ABC):
     NAME: ClassVar[str]
     """Of its weight, and in logs."""
     KEEPABLE: ClassVar[bool] = False
-    """Whether all that `loss` reads of the teacher is named by `teacher_needs`, or is what the task compares: then phase
-    2 may keep it from epoch to epoch. Beyond an example's own tokens it is 0 there."""
+    """Whether all that `loss` reads of the teacher is named by `teacher_needs`, or is what the task compares: phase 2
+    may then keep it from epoch to epoch. Beyond an example's own tokens it is 0 there."""
 
     def __init__(self, objective: ObjectiveSettings) -> None:
         self.objective = objective
