@@ -335,6 +335,31 @@ class OtherRows(SequenceClassification):
         return super().prediction_pairs(student, teacher, batch)
 
 
+def test_students_of_one_run_share_what_it_said(models, monkeypatch):
+    """A second student of other layers asks nothing; each is bit for bit as if it had been trained alone."""
+    data, folder = models
+    copy_student(folder / "mmt", [1, 3, 4], output=folder / "other")
+    passes = []
+    of_the_teacher = Distiller._run_teacher
+
+    def counted(self, batch):
+        passes.append(len(batch["input_ids"]))
+        return of_the_teacher(self, batch)
+
+    monkeypatch.setattr(Distiller, "_run_teacher", counted)
+    common = {"teacher_folder": folder / "said", "beside": ((2, 4), (1, 3, 4))}
+    for name, seen in (("small", 40), ("other", 20)):
+        options = {"settings": SETTINGS, "teacher": folder / "teacher"}
+        run(folder / name, data, folder / f"{name}-alone", **options)
+        passes.clear()
+        run(folder / name, data, folder / f"{name}-together", **options, **common)
+        assert sum(passes) == seen, name  # 20 features once; 20 to see what a pass leaves
+        ours, theirs = (load_file(folder / f"{name}-{way}/model.safetensors") for way in ("alone", "together"))
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert len(list((folder / "said").glob("*/kept.json"))) == 1
+    assert not (folder / "small-together-work/teacher").exists()
+
+
 def test_when_it_is_kept(models):
     data, folder = models
     tokenizer = tiny.tokenizer("bert")

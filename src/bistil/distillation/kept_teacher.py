@@ -87,7 +87,8 @@ class KeptTeacher:
         rows: indices of those that training sees.
         collate: features to a batch, as in training.
         outputs: how the head's output is divided into examples (`Task.teacher_outputs`).
-        folder: a work folder of its own; what an interrupted call left there is gone on with. None: in memory.
+        folder: a work folder; what an interrupted call left there is gone on with. None: in memory.
+        shared: others keep theirs in the folder too: what is equal is kept once, and whose the folder is removes it.
         most_bytes: room that there is; in memory also a quarter of what is free.
         label: of the progress line.
     """
@@ -100,11 +101,12 @@ class KeptTeacher:
         collate: Callable[[list[Feature]], dict[str, Any]],
         outputs: Mapping[str, PerExample | None],
         folder: Path | None,
+        shared: bool = False,
         most_bytes: float,
         label: str,
     ) -> None:
         self._features, self._collate, self._outputs = features, collate, outputs
-        self._folder, self._most, self._label = folder, most_bytes, label
+        self._folder, self._shared, self._most, self._label = folder, shared, most_bytes, label
         # Equal lengths together: little padding, and what a batch holds depends on nothing but the data.
         self._rows = sorted(rows, key=lambda row: (TOKEN_AXIS.of_feature(features[row]), row))
         self._fields: list[_Field] = []
@@ -198,9 +200,9 @@ class KeptTeacher:
         return _captured({name: value.to(device) for name, value in values.items()}, self._constant)
 
     def close(self, *, remove: bool) -> None:
-        """Let go of what was kept, and remove its files."""
+        """Let go of what was kept, and remove its files unless they are shared."""
         self._parts = []
-        if remove and self._folder is not None and processes().is_main_process:
+        if remove and not self._shared and self._folder is not None and processes().is_main_process:
             discard_work(self._folder)
 
     def _field(self, name: str, value: Tensor) -> _Field:
@@ -286,7 +288,11 @@ class KeptTeacher:
             return False
 
     def _open(self, folder: Path, identity: str) -> None:
-        """What another teacher said, or of other examples, is removed."""
+        """What another teacher said, or of other examples, is removed, unless it is for others."""
+        if self._shared:
+            if processes().is_main_process:
+                open_work(folder)
+            folder = self._folder = folder / identity[:16]
         mark = folder / IDENTITY
         if processes().is_main_process:
             try:

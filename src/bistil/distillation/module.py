@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class Distiller(nn.Module):
         fast: linear maps as in `fast_linear`; false under torch.compile.
         wear: called with a batch's "language" before the teacher runs, to put on that language's SFT.
         kept: keeps what the teacher says, if there is room for it (`prepare`); batches are made by its `batch`.
+        beside: teacher layers of students that are trained elsewhere, and for whom it is kept too.
 
     Raises:
         RecipeError: an objective that these models cannot be compared by.
@@ -76,6 +77,7 @@ class Distiller(nn.Module):
         prediction_pairs: Callable[[Any, Any, Mapping[str, Tensor]], list[Any]] | None = None,
         wear: Callable[[str], None] | None = None,
         kept: KeptTeacher | None = None,
+        beside: Sequence[Sequence[int]] = (),
         fast: bool = True,
     ) -> None:
         super().__init__()
@@ -85,7 +87,7 @@ class Distiller(nn.Module):
         self._outside: dict[str, Any] = {"teacher": teacher.eval().requires_grad_(False)}
         self._pairs = prediction_pairs
         self._wear = wear
-        self._kept, self._reads_kept = kept, False
+        self._kept, self._reads_kept, self._beside = kept, False, beside
         self._plans = [
             self._plan(name, student, objectives[name], (layers or {}).get(name)) for name, student in students.items()
         ]
@@ -112,11 +114,16 @@ class Distiller(nn.Module):
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
                 return self._run_teacher(on_device)
 
-        if self._kept.fill(run, self._target_needs, self.teacher, low_precision=low_precision):
-            self._reads_kept = True
-            self._drop_teacher()
-        else:
-            self._kept = None
+        own = self._target_needs
+        for needs in dict.fromkeys([self._needs_of_all(), own]):
+            # What others need is kept where there is room for all of it.
+            self._target_capture.close()
+            self._target_capture = self._capture(self.teacher, needs)
+            if self._kept.fill(run, needs, self.teacher, low_precision=low_precision):
+                self._reads_kept = True
+                self._drop_teacher()
+                return
+        self._kept = None
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """The trained parameters of each student: gradients are clipped in each group on its own."""
@@ -237,6 +244,16 @@ class Distiller(nn.Module):
         for plan in self._plans:
             for term, _ in plan.terms:
                 needs |= term.teacher_needs([layer for _, layer in plan.pairs])
+        return needs
+
+    def _needs_of_all(self) -> Needs:
+        """What the teacher must be asked for the students beside these too."""
+        needs, config = self._target_needs, cast(Any, self.teacher.config)
+        for plan in self._plans:
+            for term, _ in plan.terms if not plan.terms[0][0].objective.pairs else ():
+                for layers in self._beside:
+                    pairs = pairs_of(plan.name, term.objective, layers, family_of(self.teacher).depth(config))
+                    needs |= term.teacher_needs([layer for _, layer in pairs])
         return needs
 
     def _capture(self, model: nn.Module, needs: Needs, *, final_norm: bool = True) -> Capture:

@@ -85,6 +85,10 @@ class Fitting:
     """Of a new head, the order and dropout."""
     folder: Path | None = None
     """Work folder, from which the same call goes on after an interruption; None: everything is in memory."""
+    teacher_folder: Path | None = None
+    """Work folder where fine-tunings by one task teacher keep what it says; None: this one's own, in `folder`."""
+    beside: Sequence[Sequence[int]] = ()
+    """Teacher layers of the students that share `teacher_folder`: what the teacher says is kept for all of them."""
     label: str = "fine-tuning"
     """Of the progress line."""
     languages: Sequence[str] = ()
@@ -228,6 +232,7 @@ def fit_from_teacher(
         objectives={"student": settings.objective},
         prediction_pairs=task.prediction_pairs,
         kept=kept,
+        beside=how.beside if how.teacher_folder is not None else (),
         fast=not settings.training.compile,
     )
     lesson = _Lesson(
@@ -277,7 +282,8 @@ def _kept_teacher(
         np.flatnonzero(seen).tolist(),
         collate=collate,
         outputs=outputs,
-        folder=None if how.folder is None else how.folder / "teacher",
+        folder=how.teacher_folder or (how.folder and how.folder / "teacher"),
+        shared=how.teacher_folder is not None,
         most_bytes=settings.kept_gigabytes * 1e9,
         label=how.label,
     )

@@ -66,6 +66,9 @@ class Place(Protocol):
     def output(self, part: str) -> Path:
         """Where a part of the stage's own product is to be written."""
 
+    def common(self, name: str) -> Path | None:
+        """A work folder that stages of a run have in common, and that goes with its end; None: there is none."""
+
     def read(self, what: Any, how: Callable[[], T]) -> T:
         """What `how` reads, for a key; read once for all stages."""
 
