@@ -221,19 +221,19 @@ def test_what_was_said_before_an_interruption_is_not_said_again(tmp_path, monkey
     task, labelled, _, teacher, student = lesson("token-classification", "bert", tmp_path)
     things = (task, labelled, teacher, student)
     whole, count = filled(tmp_path / "whole", *things)
-    assert count > 4 and len(whole) == count - 1  # one more, to see what a pass leaves
+    assert count > 4 and len(whole) == count
     with pytest.raises(Stopped):
         filled(tmp_path / "cut", *things, stop_after=3)
-    assert len(list((tmp_path / "cut").glob("*.bin"))) == 2
+    assert len(list((tmp_path / "cut").glob("*.bin"))) == 3
     again, rest = filled(tmp_path / "cut", *things)
-    assert again == whole and rest == count - 2
+    assert again == whole and rest == count - 2  # three less, and the first once more to see what a pass leaves
     # A part that was damaged, one without its mark, and one whose mark is damaged are made again; sound ones are not.
     assert filled(tmp_path / "cut", *things) == (whole, 1)
     parts = sorted((tmp_path / "cut").glob("*.bin"))
     parts[0].write_bytes(b"\0" * parts[0].stat().st_size)
     parts[1].with_suffix(".json").unlink()
     parts[2].with_suffix(".json").write_text("{")
-    assert filled(tmp_path / "cut", *things) == (whole, 4)
+    assert filled(tmp_path / "cut", *things) == (whole, 3)
     # Another teacher says everything anew.
     with torch.no_grad():
         teacher.classifier.bias.add_(0.1)
@@ -287,7 +287,7 @@ def test_kept_or_not_the_same_is_learnt_and_nothing_is_left(models, monkeypatch)
         run(folder / "small", data, folder / name, settings=settings, teacher=folder / "teacher")
         found[name] = losses_of(folder / f"{name}-work"), sum(passes)
     assert found["kept"][0] == pytest.approx(found["plain"][0], rel=1e-5)
-    assert found["plain"][1] == 60 and found["kept"][1] == 40  # 20 features, and once more to see what a pass leaves
+    assert found["plain"][1] == 60 and found["kept"][1] == 20
     assert not (folder / "kept-work/teacher").exists()
 
 
@@ -336,8 +336,9 @@ class OtherRows(SequenceClassification):
 
 
 def test_students_of_one_run_share_what_it_said(models, monkeypatch):
-    """A second student of other layers asks nothing; each is bit for bit as if it had been trained alone."""
+    """A second student of other layers finds it there; each is bit for bit as if it had been trained alone."""
     data, folder = models
+    monkeypatch.setattr(module_under_test, "BATCH_TOKENS", 40)
     copy_student(folder / "mmt", [1, 3, 4], output=folder / "other")
     passes = []
     of_the_teacher = Distiller._run_teacher
@@ -348,12 +349,13 @@ def test_students_of_one_run_share_what_it_said(models, monkeypatch):
 
     monkeypatch.setattr(Distiller, "_run_teacher", counted)
     common = {"teacher_folder": folder / "said", "beside": ((2, 4), (1, 3, 4))}
-    for name, seen in (("small", 40), ("other", 20)):
+    for name in ("small", "other"):
         options = {"settings": SETTINGS, "teacher": folder / "teacher"}
         run(folder / name, data, folder / f"{name}-alone", **options)
         passes.clear()
         run(folder / name, data, folder / f"{name}-together", **options, **common)
-        assert sum(passes) == seen, name  # 20 features once; 20 to see what a pass leaves
+        # The first asks for all 20 features; the second sees by one batch what a pass leaves.
+        assert (sum(passes) == 20) if name == "small" else (len(passes) == 1 and passes[0] < 10)
         ours, theirs = (load_file(folder / f"{name}-{way}/model.safetensors") for way in ("alone", "together"))
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     assert len(list((folder / "said").glob("*/kept.json"))) == 1

@@ -113,6 +113,7 @@ class KeptTeacher:
         self._constant: dict[str, Tensor] = {}
         self._places: dict[int, _Place] = {}
         self._parts: list[np.ndarray] = []
+        self._first: dict[str, Tensor] = {}
 
     def batch(self, features: list[Feature]) -> dict[str, Any]:
         """A batch of training, which says what is in it."""
@@ -139,8 +140,13 @@ class KeptTeacher:
         """
         states = torch.bfloat16 if low_precision else None
         batches = list(self._batches())
-        probe = self._collate([self._features[row] for row in batches[0]])
-        found = _flat(run(probe), needs, self._outputs, states)
+
+        def said(rows: list[int]) -> dict[str, Tensor]:
+            return _flat(run(self._collate([self._features[row] for row in rows])), needs, self._outputs, states)
+
+        # The first batch shows what a pass leaves, and is not read again.
+        found = said(batches[0])
+        self._first = {name: value.cpu() for name, value in found.items()}
         self._constant = {name: found.pop(f"output.{name}") for name, how in self._outputs.items() if how is None}
         self._fields = sorted(
             (self._field(name, value) for name, value in found.items()),
@@ -166,8 +172,7 @@ class KeptTeacher:
             "inputs": self._inputs_digest(batches),
         })  # fmt: skip
         if self._folder is None:
-            every = [self._made(part, sizes, run, needs, states) for part in self._shown(parts)]
-            self._parts = every
+            self._parts = [self._made(part, sizes, said) for part in self._shown(parts)]
             return True
         self._open(self._folder, identity)
         own = [
@@ -178,9 +183,10 @@ class KeptTeacher:
         for number, part in zip(own, self._shown([parts[number] for number in own]), strict=True):
             path = self._file(number)
             with whole_file(path, inner=True) as partial:
-                partial.write_bytes(self._made(part, sizes, run, needs, states).data)
+                partial.write_bytes(self._made(part, sizes, said).data)
             # Written last: a part without it does not count.
             write_sealed(path.with_suffix(".json"), {"files": {path.name: file_digest(path)}})
+        self._first = {}
         processes().wait_for_everyone()
         # Copied where it is written to, which nobody does: torch wants arrays that could be.
         self._parts = [np.memmap(self._file(number), dtype=np.uint8, mode="c") for number in range(len(parts))]
@@ -246,19 +252,18 @@ class KeptTeacher:
         self,
         part: list[list[int]],
         sizes: Mapping[int, int],
-        run: Callable[[dict[str, Any]], Captured],
-        needs: Needs,
-        states: torch.dtype | None,
+        said: Callable[[list[int]], dict[str, Tensor]],
     ) -> np.ndarray:
         """A part's bytes."""
         buffer = np.zeros(sum(sizes[row] for rows in part for row in rows), dtype=np.uint8)
         for rows in part:
-            features = [self._features[row] for row in rows]
-            values = _flat(run(self._collate(features)), needs, self._outputs, states)
+            values = self._first if self._first and rows[0] == self._rows[0] else said(rows)
             found = {field.name: values[field.name].cpu() for field in self._fields}
+            self._first = {}
             for number, row in enumerate(rows):
                 place = self._places[row]
-                for field, target in self._cut(torch.from_numpy(buffer)[place.start : place.end], features[number]):
+                data = torch.from_numpy(buffer)[place.start : place.end]
+                for field, target in self._cut(data, self._features[row]):
                     whole = found[field.name][number]
                     target.copy_(whole[tuple(slice(size) for size in target.shape)])
         return buffer
@@ -319,7 +324,7 @@ def _flat(
 ) -> dict[str, Tensor]:
     """What of a pass is kept, by name; states, maps and vectors in the number format `states`, None: their own."""
     found = {f"hidden.{layer}": captured.hidden[layer] for layer in sorted(needs.hidden)}
-    found |= {f"attention.{layer}": probabilities(captured.attention[layer]) for layer in sorted(needs.attention)}
+    found |= {f"attention.{layer}": _map_of(captured.attention[layer]) for layer in sorted(needs.attention)}
     for layer in sorted(needs.relations):
         found |= {f"vectors.{layer}.{kind}": one for kind, one in enumerate(captured.vectors[layer])}
     if needs.last:
@@ -327,6 +332,13 @@ def _flat(
         found["last"] = captured.last
     found = {name: value if states is None else value.to(states) for name, value in found.items()}
     return found | {f"output.{name}": getattr(captured.output, name) for name in outputs}
+
+
+def _map_of(attention: Tensor | AttentionInputs) -> Tensor:
+    """A layer's attention map, as it was kept in the pass if it was."""
+    if isinstance(attention, AttentionInputs) and attention.map is not None:
+        return attention.map
+    return probabilities(attention)
 
 
 def _captured(values: Mapping[str, Tensor], constant: Mapping[str, Tensor]) -> Captured:
