@@ -35,6 +35,7 @@ from bistil.settings.schema import (
     help_of,
     on_device,
     option,
+    phase2_of,
     without_target_text,
 )
 from bistil.settings.trust import require_trust
@@ -70,6 +71,7 @@ __all__ = [
     "option",
     "parse",
     "phase1_preset",
+    "phase2_of",
     "task_preset",
     "to_dict",
     "without_target_text",
