@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from bistil.runtime.artefacts import file_digest, folder_digest, json_digest
+from bistil.settings.parsing import decides
 
 Result = TypeVar("Result")
 T = TypeVar("T")
@@ -65,6 +66,9 @@ class Place(Protocol):
 
     def output(self, part: str) -> Path:
         """Where a part of the stage's own product is to be written."""
+
+    def common(self, name: str) -> Path | None:
+        """A work folder that stages of a run have in common, and that goes with its end; None: there is none."""
 
     def read(self, what: Any, how: Callable[[], T]) -> T:
         """What `how` reads, for a key; read once for all stages."""
@@ -140,7 +144,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain_fields(value: Any) -> dict[str, Any]:
-    return {f.name: plain(getattr(value, f.name)) for f in fields(value) if not f.metadata.get("cosmetic")}
+    return {f.name: plain(own) for f in fields(value) for own in [getattr(value, f.name)] if decides(f, own)}
 
 
 def _stages_in(value: Any) -> Iterator[Stage[Any]]:

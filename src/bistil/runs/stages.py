@@ -300,6 +300,8 @@ class FineTune(Stage[Fitted]):
     force_sfts: bool = False
     seed: int
     languages: tuple[str, ...] = cosmetic(())
+    beside: tuple[tuple[int, ...], ...] = cosmetic(())
+    """Teacher layers of the run's students: what the task teacher says is kept for all of them."""
 
     def parts(self) -> tuple[str, ...]:
         return ("model", "sft") if self.settings.sparse else ("model",)
@@ -312,6 +314,8 @@ class FineTune(Stage[Fitted]):
             max_length=self.labelled.task.max_length,
             seed=self.seed,
             folder=place.work / "training",
+            teacher_folder=place.common("teacher"),
+            beside=self.beside,
             label=place.label,
             languages=self.languages,
         )
