@@ -31,7 +31,7 @@ def compared(folder: Path, rates: Rates) -> dict[str, Any]:
     plan = plan_recipe(recipe, check_inputs(recipe))
     made = RunFolder(folder, identity={}, names=plan.names, look=True)
     foretold = {one.key: one for one in Forecaster(names=plan.names, rates=rates).forecast(plan.stages()).stages}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in {stage.key: stage for stage in plan.stages()}.values():
         done, guess = made.known(stage, whole=False), foretold[stage.key]
         if done is not None:
@@ -44,9 +44,11 @@ def compared(folder: Path, rates: Rates) -> dict[str, Any]:
                     "foretold_memory": guess.memory / 2**30,
                 }
             )
-    total: dict[str, Any] = {"stage": "all"}
-    for name, one in (("seconds", sum), ("foretold", sum), ("memory", max), ("foretold_memory", max)):
-        total[name] = one(row[name] for row in rows)
+    total = {
+        "stage": "all",
+        **{name: sum(row[name] for row in rows) for name in ("seconds", "foretold")},
+        **{name: max(row[name] for row in rows) for name in ("memory", "foretold_memory")},
+    }
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     disk = sum(one.disk for one in foretold.values())
     return {"run": folder.name, "stages": [*rows, total], "disk": written / 2**30, "foretold_disk": disk / 2**30}

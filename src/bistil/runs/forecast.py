@@ -156,6 +156,9 @@ class Forecaster:
             return
         for one in stage.stands_on():
             self._add(one, found)
+        below = next((found[one.key] for one in stage.stands_on() if found[one.key].state.word != "done"), None)
+        if state.word == "again" and below is not None:
+            state = State("again", f"it stands on {below.name}")
         cost = self.cost(stage)
         flops = sum(loop.steps * loop.step.flops for loop in cost.trainings) + sum(one.flops for one in cost.passes)
         found[key] = Estimate(
