@@ -50,6 +50,7 @@ from bistil.settings.recipe import (
     Recipe,
     StudentSettings,
     TrimSettings,
+    phase2_of,
     to_dict,
 )
 from bistil.settings.study import Variant
@@ -186,11 +187,13 @@ class Method:
         if variant.phase1:
             start = self.bilingual(languages, variant.phase1_settings(self.phase1)).product(str(number))
         else:
-            start = Copied(model=self.trimmed().product("model"), layers=self.layers[number])
+            # Its loss has no say in what is copied.
+            own = replace(self.students[number], objective=None, start="copy")
+            start = Copied(model=self.trimmed().product("model"), layers=self.layers[number], student=own)
         return FineTune(
             start=start,
             labelled=labelled,
-            settings=variant.settings(self.phase2),
+            settings=variant.settings(phase2_of(self.students[number], self.phase2)),
             teacher=self.task_teacher() if variant.teacher else None,
             target_text=text if variant.teacher and variant.target_text else None,
             seed=seed,

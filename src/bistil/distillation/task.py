@@ -90,14 +90,14 @@ def check_fit(
     settings: FinetuneSettings,
     *,
     max_length: int,
-    teacher: bool = False,
+    teacher: Any | None = None,
     target_sentences: Sequence[str] = (),
 ) -> None:
     """Find what fine-tuning would refuse, as far as settings and the model's configuration tell: no weights.
 
     Args:
         configuration: of the start; trimmed or not, with all its layers or not, makes no difference.
-        teacher: whether there is a task teacher.
+        teacher: configuration of the task teacher, if there is one.
         target_sentences: plain text of the target language.
 
     Raises:
@@ -109,9 +109,9 @@ def check_fit(
         check_sparse(settings.sparse, settings.training)
     else:
         check_training(settings.training)
-    if teacher:
+    if teacher is not None:
         assert isinstance(settings, Phase2Settings)
-        check_objective("student", settings.objective, configuration, configuration)
+        check_objective("student", settings.objective, configuration, teacher)
         if settings.target_text:
             if not target_sentences:
                 raise InputError("phase2.target_text needs text of the target language, and there is none")
@@ -208,7 +208,9 @@ def fit_from_teacher(
     data, task, settings = how.data, how.data.task, how.settings
     assert isinstance(settings, Phase2Settings)
     sentences = data.target_sentences
-    check_fit(config_of(start), settings, max_length=how.max_length, teacher=True, target_sentences=sentences)
+    check_fit(
+        config_of(start), settings, max_length=how.max_length, teacher=config_of(teacher), target_sentences=sentences
+    )
     student = task.build_model(start, data.labels, seed=how.seed)
     labelled, unlabelled, differing = _compared(how, settings, tokenizer, teacher_tokenizer)
     theirs = _task_teacher(teacher, data, max_length=how.max_length)

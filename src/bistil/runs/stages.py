@@ -359,12 +359,15 @@ class Copied:
 
     model: Product
     layers: tuple[int, ...]
+    student: StudentSettings
+    """Its widths and its start."""
 
     def folder(self, place: Place) -> Path:
         output = place.work / "copied"
         with one_process_first() as first:
             if first:
-                copy_student(place.path(self.model), list(self.layers), output=output, replace=True)
+                model = place.path(self.model)
+                copy_student(model, list(self.layers), self.student, output=output, replace=True)
         return output
 
     def shape(self, ahead: Ahead) -> ModelShape:

@@ -36,6 +36,7 @@ from bistil.settings.schema import (
     help_of,
     on_device,
     option,
+    phase2_of,
     without_target_text,
 )
 from bistil.settings.trust import require_trust
@@ -71,6 +72,7 @@ __all__ = [
     "option",
     "parse",
     "phase1_preset",
+    "phase2_of",
     "task_preset",
     "to_dict",
     "without_target_text",

@@ -248,9 +248,20 @@ class StudentSettings(Checked):
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
     depth: int | None = option(None, "number of layers (any depth) instead of a reduction", least=1)
     spread: Literal["even", "first", "last"] = option("even", "where a depth takes its layers from")
-    start: Literal["copy", "random"] = option("copy", "copied or random weights")
+    hidden_size: int | None = option(None, "narrower than the teacher: width of the hidden states", least=1)
+    intermediate_size: int | None = option(
+        None, "width of the feed-forward layers; none: in the teacher's proportion to the hidden states", least=1
+    )
+    attention_heads: int | None = option(None, "number of attention heads; none: as many as the teacher", least=1)
+    start: Literal["copy", "random"] = option(
+        "copy", "copied weights, of a narrower student their leading rows and columns, or random ones"
+    )
     objective: ObjectiveSettings | None = option(
         None, "this student's own weights of the phase 1 losses, instead of phase1.objective"
+    )
+    # Nothing of phase 1 depends on it; a fine-tuning holds the weights that it goes by.
+    task_objective: ObjectiveSettings | None = option(
+        None, "this student's own weights of the phase 2 losses, instead of phase2.objective", cosmetic=True
     )
 
     def __post_init__(self) -> None:
@@ -271,13 +282,19 @@ class StudentSettings(Checked):
             raise RecipeError(f"layers is {layers}; teacher layers must ascend, without repeats, from 1")
         self.check_given({"spread": None if self.spread == "even" else self.spread})
 
+    @property
+    def narrow(self) -> bool:
+        """Whether it has another width, feed-forward width or number of heads than its teacher."""
+        return (self.hidden_size, self.intermediate_size, self.attention_heads) != (None, None, None)
+
     def _named_after_layers(self) -> str:
+        wide = "" if self.hidden_size is None else f"-{self.hidden_size}"
         if self.reduction is not None:
-            return f"lrf{self.reduction}"
+            return f"lrf{self.reduction}{wide}"
         if self.layers is not None:
-            return "layers-" + "-".join(map(str, self.layers))
+            return "layers-" + "-".join(map(str, self.layers)) + wide
         spread = "" if self.spread == "even" else f"{self.spread}-"
-        return f"{spread}{self.depth}-layers" if self.depth is not None else "student"
+        return f"{spread}{self.depth}-layers{wide}" if self.depth is not None else "student"
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for a spread without the depth that it spreads (see `parse`)."""
@@ -524,6 +541,11 @@ class Phase2Settings(FinetuneSettings):
         for name in self.FROM_TEACHER if not self.teacher_forced else ():
             if given.get(name):
                 raise RecipeError(f"{name} is given, but teacher_forced = false learns from labels only: leave one out")
+
+
+def phase2_of(student: StudentSettings, settings: Phase2Settings) -> Phase2Settings:
+    """A student's own phase 2."""
+    return settings if student.task_objective is None else replace(settings, objective=student.task_objective)
 
 
 AnySettings = TypeVar("AnySettings")
