@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bistil.distillation.general import distill_general
-from bistil.distillation.student import choose_layers, copy_student
+from bistil.distillation.student import choose_layers, copy_student, student_config
 from bistil.distillation.task import Fitting
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
@@ -273,8 +273,8 @@ class Distil(Stage[Distilled]):
         return None if part == "record" else self.teacher
 
     def shape(self, part: str, ahead: Ahead) -> ModelShape:
-        teacher = ahead.shape(self.teacher)
-        return teacher.with_layers(choose_layers(teacher.depth, self.students[int(part)]))
+        teacher, own = ahead.shape(self.teacher), self.students[int(part)]
+        return ModelShape.of(student_config(teacher.config, choose_layers(teacher.depth, own), own))
 
     def cost(self, ahead: Ahead) -> Cost:
         teacher, training, settings = ahead.shape(self.teacher), self.settings.training, self.settings
@@ -371,7 +371,7 @@ class Copied:
         return output
 
     def shape(self, ahead: Ahead) -> ModelShape:
-        return ahead.shape(self.model).with_layers(list(self.layers))
+        return ModelShape.of(student_config(ahead.shape(self.model).config, list(self.layers), self.student))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -481,11 +481,16 @@ class FineTune(Stage[Fitted]):
         forward = float(np.mean([student.flops(length) for length in lesson.lengths]))
         targets = float(np.mean([teacher.flops(length) for length in lesson.lengths])) if taught else 0.0
         precision, device = ahead.settled(training)
-        step = Passes(
-            kind="phase2" if taught else "labels", teacher=teacher, students=(student,),
-            objective=taught.objective if taught else None, sequences=training.batch_size, tokens=tokens,
-            flops=training.batch_size * (3 * forward + targets), precision=precision, device=device,
-        )  # fmt: skip
+
+        def step(teacher_share: float = 1.0) -> Passes:
+            """The mean step of a loop in whose steps the teacher runs, or in so large a share of them."""
+            flops = training.batch_size * (3 * forward + teacher_share * targets)
+            return Passes(
+                kind="phase2" if taught else "labels", teacher=teacher, students=(student,), flops=flops,
+                objective=taught.objective if taught else None, sequences=training.batch_size, tokens=tokens,
+                precision=precision, device=device,
+            )  # fmt: skip
+
         look = None if lesson.dev is None else _scoring(student, lesson.dev, device)
         size, sparse = float(student.parameters["total"]), settings.sparse
         lengths = [(training, None)] if sparse is None else [
@@ -493,7 +498,7 @@ class FineTune(Stage[Fitted]):
             (with_length(training, sparse.sparse_steps, sparse.sparse_epochs, "sparse"), sparse.share(size)),
         ]  # fmt: skip
         loops = [
-            _training(planned_steps(epoch, own), step, look, own, parameters=size, share=share)
+            _training(planned_steps(epoch, own), step(), look, own, parameters=size, share=share)
             for own, share in lengths
         ]
         weights = ahead.weights(self.start)
@@ -751,7 +756,7 @@ def _activations(shapes: Sequence[ModelShape], sequences: int, tokens: float, pr
     most = 0.0
     for shape in shapes:
         config, family = shape.config, family_of(shape.config)
-        wide = float(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 4 * shape.width))
-        per_token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * wide + KEPT_MAPS * family.heads(config) * tokens
+        per_token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * family.feed_forward(config)
+        per_token += KEPT_MAPS * family.heads(config) * tokens
         most += 4.0 * sequences * tokens * per_token * shape.depth
     return most
