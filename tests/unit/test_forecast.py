@@ -204,6 +204,13 @@ def test_a_rate_is_measured_once_and_kept(kind, tmp_path, monkeypatch):
     assert Rates(tmp_path / "rates.json").seconds(replace(one, flops=2e9, parameters=2e6)) == pytest.approx(2 * seconds)
 
 
+def test_an_objective_that_random_models_cannot_have_is_measured_by_what_they_can(tmp_path):
+    odd = ObjectiveSettings(attention=0.0, hidden=0.0, hard_labels=1.0, terms={"nowhere:Norms": 1.0}, pairs=[[3, 6]])
+    for kind in ("phase1", "phase2"):
+        one = passes(kind, objective=odd, teacher=ModelShape.of(tiny.config("bert", layers=1)))
+        assert Rates(tmp_path / "rates.json").seconds(one) > 0
+
+
 def test_stages_that_were_made_correct_a_rate_and_outliers_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr("bistil.runs.rates.measured", lambda _: Rate(1e-9, 0.0))
     one, file = passes(), tmp_path / "rates.json"

@@ -72,6 +72,10 @@ class Foresight:
         self._quiet = run is None or run.look
         self._known: dict[Any, Any] = {}
 
+    def forget(self) -> None:
+        """Let go of tokenizers and samples."""
+        self._known.clear()
+
     # Models
 
     def shape(self, of: Any) -> ModelShape:
@@ -89,7 +93,7 @@ class Foresight:
     def weights(self, of: Any) -> float:
         """Bytes of a model's folder."""
         if isinstance(of, File):
-            return float(folder_bytes(of.path)[0])
+            return self._once(("weights", str(of.path)), lambda: float(folder_bytes(of.path)[0]))
         shape = self.shape(of)
         return 4.0 * shape.parameters["total"] + _BYTES_PER_TOKEN * shape.vocabulary
 

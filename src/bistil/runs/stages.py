@@ -49,10 +49,10 @@ RESAMPLES = 1000
 # What cost is measured on: so many sentences.
 COST_EXAMPLES = 32
 
-# What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call and per byte; trimming
+# What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call, byte and token; trimming
 # (per byte, for most of a multilingual model is vocabulary), the passes over its texts in times of one tokenizing, and
 # its proof; restoring; and what a score takes per feature.
-LOAD_FIXED, LOAD_PER_BYTE = 0.5, 3e-9
+LOAD_FIXED, LOAD_PER_BYTE, LOAD_PER_TOKEN = 0.5, 3e-9, 1.2e-5
 TRIM_PER_BYTE, TRIM_TEXTS, VERIFY_PER_BYTE, RESTORE_PER_BYTE = 1.7e-8, 2.0, 2e-9, 1.5e-8
 SCORE_PER_FEATURE = 1e-4
 # What a mask costs per parameter, in units of a dense optimizer's work; and of a layer what is kept for the backward
@@ -188,7 +188,7 @@ class Adapt(Stage[Adapted]):
         return Cost(
             trainings=phases,
             passes=[] if look is None else [look, look],
-            seconds=text.seconds + LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(self.model),
+            seconds=text.seconds + _loading(ahead, self.model),
             memory=held(shape.parameters["total"], trained=True)
             + 4 * shape.parameters["total"]
             + _activations([shape], training.batch_size, length, precision),
@@ -314,8 +314,8 @@ class Distil(Stage[Distilled]):
             # Once before and once after.
             passes=[] if look is None else [look, look],
             seconds=sum(text.seconds for text in texts.values())
-            + LOAD_FIXED
-            + LOAD_PER_BYTE * (ahead.weights(self.teacher) + 2 * 4 * trained),
+            + _loading(ahead, self.teacher)
+            + 2 * LOAD_PER_BYTE * 4 * trained,
             memory=held(teacher.parameters["total"], trained=False)
             + held(trained, trained=True)
             + _activations(students, training.batch_size, length, precision),
@@ -504,7 +504,7 @@ class FineTune(Stage[Fitted]):
         weights = ahead.weights(self.start)
         return Cost(
             trainings=loops,
-            seconds=lesson.seconds + LOAD_FIXED + LOAD_PER_BYTE * (2 * weights + 4 * teacher.parameters["total"]),
+            seconds=lesson.seconds + _loading(ahead, self.start, self.start, *([self.teacher] if self.teacher else [])),
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)
             + (held(teacher.parameters["total"], trained=False) if taught else 0.0)
@@ -571,7 +571,7 @@ class Wear(Stage[Nothing]):
 
     def cost(self, ahead: Ahead) -> Cost:
         size = ahead.weights(self.model)
-        return Cost(seconds=LOAD_FIXED + 2 * LOAD_PER_BYTE * size, memory=2.0 * size, disk=size)
+        return Cost(seconds=_loading(ahead, self.model, self.model), memory=2.0 * size, disk=size)
 
 
 # Measuring
@@ -638,7 +638,7 @@ class Evaluate(Stage[Scored]):
         return Cost(
             passes=[_scoring(shape, own, device) for own in sets],
             seconds=sum(own.seconds + SCORE_PER_FEATURE * own.features for own in sets)
-            + len(sets) * (LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(self.model)),
+            + _loading(ahead, *[self.model] * len(sets)),
             memory=2 * held(shape.parameters["total"], trained=False),
         )
 
@@ -705,12 +705,20 @@ class Benchmark(Stage[Costs]):
                 Passes(kind="single", teacher=one, sequences=1, tokens=tokens, flops=runs * one.flops(tokens))
                 for one in shapes
             ],
-            seconds=sum(LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) for model in self.models),
+            seconds=_loading(ahead, *self.models),
             memory=held(sum(one.parameters["total"] for one in shapes), trained=False),
         )
 
 
 # What costs are made of
+
+
+def _loading(ahead: Ahead, *models: Any) -> float:
+    """Seconds to load, check or write models and their tokenizers, one after the other."""
+    return sum(
+        LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) + LOAD_PER_TOKEN * ahead.shape(model).vocabulary
+        for model in models
+    )
 
 
 def _training(
