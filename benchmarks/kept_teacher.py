@@ -124,7 +124,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         checkpoint_steps=10**6,
     )  # fmt: skip
     settings = Phase2Settings(sparse=None, training=training)
-    clock, ways = Clock(), {}
+    clock = Clock()
+    ways: dict[str, dict[str, Any]] = {}
     for way, gigabytes in (("every batch", 0.0), ("kept", 5.0)):
         how = Fitting(
             data=data, settings=replace(settings, kept_gigabytes=gigabytes), folder=folder / f"work-{bool(gigabytes)}"
