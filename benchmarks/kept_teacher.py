@@ -69,7 +69,8 @@ class Clock:
             self.bytes = sum(part.nbytes for part in kept._parts)
             return found
 
-        Distiller.forward, KeptTeacher.fill = timed_forward, timed_fill  # type: ignore[method-assign]
+        Distiller.forward = timed_forward  # type: ignore[method-assign,assignment]
+        KeptTeacher.fill = timed_fill  # type: ignore[method-assign,assignment]
 
     def begin(self) -> None:
         self.steps, self.losses, self.filled, self.bytes = [], [], 0.0, 0
