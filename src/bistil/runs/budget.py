@@ -124,8 +124,8 @@ def _fitted(recipe: Recipe, budget: float, groups: Callable[[Recipe], Groups], f
     least = seconds(low)
     if least > budget:
         raise RecipeError(
-            f"budget is {recipe.budget}, but this run takes about {rough_duration(least)} with its trainings as short as "
-            f"is worth it ({LEAST_STEPS} steps): give at least that, or fewer students or rows of [compare]"
+            f"budget is {recipe.budget}, but this run takes about {rough_duration(least)} with its trainings as short "
+            f"as is worth it ({LEAST_STEPS} steps): give at least that, or fewer students or rows of [compare]"
         )
     if seconds(high) <= budget:
         return scaled(high)
