@@ -17,7 +17,7 @@ from bistil.runtime.digests import file_digest
 from bistil.runtime.ownership import CARD, contents, is_our_file, is_our_folder, is_run, is_work_folder, not_ours
 
 # What the names of temporary files and work folders have beyond the output's name, in bytes.
-_ROOM = 24
+_ROOM = 40
 
 
 def claim(

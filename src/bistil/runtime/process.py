@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 
+from bistil.errors import one_line
 from bistil.runtime.memory import let_training_return_memory
 from bistil.runtime.progress import set_progress
 
@@ -51,7 +52,7 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "" if record.name == "bistil.runtime.progress" else "[bistil] "
-        print(f"{mark}{record.getMessage()}", file=sys.stderr, flush=True)
+        print(f"{mark}{one_line(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def _wait_asleep() -> None:

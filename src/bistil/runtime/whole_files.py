@@ -2,15 +2,75 @@
 
 import json
 import os
+import platform
+import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.claims import Output
 from bistil.runtime.digests import json_digest
+from bistil.runtime.documents import parse_json, read_document
+
+PARTIAL, RETIRED = ".partial", ".retired"
+
+
+def partial_prefix(path: Path) -> str:
+    """How the names of temporary files and folders beside an output begin: they say which process they are of."""
+    return f".{path.name}.{_machine()}-{os.getpid()}-"
+
+
+@cache
+def _machine() -> str:
+    """Four characters of this machine's name: processes of others cannot be looked at."""
+    return json_digest(platform.node())[:4]
+
+
+def remove_litter(path: Path) -> None:
+    """Remove what processes of this machine that were killed left in the making beside an output."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)-\w+({PARTIAL}|{RETIRED})")
+    with suppress(OSError):
+        for old in list(path.parent.iterdir()):
+            left = own.fullmatch(old.name)
+            if left is None or _is_alive(int(left[1])):
+                continue
+            # Between the two renames of a replacement the old folder is the only one.
+            if left[2] == RETIRED and not path.exists() and (old / "old").exists():
+                os.replace(old / "old", path)
+            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    return process == os.getpid() or psutil.pid_exists(process)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk, as far as the system does that: a rename is not on it by itself."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no such thing
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Let all files below a folder, and their names, reach the disk."""
+    for where, _, files in os.walk(folder):
+        for name in files:
+            with (Path(where) / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(where))
 
 
 @contextmanager
@@ -37,8 +97,9 @@ def whole_file(
     output = Output(path, "inner" if inner else "file")
     output.check_free(force=replace, known=known)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_litter(path)
     if grown is None:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=partial_prefix(path), suffix=PARTIAL)
         os.close(handle)
     partial = grown or Path(name)
     if grown is None:
@@ -50,6 +111,7 @@ def whole_file(
             os.fsync(stream.fileno())
         output.check_free(force=replace, known=known)
         os.replace(partial, path)
+        sync_folder(path.parent)
     finally:
         if grown is None:
             partial.unlink(missing_ok=True)
@@ -71,15 +133,15 @@ def write_json(path: Path, value: Any, *, replace: bool = False, inner: bool = F
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file: a record or a configuration.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, no plain file or too large, is not JSON, or is beyond what is parsed
+            (`runtime.documents`).
     """
+    text = read_document(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        return parse_json(text)
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
