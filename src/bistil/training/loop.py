@@ -211,7 +211,7 @@ def train(
         trainer = _Trainer(recorder, data, collate, _arguments(settings, folder, steps=steps, seed=seed))
         checkpoint = store.checkpoint()
         recorder.open(checkpoint)
-        with recorder.progress:
+        with recorder.progress, recorder.stoppable():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The first process kept the best weights, and removes them when all have read them.
     trainer.accelerator.wait_for_everyone()

@@ -31,6 +31,7 @@ from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_js
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
 from bistil.runtime.documents import check_names
+from bistil.runtime.insides import order_metadata
 from bistil.settings.recipe import TrimSettings, to_dict
 from bistil.text.sources import TextSource, as_texts
 from bistil.vocabulary import weights
@@ -545,13 +546,9 @@ def _write_tokenizer(
 
 
 def _write_records(report: TrimReport, cut: Cut, folder: Path) -> None:
-    save_file(
-        {"kept_ids": torch.from_numpy(cut.kept)},
-        folder / MAP_FILE,
-        metadata={
-            "full_size": str(cut.full_size), "parameters": json.dumps(report.parameters), "fingerprint": cut.base
-        },
-    )  # fmt: skip
+    facts = {"full_size": str(cut.full_size), "parameters": json.dumps(report.parameters), "fingerprint": cut.base}
+    save_file({"kept_ids": torch.from_numpy(cut.kept)}, folder / MAP_FILE, metadata=facts)
+    order_metadata(folder / MAP_FILE)
     write_json(folder / REPORT_FILE, report.to_dict())
     write_json(folder / "bistil.json", _record(report))
     write_model_card(folder, **_card(report))
