@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from bistil.commands.options import TRUST, Table, takes
-from bistil.errors import InputError
+from bistil.errors import InputError, printable
 from bistil.settings.recipe import TrainingSettings, load_recipe, on_device, parse
 
 
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 
         if check:
             for line in check_inputs(resolved).lines():
-                typer.echo(line)
+                typer.echo(printable(line))
             return
         if output is None:
             raise InputError("--output is missing: name a folder for the run, or add --check to check the recipe only")

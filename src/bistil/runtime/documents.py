@@ -148,9 +148,11 @@ _LONG = "a number has too many digits"
 def _check(value: Any, *, lenient: bool, escapes: bool) -> None:
     """Depth, long numbers and odd characters of a parsed value, level by level."""
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
+    for depth in range(MOST_DEPTH + 1):
         below: list[Any] = []
         for one in level:
+            if depth == MOST_DEPTH and isinstance(one, dict | list):
+                raise ValueError(_DEEP)
             if isinstance(one, dict):
                 below += one.values()
                 if escapes and not lenient:
@@ -166,7 +168,6 @@ def _check(value: Any, *, lenient: bool, escapes: bool) -> None:
         if not below:
             return
         level = below
-    raise ValueError(_DEEP)
 
 
 def _check_texts(texts: Any) -> None:

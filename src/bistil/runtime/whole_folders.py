@@ -12,14 +12,11 @@ from bistil.errors import ArtefactError, BistilError, InputError
 from bistil.runtime.claims import Output
 from bistil.runtime.digests import file_digest, stamp
 from bistil.runtime.documents import check_files, check_names
+from bistil.runtime.litter import PARTIAL, RETIRED, partial_prefix, remove_litter
 from bistil.runtime.ownership import CARD, RECORD, WORK, contents, writer
 from bistil.runtime.process import is_first_of_run
 from bistil.runtime.whole_files import (
-    PARTIAL,
-    RETIRED,
-    partial_prefix,
     read_json,
-    remove_litter,
     sync_folder,
     sync_tree,
     without_umask,
@@ -41,6 +38,7 @@ def whole_folder(path: Path, *, replace: bool = False, record: Mapping[str, Any]
     Raises:
         InputError: something else is there, or it is ours and `replace` is false.
     """
+    remove_litter(path)
     output = Output(path, "folder")
     output.check_free(force=replace)
     with _folder_beside(path) as partial:
