@@ -87,7 +87,7 @@ def _sites() -> list[Site]:
     def tuned(file: str, kind: str, *more: str) -> tuple[str, ...]:
         return (tune.replace("{f}", file).replace("{t}", kind), *more)
 
-    bytes_ = (lambda data: mutations.places(), mutations.blobs)
+    bytes_ = (lambda _: mutations.places(), mutations.blobs)
     json_ = (*bytes_, mutations.json_texts)
     sites = [
         Site("weights", "m/model.safetensors", of("m"), (*bytes_, mutations.safetensors)),
@@ -322,7 +322,9 @@ def cases(folder: Path) -> Iterator[Case]:
                 wrong += make(data)
         if not site.wrong:
             for command in site.commands:
-                yield Case(f"{site.format}: {file} as it is", command.split())
+                # Trimming and measuring ask nothing of a family.
+                refused = not command.startswith(("trim", "benchmark"))
+                yield Case(f"{site.format}: {file} as it is", command.split(), refused=refused)
         if site.values:
             changed = mutations.json_values(json.loads(first), depth=site.values)
             wrong += [Mutation(f"value: {name}", content + behind, refused=False) for name, content in changed]

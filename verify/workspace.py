@@ -67,8 +67,8 @@ TASK_RECIPE = """
 [task]
 kind = "sequence-classification"
 train = ["c.jsonl"]
-dev = ["c.jsonl"]
-test = {sw = ["c.jsonl"]}
+dev = ["dev.jsonl"]
+test = {sw = ["test.jsonl"]}
 max_length = 32
 
 [finetune]
@@ -152,7 +152,8 @@ def texts(folder: Path) -> None:
     (folder / "ner.conll").write_text(ROWS["token-classification"])
     (folder / "ud.conllu").write_text(ROWS["dependency-parsing"])
     (folder / "squad.json").write_text(json.dumps(SQUAD))
-    for name, rows in (("c", TEXTS), ("t", TAGGED), ("multi", SEVERAL)):
+    others = {name: [row | {"text": row["text"].replace("songs", name)} for row in TEXTS] for name in ("dev", "test")}
+    for name, rows in {"c": TEXTS, "t": TAGGED, "multi": SEVERAL, **others}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "c.json").write_text(json.dumps(TEXTS))
     for name, between in (("c.tsv", "\t"), ("c.csv", ",")):
