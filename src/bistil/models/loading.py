@@ -81,7 +81,7 @@ def read_config(folder: str | Path) -> Any:
 MOST_LAYERS, MOST_LABELS, MOST_SIZE = 1_000, 1_000_000, 2**31
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _SIZES = ("vocab_size", "hidden_size", "dim", "num_attention_heads", "n_heads", "intermediate_size", "hidden_dim")
-_ACTIVATIONS = ("hidden_act", "activation", "hidden_activation", "classifier_activation")
+_ACTIVATIONS = ("hidden_act", "hidden_activation")
 
 
 def _check_stated(stated: Any, file: Path) -> None:
