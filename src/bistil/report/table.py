@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bistil.errors import printable
 from bistil.report.numbers import (
     giga,
     interval_text,
@@ -99,6 +100,7 @@ def _print(
     title: str, header: list[str], rows: list[list[str]], *, bold: set[str], console: Console | None = None
 ) -> None:
     console = console or Console()
+    title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
     if not console.is_terminal:
         console.print(title + "\n" + plain_table(header, rows), markup=False, highlight=False, soft_wrap=True)
         return

@@ -5,6 +5,7 @@ function, which fails where a version of a library no longer does what is relied
 this file, so heavy libraries are imported within functions.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+# --- safetensors
+
+
+def order_metadata(path: Path) -> None:
+    """Give the metadata in a safetensors file, which the library writes in random order, the order of their keys.
+
+    The file is the header's length (8 bytes, little-endian), a JSON header with the metadata first, padded with spaces
+    to a multiple of 8, and the tensors. The header's length stays.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the header was written in another form"
+        file.seek(8)
+        file.write(text.ljust(size))
+
 
 # --- transformers: models
 
