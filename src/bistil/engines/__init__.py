@@ -49,7 +49,9 @@ def open_engine(folder: Path, task: Task, *, device: str | None = None, threads:
             f"{', '.join(EXPORTED)}): export it again, or use a newer bistil"
         )
     if device not in (None, "auto", "cpu"):
-        raise InputError(f"device is {device!r}, but {folder} is an exported model, which runs on the CPU: leave it out")
+        raise InputError(
+            f"device is {device!r}, but {folder} is an exported model, which runs on the CPU: leave it out"
+        )
     check_product(folder)
     engine: Engine = EXPORTED[name](folder, threads=threads)
     return engine

@@ -102,13 +102,11 @@ def by_score(
             return found
     raise InputError(
         f"int8 loses {found.figures['loss']:.2f} points of {found.figures['metric']} on {scorer.name}, and may lose "
-        f"{scorer.most_loss:g}: export with --precision float32, with --embeddings float32, or allow more with --most-loss"
+        f"{scorer.most_loss:g}: export in float32 (--precision, or --embeddings alone), or allow more with --most-loss"
     )
 
 
-def _tried(
-    source: Path, target: Path, scorer: Scorer, embeddings: Embeddings, kept: list[str], opened: Any
-) -> Chosen:
+def _tried(source: Path, target: Path, scorer: Scorer, embeddings: Embeddings, kept: list[str], opened: Any) -> Chosen:
     quantise(source, target, embeddings=embeddings, kept=kept)
     return Chosen(embeddings, list(kept), scorer.figures(opened(target)))
 

@@ -195,7 +195,7 @@ def _export(
     assert isinstance(engine, TorchEngine)
     model = engine.model
     model.config.save_pretrained(folder)
-    write_tokenizer(predictor.tokenizer, folder)  # type: ignore[arg-type]
+    write_tokenizer(predictor.tokenizer, folder)
     graph = make_graph(model, _traced_on(predictor), work / "float32.onnx")
     shutil.copyfile(graph.file, folder / GRAPH)
     cases = cases_of(graph, predictor, batches_of(predictor, material.windows.features))
@@ -280,10 +280,11 @@ def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any
     """The card, with what was proven and what was not."""
     known = _card_of(source)
     proof, kept = record["proof"], record["kept_in_float32"]
+    exact = proof["float32"]
     made = [
         f"exported for {ENGINE} from `{source.name}`: {record['precision']}, embeddings {record['embeddings']}",
-        f"float32 graph: outputs as PyTorch's to {proof['float32']['largest_difference']:.1e} on {proof['float32']['windows']}, "
-        f"{proof['float32']['batches']} batches of {proof['float32']['tokens'][0]} to {proof['float32']['tokens'][1]} tokens",
+        f"float32 graph: outputs as PyTorch's to {exact['largest_difference']:.1e} on {exact['windows']}, "
+        f"{exact['batches']} batches of {exact['tokens'][0]} to {exact['tokens'][1]} tokens",
         *([f"in float32 for the score's sake: {', '.join(kept)}"] if kept else []),
         *statements(record),
     ]

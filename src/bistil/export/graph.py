@@ -81,7 +81,8 @@ def make_graph(model: PreTrainedModel, batches: tuple[Batch, Batch], file: Path)
     if size > MOST_BYTES:
         raise ArtefactError(f"the model has {size / 1e9:.1f} GB of weights, an ONNX file at most 2: trim it first")
     first, second = (
-        {name: values for name, values in model_inputs(model, batch).items() if name not in TARGETS} for batch in batches
+        {name: values for name, values in model_inputs(model, batch).items() if name not in TARGETS}
+        for batch in batches
     )
     with with_attention(model, "eager"), torch.inference_mode():
         found, other = model(**first), model(**second)
@@ -102,6 +103,8 @@ def make_graph(model: PreTrainedModel, batches: tuple[Batch, Batch], file: Path)
         wrapper = _Positional(model, [*first], names).eval()
         try:
             traced_onnx(wrapper, tuple(first.values()), traced, names=([*first], names), axes=sizes, opset=OPSET)
+        except OSError:
+            raise
         except Exception as error:  # the exporter's, of many kinds
             raise ArtefactError(f"{type(model).__name__} cannot be traced as a graph: {first_line(error)}") from error
     family = family_of(model)

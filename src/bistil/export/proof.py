@@ -58,7 +58,7 @@ def batches_of(predictor: Predictor, features: Sequence[Feature]) -> list[Batch]
 
 
 def cases_of(graph: Graph, predictor: Predictor, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
-    """Per batch the graph's inputs, "in.NAME", and the PyTorch model's outputs, "out.NAME"; NaN where they do not count.
+    """Per batch the graph's inputs, "in.NAME", and the model's outputs, "out.NAME"; NaN where they do not count.
 
     Args:
         predictor: with the PyTorch model as its engine.
@@ -103,7 +103,8 @@ def prove(
     said = json.loads(done.stdout.splitlines()[-1])
     if said["other_tokens"]:
         raise ArtefactError(
-            f"tokenizer.json alone gives other tokens than the model's tokenizer, first of {said['other_tokens'][0]!r:.80}"
+            "tokenizer.json alone gives other tokens than the model's tokenizer, first of "
+            f"{said['other_tokens'][0]!r:.80}"
         )
     lengths = [int(case["in.input_ids"].shape[1]) for case in cases]
     return {

@@ -1,7 +1,9 @@
 """Fewer bytes and faster products: tables of embeddings in blocks of 4 or 8 bits, matrices in int8.
 
 A table is read by `GatherBlockQuantized` of onnxruntime: each row is cut into blocks, each block has a scale of its
-own in float16, and only the rows that a text needs are multiplied out. Activations are quantised while the model runs.
+own in float16, and only the rows that a text needs are multiplied out. What is cut is the standardised table: tables of
+encoders have columns that are large in all rows, beside which the others of their block would become 0 in 4 bits.
+Activations are quantised while the model runs.
 """
 
 from collections.abc import Collection
@@ -21,6 +23,8 @@ BLOCKS = {4: 32, 8: 128}
 LEAST_BLOCK = 16
 # A table of fewer numbers is not worth an operator of its own.
 LEAST_TABLE = 4096
+# Behind a table's name: what it consists of in blocks.
+PARTS = (".data", ".scales", ".deviations", ".means")
 # Shares of a block's largest number that are tried as the end of its range: a few of its outliers may be cut.
 RANGES = np.linspace(0.7, 1.0, 13, dtype=np.float32)
 # Blocks handled at a time: bounds the memory of the search.
@@ -70,7 +74,7 @@ def quantise(source: Path, target: Path, *, embeddings: Embeddings, kept: Collec
         return
     model = onnx.load(target)
     for number, table in enumerate(tables(model)):
-        _replace_table(model, table.name, bits=4 if embeddings == "int4" and number == 0 else 8)
+        replace_table(model, table.name, bits=4 if embeddings == "int4" and number == 0 else 8)
     if not any(one.domain == "com.microsoft" for one in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, target)
@@ -105,8 +109,15 @@ def in_blocks(values: np.ndarray, *, bits: int) -> tuple[np.ndarray, np.ndarray,
         data[part] = np.clip(np.rint(blocks[part] / scales[part, None].astype(np.float32)), -half, half - 1) + half
     data = data.reshape(rows, -1)[:, :width]
     if bits == 4:
-        data = data[:, 0::2] | data[:, 1::2] << 4
+        data = np.bitwise_or(data[:, 0::2], data[:, 1::2] << 4, dtype=np.uint8)
     return np.ascontiguousarray(data), scales.reshape(rows, count), block
+
+
+def standardised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A table (rows, width) with columns of mean 0 and deviation 1; and the deviations and means (width,) taken out."""
+    means, deviations = values.mean(axis=0), values.std(axis=0)
+    deviations[deviations < np.finfo(np.float32).tiny] = 1
+    return (values - means) / deviations, deviations, means
 
 
 def _scales(blocks: np.ndarray, bits: int) -> np.ndarray:
@@ -132,29 +143,29 @@ def _not_zero(scales: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _replace_table(model: Any, name: str, *, bits: int) -> None:
+def replace_table(model: Any, name: str, *, bits: int) -> None:
     """Let all look-ups of a table read it in blocks."""
     from onnx import TensorProto, helper, numpy_helper
 
     place = next(i for i, one in enumerate(model.graph.initializer) if one.name == name)
-    data, scales, block = in_blocks(numpy_helper.to_array(model.graph.initializer[place]), bits=bits)
+    even, deviations, means = standardised(numpy_helper.to_array(model.graph.initializer[place]))
+    data, scales, block = in_blocks(even, bits=bits)
     del model.graph.initializer[place]
-    model.graph.initializer.extend(
-        [numpy_helper.from_array(data, f"{name}.data"), numpy_helper.from_array(scales, f"{name}.scales")]
-    )
+    parts = dict(zip(PARTS, (data, scales, deviations, means), strict=True))
+    model.graph.initializer.extend(numpy_helper.from_array(part, f"{name}{which}") for which, part in parts.items())
     nodes = list(model.graph.node)
     del model.graph.node[:]
     for node in nodes:
         if not (_looks_up_rows(node) and node.input[0] == name):
             model.graph.node.append(node)
             continue
-        half = f"{node.output[0]}.float16"
+        stages = [f"{node.output[0]}.{stage}" for stage in ("float16", "even", "centred")]
         model.graph.node.extend(
             [
                 helper.make_node(
                     "GatherBlockQuantized",
                     [f"{name}.data", node.input[1], f"{name}.scales"],
-                    [half],
+                    stages[:1],
                     name=node.name,
                     domain="com.microsoft",
                     gather_axis=0,
@@ -162,9 +173,9 @@ def _replace_table(model: Any, name: str, *, bits: int) -> None:
                     block_size=block,
                     bits=bits,
                 ),
-                helper.make_node(
-                    "Cast", [half], list(node.output), name=f"{node.name}.float32", to=TensorProto.FLOAT
-                ),
+                helper.make_node("Cast", stages[:1], stages[1:2], name=f"{node.name}.float32", to=TensorProto.FLOAT),
+                helper.make_node("Mul", [stages[1], f"{name}.deviations"], stages[2:], name=f"{node.name}.deviations"),
+                helper.make_node("Add", [stages[2], f"{name}.means"], list(node.output), name=f"{node.name}.means"),
             ]
         )
 
@@ -172,4 +183,3 @@ def _replace_table(model: Any, name: str, *, bits: int) -> None:
 def _looks_up_rows(node: Any) -> bool:
     """Whether a node gathers along the first axis."""
     return node.op_type == "Gather" and next((one.i for one in node.attribute if one.name == "axis"), 0) == 0
-

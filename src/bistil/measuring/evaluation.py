@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil._version import __version__
 from bistil.engines import open_engine
@@ -202,7 +202,7 @@ def score_examples(
 
 def score_engine(
     engine: Engine,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     task: Task,
     examples: Sequence[Any],
     *,

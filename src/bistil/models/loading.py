@@ -141,8 +141,8 @@ def load_model(
         engine = engine_of(folder)
         if engine is not None:
             raise ArtefactError(
-                f"{folder} is a model exported for {engine}: `bistil predict` and `bistil evaluate` run it; for all else "
-                "name the folder that it was exported from"
+                f"{folder} is a model exported for {engine}: `bistil predict` and `bistil evaluate` run it; for all "
+                "else name the folder that it was exported from"
             )
     config = config_of(folder) if config is None else config
     named = {task_of(name) for name in config.architectures or ()}
