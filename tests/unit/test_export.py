@@ -153,8 +153,12 @@ def test_scores_are_those_of_pytorch(place, command_line, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fused_operators_stand_in_the_graph(place, family):
-    found = [node.op_type for node in onnx.load(exported(place, family) / GRAPH).graph.node]
-    assert found.count("SkipLayerNormalization") == 2 * LAYERS
+    nodes = onnx.load(exported(place, family) / GRAPH).graph.node
+    found = [node.op_type for node in nodes]
+    # Without the sums in front of them, which onnxruntime would take together with them, and be slower.
+    assert found.count("LayerNormalization") >= 2 * LAYERS
+    norms = {node.input[0] for node in nodes if node.op_type == "LayerNormalization"}
+    assert not [node for node in nodes if node.op_type == "Add" and node.output[0] in norms]
     assert found.count("Attention") == (LAYERS if family in FUSED else 0)
     assert found.count("BiasGelu") == (0 if family == "modernbert" else LAYERS)
 

@@ -78,8 +78,8 @@ def by_score(
 ) -> Chosen:
     """Write the smallest graph that loses no more than it may.
 
-    The table's bits come first, then products that stay in float32: those whose quantisation moves the outputs most,
-    as many as it takes.
+    What is tried takes ever more bytes: more bits of the table, and more products that stay in float32, those first
+    whose quantisation moves the outputs most.
 
     Args:
         source: the float32 graph.
@@ -88,16 +88,14 @@ def by_score(
     Raises:
         InputError: no graph does.
     """
-    orders: list[Embeddings] = ["int4", "int8"] if embeddings == "auto" else [embeddings]
-    for own in orders:
-        found = _tried(source, target, scorer, own, [], opened)
-        if found.figures["loss"] <= scorer.most_loss:
-            return found
-        say(f"embeddings {own}, all products int8: {found.figures['loss']:.2f} points lost")
-    own, costly = orders[-1], sensitivity.costliest(source, target, opened)
-    for count in _growing(len(costly)):
-        found = _tried(source, target, scorer, own, costly[:count], opened)
-        say(f"{count} of {len(costly)} products in float32: {found.figures['loss']:.2f} points lost")
+    costly: list[str] | None = None
+    for own, count in _ladder(embeddings, len(_names(source))):
+        if count and costly is None:
+            costly = sensitivity.costliest(source, target, opened)
+        kept = (costly or [])[:count]
+        quantise(source, target, embeddings=own, kept=kept)
+        found = Chosen(own, kept, scorer.figures(opened(target)))
+        say(f"embeddings {own}, {count} products in float32: {found.figures['loss']:.2f} points lost")
         if found.figures["loss"] <= scorer.most_loss:
             return found
     raise InputError(
@@ -106,18 +104,20 @@ def by_score(
     )
 
 
-def _tried(source: Path, target: Path, scorer: Scorer, embeddings: Embeddings, kept: list[str], opened: Any) -> Chosen:
-    quantise(source, target, embeddings=embeddings, kept=kept)
-    return Chosen(embeddings, list(kept), scorer.figures(opened(target)))
+def _ladder(embeddings: Embeddings, most: int) -> Iterator[tuple[Embeddings, int]]:
+    """What is tried: how the table is kept, and how many products stay in float32, 0, 1, 2, 4 ... up to all."""
+    counts = [0, *(1 << i for i in range(most.bit_length()) if 1 << i < most), most]
+    if embeddings == "auto":
+        # One matrix of float32 is less than the bits that a table of ordinary size has more in int8.
+        yield from (("int4", count) for count in counts[:2])
+    yield from (("int8" if embeddings == "auto" else embeddings, count) for count in counts)
 
 
-def _growing(most: int) -> Iterator[int]:
-    """1, 2, 4 and so on, and `most` itself."""
-    count = 1
-    while count < most:
-        yield count
-        count *= 2
-    yield most
+def _names(source: Path) -> list[str]:
+    """Products of a float32 graph."""
+    import onnx
+
+    return list(products(onnx.load(source)))
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,7 @@ class Sensitivity:
 
     def costliest(self, source: Path, target: Path, opened: Any) -> list[str]:
         """Names of all products, those that cost most first. `target` is overwritten."""
-        import onnx
-
-        names = list(products(onnx.load(source)))
-        costs = {}
+        names, costs = _names(source), dict[str, float]()
         for number, name in enumerate(names, 1):
             quantise(source, target, embeddings="float32", kept=[other for other in names if other != name])
             costs[name] = self.distance(opened(target))

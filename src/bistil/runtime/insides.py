@@ -365,7 +365,9 @@ def fused_bert_graph(source: Path, target: Path, *, heads: int, width: int) -> N
 
     Embeddings stay look-ups of their own, for a quantised table has an operator of its own. Attention gets the mask as
     it is: by default the optimizer makes lengths of it, which would be wrong for masks that are not padding on the
-    right.
+    right. Layer norms are one operator, but without the sum before them: on CPUs SkipLayerNormalization takes four
+    times as long as its parts (67 and 17 microseconds for 32 x 384 numbers). That sum is written `Sum`, for of an `Add`
+    onnxruntime makes the slow operator when it opens a graph.
 
     Args:
         heads, width: of the encoder's attention.
@@ -376,10 +378,15 @@ def fused_bert_graph(source: Path, target: Path, *, heads: int, width: int) -> N
 
         options = FusionOptions("bert")
         options.enable_embed_layer_norm = False
+        options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False
         options.use_raw_attention_mask(True)
         fused = optimize_model(
             str(source), "bert", num_heads=heads, hidden_size=width, optimization_options=options, opt_level=0
         )
+        norms = {node.input[0] for node in fused.model.graph.node if node.op_type == "LayerNormalization"}
+        for node in fused.model.graph.node:
+            if node.op_type == "Add" and node.output[0] in norms:
+                node.op_type = "Sum"
         fused.save_model_to_file(str(target))
 
 
