@@ -37,8 +37,8 @@ def largest_difference(session: onnxruntime.InferenceSession, case: Path) -> flo
     return largest
 
 
-def main(folder: Path, cases: Path) -> None:
-    """Compare, and print what came out."""
+def compare(folder: Path, cases: Path) -> None:
+    """Run graph and tokenizer on the cases, and print what came out."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -53,4 +53,4 @@ def main(folder: Path, cases: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    compare(Path(sys.argv[1]), Path(sys.argv[2]))
