@@ -26,7 +26,7 @@ from bistil.engines.onnx import CONSTANTS, GRAPH, OnnxEngine, open_session  # no
 from bistil.export import folder as export_folder  # noqa: E402
 from bistil.export.folder import export_model  # noqa: E402
 from bistil.export.proof import TOLERANCE, Windows, batches_of, prove  # noqa: E402
-from bistil.export.quantise import in_blocks, products, replace_table, standardised, tables  # noqa: E402
+from bistil.export.quantise import in_blocks, products, quantise, replace_table, smooth, standardised, tables  # noqa: E402
 
 TEXTS = [*tiny.ENGLISH.splitlines(), *tiny.SWAHILI.splitlines()]
 LABELS = {
@@ -306,6 +306,30 @@ def test_four_bits_lose_less_than_plain_rounding():
     step = np.abs(blocks).max(-1, keepdims=True) / 7
     plain = np.square(np.rint(blocks / step) * step - blocks).sum()
     assert error < 0.9 * plain
+
+
+def test_columns_that_are_large_everywhere_cost_less_once_smoothed(tmp_path):
+    """The same float32 outputs, and an int8 graph that is nearer to them."""
+    draws = np.random.default_rng(0)
+    helper, arrays = onnx.helper, onnx.numpy_helper
+    matrix = draws.normal(size=(64, 48)).astype(np.float32)
+    value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["b", "t", w]) for n, w in (("x", 64), ("y", 48))]
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = helper.make_graph([product], "g", value[:1], value[1:], [arrays.from_array(matrix, "w")])
+    plain, even, *small = (tmp_path / f"{name}.onnx" for name in ("plain", "even", "int8", "int8 even"))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), plain)
+    given = draws.normal(size=(4, 2, 9, 64)).astype(np.float32)
+    given[..., 5] *= 40
+    smooth(plain, even, [{"in.x": one} for one in given[:3]])
+    exact = given[3] @ matrix
+
+    def off(file):
+        return np.abs(open_session(file, threads=1).run(None, {"x": given[3]})[0] - exact).mean()
+
+    assert off(even) < 1e-4 * np.abs(exact).mean()
+    for source, target in zip((plain, even), small, strict=True):
+        quantise(source, target, embeddings="float32")
+    assert 0 < off(small[1]) < 0.5 * off(small[0])
 
 
 def test_tables_and_products_of_a_graph(place):

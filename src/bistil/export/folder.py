@@ -18,7 +18,7 @@ from bistil.errors import ArtefactError, InputError
 from bistil.export.choice import Chosen, Scorer, Sensitivity, agreement, by_score
 from bistil.export.graph import Graph, make_graph, require_onnx
 from bistil.export.proof import TOLERANCE, Windows, batches_of, cases_of, prove
-from bistil.export.quantise import Embeddings, Precision, quantise
+from bistil.export.quantise import Embeddings, Precision, quantise, smooth
 from bistil.models.cards import write_model_card
 from bistil.models.exported import KIND, engine_of
 from bistil.models.names import model_folder
@@ -248,12 +248,13 @@ def _quantised(
             shutil.move(file, folder / GRAPH)
         return OnnxEngine(folder)
 
-    target = work / "int8.onnx"
+    target, even = work / "int8.onnx", work / "smooth.onnx"
+    smooth(graph.file, even, cases)
     if material.examples:
         scorer = Scorer(predictor, material.examples, material.name, most_loss)
-        return by_score(graph.file, target, scorer, embeddings, Sensitivity(cases), opened=opened)
+        return by_score(even, target, scorer, embeddings, Sensitivity(cases), opened=opened)
     own: Embeddings = "int8" if embeddings == "auto" else embeddings
-    quantise(graph.file, target, embeddings=own)
+    quantise(even, target, embeddings=own)
     return Chosen(own, [], agreement(predictor, opened(target), material.inputs))
 
 

@@ -3,16 +3,19 @@
 A table is read by `GatherBlockQuantized` of onnxruntime: each row is cut into blocks, each block has a scale of its
 own in float16, and only the rows that a text needs are multiplied out. What is cut is the standardised table: tables of
 encoders have columns that are large in all rows, beside which the others of their block would become 0 in 4 bits.
-Activations are quantised while the model runs.
+Activations are quantised while the model runs, all of a product's with one scale: what is large in few of their columns
+is first taken over by the matrix (Xiao et al. 2023, SmoothQuant, section 4).
 """
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from bistil.engines.onnx import open_session
 from bistil.runtime.insides import PRODUCTS, int8_products
 
 Precision = Literal["int8", "float32"]
@@ -21,12 +24,17 @@ Embeddings = Literal["auto", "int8", "int4", "float32"]
 # Bits of a weight -> columns that share a scale. The operator wants powers of two from 16 on.
 BLOCKS = {4: 32, 8: 128}
 LEAST_BLOCK = 16
+# How much of the difference between columns of activations the matrix takes over (alpha of equation 4). Of 7,263 tags
+# of a Swahili NER student with 6 layers int8 changes 45 without, 35 at 0.5 and 18 at 0.7.
+SMOOTHING = 0.7
 # A table of fewer numbers is not worth an operator of its own.
 LEAST_TABLE = 4096
 # Behind a table's name: what it consists of in blocks.
 PARTS = (".data", ".scales", ".deviations", ".means")
 # Shares of a block's largest number that are tried as the end of its range: a few of its outliers may be cut.
 RANGES = np.linspace(0.7, 1.0, 13, dtype=np.float32)
+# Smaller numbers are taken for this one where they would be divided by.
+SMALLEST = 1e-5
 # Blocks handled at a time: bounds the memory of the search.
 BLOCKS_AT_ONCE = 1 << 14
 
@@ -58,6 +66,56 @@ def products(model: Any) -> dict[str, int]:
     constants = {one.name: int(np.prod(one.dims)) for one in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in PRODUCTS]
     return {node.name: constants[node.input[1]] for node in nodes if node.input[1] in constants}
+
+
+def smooth(source: Path, target: Path, cases: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Write a float32 graph again whose products have activations of more even columns: x W = (x / s) (s W).
+
+    s = max|x|^alpha / max|W|^(1 - alpha), column of x by row of W, with a geometric mean of 1.
+
+    Args:
+        cases: per batch the inputs, "in.NAME", on which the activations are measured.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(source)
+    matrices = {one.name: one for one in model.graph.initializer}
+    known = products(model)
+    used = Counter(name for node in model.graph.node for name in node.input)
+    # Of a matrix that several products share, one cannot take over what another does not.
+    nodes = [one for one in model.graph.node if one.name in known and one.op_type != "Gemm" and used[one.input[1]] == 1]
+    inputs = list(dict.fromkeys(node.input[0] for node in nodes))
+    if not inputs:
+        onnx.save(model, target)
+        return
+    asked = onnx.load(source)
+    asked.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs)
+    onnx.save(asked, target)
+    session = open_session(target, threads=1)
+    given = [one.name for one in session.get_inputs()]
+    reach: dict[str, np.ndarray] = {}
+    for case in cases:
+        found = session.run(inputs, {name: case[f"in.{name}"] for name in given})
+        for name, values in zip(inputs, found, strict=True):
+            most = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
+            reach[name] = np.maximum(reach.get(name, most), most)
+    smoothed = {node.name for node in nodes}
+    every = list(model.graph.node)
+    del model.graph.node[:]
+    for node in every:
+        if node.name in smoothed:
+            matrix = numpy_helper.to_array(matrices[node.input[1]])
+            rows = np.maximum(np.abs(matrix).max(axis=1), SMALLEST)
+            scales = np.maximum(reach[node.input[0]], SMALLEST) ** SMOOTHING / rows ** (1 - SMOOTHING)
+            scales = (scales / np.exp(np.log(scales).mean())).astype(np.float32)
+            matrices[node.input[1]].CopyFrom(numpy_helper.from_array(matrix * scales[:, None], node.input[1]))
+            shares, even = f"{node.name}.smoothing", f"{node.name}.smooth"
+            model.graph.initializer.append(numpy_helper.from_array(1 / scales, shares))
+            model.graph.node.append(helper.make_node("Mul", [node.input[0], shares], [even], name=even))
+            node.input[0] = even
+        model.graph.node.append(node)
+    onnx.save(model, target)
 
 
 def quantise(source: Path, target: Path, *, embeddings: Embeddings, kept: Collection[str] = ()) -> None:
