@@ -6,6 +6,7 @@ the newer exporter, onnxruntime's optimizer finds no attention, and they take a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -45,9 +46,13 @@ class _Positional(nn.Module):
     def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
         self.model, self.inputs, self.outputs = model, list(inputs), list(outputs)
+        # Left out, token types are expanded from a buffer in ten operations; one type for all is a constant row.
+        takes = "token_type_ids" in signature(model.forward).parameters
+        self.alone = takes and "token_type_ids" not in self.inputs
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        found = self.model(**dict(zip(self.inputs, given, strict=True)))
+        constant = {"token_type_ids": torch.zeros(1, 1, dtype=torch.int64)} if self.alone else {}
+        found = self.model(**dict(zip(self.inputs, given, strict=True)), **constant)
         return tuple(found[name] for name in self.outputs)
 
 

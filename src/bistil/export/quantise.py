@@ -33,6 +33,8 @@ LEAST_TABLE = 4096
 PARTS = (".data", ".scales", ".deviations", ".means")
 # Shares of a block's largest number that are tried as the end of its range: a few of its outliers may be cut.
 RANGES = np.linspace(0.7, 1.0, 13, dtype=np.float32)
+# So many times the median column the largest is where columns are made more even.
+UNEVEN = 2
 # Smaller numbers are taken for this one where they would be divided by.
 SMALLEST = 1e-5
 # Blocks handled at a time: bounds the memory of the search.
@@ -100,7 +102,7 @@ def smooth(source: Path, target: Path, cases: Sequence[Mapping[str, np.ndarray]]
         for name, values in zip(inputs, found, strict=True):
             most = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
             reach[name] = np.maximum(reach.get(name, most), most)
-    smoothed = {node.name for node in nodes}
+    smoothed = {node.name for node in nodes if _uneven(reach[node.input[0]])}
     every = list(model.graph.node)
     del model.graph.node[:]
     for node in every:
@@ -116,6 +118,11 @@ def smooth(source: Path, target: Path, cases: Sequence[Mapping[str, np.ndarray]]
             node.input[0] = even
         model.graph.node.append(node)
     onnx.save(model, target)
+
+
+def _uneven(reach: np.ndarray) -> bool:
+    """Whether the largest column of activations is worth an operation more."""
+    return bool(reach.max() > UNEVEN * max(float(np.median(reach)), SMALLEST))
 
 
 def quantise(source: Path, target: Path, *, embeddings: Embeddings, kept: Collection[str] = ()) -> None:
