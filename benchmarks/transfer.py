@@ -6,8 +6,9 @@
 The study's file names languages, budgets, groups and variants (those of all studies are in variants.toml beside it);
 the teacher is e5-small. `bistil.study` says what a study is. The same command goes on where it stopped, and several may
 run side by side on different `--group`, `--variant`, `--student` or `--seed`: what they share is made by one of them,
-for which the others wait. A changed study file redoes what follows from the change. `--speed` measures cost per model,
-on an otherwise idle machine. `--table` prints what is there, and its last line is one JSON object.
+for which the others wait. A changed study file redoes what follows from the change. `--plan` says what it will take.
+`--speed` measures cost per model, on an otherwise idle machine. `--table` prints what is there, and its last line is
+one JSON object.
 """
 
 import argparse
@@ -96,6 +97,7 @@ def table(study: Study, run: RunFolder) -> dict[str, Any]:
         "metric": teacher[dev].metric if teacher else None,
         "rows": rows,
         "phase1": _phase1(study, run),
+        "machines": _machines(run),
         # Where the models were is nobody's business.
         "speed": [
             {key: value for key, value in asdict(row).items() if key != "folder"} | {"name": name}
@@ -150,14 +152,23 @@ def _phase1(study: Study, run: RunFolder) -> dict[str, Any]:
         if made is not None:
             name = variant.phase1_group or point.group
             name += "" if variant.phase1_length == 1 else f"-{made.result.steps}"
+            name += "" if variant.precision is None else f", {variant.precision}"
             found[name] = {
                 "tokens": made.result.tokens,
+                "precision": made.result.precision,
                 "held_out": {
                     student.name: {"start": figures.start, "end": figures.end}
                     for student, figures in zip(study.settings.students, made.result.students, strict=True)
                 },
             }
     return found
+
+
+def _machines(run: RunFolder) -> list[dict[str, str]]:
+    """What the study's stages ran on: processors and their threads."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((run.folder / "stages").glob("*.json"))]
+    found = {(one["machine"]["processor"], one["machine"]["threads"]) for one in records if "machine" in one}
+    return [{"processor": processor, "threads": threads} for processor, threads in sorted(found)]
 
 
 def _spread(values: list[float]) -> str:
@@ -172,16 +183,22 @@ def main() -> None:
     for name, kind in (("group", str), ("variant", str), ("student", str), ("seed", int)):
         parser.add_argument(f"--{name}", action="append", type=kind, help="only this one; may be repeated")
     parser.add_argument("--speed", action="store_true", help="only measure cost per model")
+    parser.add_argument("--plan", action="store_true", help="only print what it will take: time, memory and disk")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     study = Study(load_study(options.study), options.data, Path(e5_small_folder()))
+    points = [
+        *study.teachers(next(iter(study.settings.groups))),
+        *study.points(options.group, options.variant, options.student, options.seed),
+    ]
+    if options.plan:
+        study.forecast(points, options.output).print()
+        return
     if options.speed:
         with study.open(options.output) as run:
             run.make(costs(study)[1])
     elif not options.table:
-        points = list(study.points(options.group, options.variant, options.student, options.seed))
-        teachers = study.teachers(next(iter(study.settings.groups)))
-        study.run(options.output, [*teachers, *points])
+        study.run(options.output, points)
     with study.open(options.output) as run:
         print(json.dumps(table(study, run)))
 

@@ -250,7 +250,7 @@ class Stopping(Distiller):
 
 def run(folder, *, precision, stop_at=None, steps=8):
     teacher = tiny.model("bert")
-    student = make_student(teacher, [3, 6], start="random", seed=1)
+    student = make_student(teacher, [3, 6], tiny.RANDOM, seed=1)
     module = Stopping(teacher, {"s": student}, objectives={"s": ObjectiveSettings()})
     module.stop_at = stop_at
     settings = TrainingSettings(

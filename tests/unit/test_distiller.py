@@ -23,7 +23,7 @@ def batch(padding=True):
 
 
 def distiller(teacher, layers, **weights):
-    students = {name: make_student(teacher, one, start="random", seed=1) for name, one in layers.items()}
+    students = {name: make_student(teacher, one, tiny.RANDOM, seed=1) for name, one in layers.items()}
     objective = ObjectiveSettings(**{"attention": 0.0, "hidden": 0.0, **weights})
     return Distiller(teacher, students, objectives=dict.fromkeys(students, objective))
 
@@ -135,7 +135,7 @@ def test_no_output_layer_and_no_map_unless_asked(monkeypatch):
 
 def test_phase_2_pairs_and_labels():
     teacher = tiny.model("bert", head=AutoModelForTokenClassification)
-    student = make_student(teacher, [3, 6], start="random")
+    student = make_student(teacher, [3, 6], tiny.RANDOM)
 
     class Pair:
         def __init__(self, student, teacher, mask, valid=None):
@@ -156,7 +156,7 @@ def test_phase_2_pairs_and_labels():
 
 def test_unlabelled_batches_and_classes_that_are_no_choice():
     teacher = tiny.model("xlm-roberta", head=AutoModelForSequenceClassification, num_labels=3)
-    student = make_student(teacher, [3, 6], start="random")
+    student = make_student(teacher, [3, 6], tiny.RANDOM)
     valid = torch.tensor([True, True, False]).expand(3, -1)
 
     class Pair:

@@ -85,7 +85,7 @@ def test_modernbert_first_layer_takes_its_norms_gain():
 
 def test_random_start_keeps_embeddings_and_head_and_depends_on_the_seed():
     teacher = tiny.masked_lm("bert")
-    one, same, other = (make_student(teacher, [2, 4], start="random", seed=s) for s in (1, 1, 2))
+    one, same, other = (make_student(teacher, [2, 4], tiny.RANDOM, seed=s) for s in (1, 1, 2))
     name = "bert.encoder.layer.0.attention.self.query.weight"
     weights = [m.state_dict()[name] for m in (one, same, other, teacher)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -55,7 +55,7 @@ def batch():
 
 def distiller(objective, layers=(2, 4)):
     teacher = tiny.model("bert", layers=4)
-    student = make_student(teacher, list(layers), start="random", seed=1)
+    student = make_student(teacher, list(layers), tiny.RANDOM, seed=1)
     return Distiller(teacher, {"s": student}, objectives={"s": objective}, layers={"s": list(layers)})
 
 

@@ -12,6 +12,8 @@ from bistil.settings.recipe import Phase1Settings, PresetName, Recipe, StudentSe
 from bistil.settings.trust import require_trust
 
 SHAPES = ("reduction", "depth", "layers")
+# Of every student that the command makes.
+FOR_ALL = ("start", "hidden_size", "intermediate_size", "attention_heads")
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     @takes(
-        shape=Table(StudentSettings, only=(*SHAPES, "spread", "start"), each=SHAPES),
+        shape=Table(StudentSettings, only=(*SHAPES, "spread", *FOR_ALL), each=SHAPES),
         run=Table(Recipe, only=("language_sfts", "force_sfts")),
         values=Table(phase1_preset("short"), assignable=True),
     )
@@ -99,7 +101,8 @@ def _students(shape: Mapping[str, Any]) -> Iterator[StudentSettings]:
             "depth": f"{'depth' if spread == 'even' else spread}{one}",
             "layers": f"layers{'-'.join(map(str, one))}" if isinstance(one, list) else "layers",
         }
-        values = {"name": called[name], name: one, "start": shape.get("start", "copy")}
+        wide = f"-{shape['hidden_size']}" if "hidden_size" in shape else ""
+        values = {"name": called[name] + wide, name: one, **{key: shape[key] for key in FOR_ALL if key in shape}}
         if name == "depth":
             values["spread"] = spread
         yield parse(StudentSettings, values, f"bistil distill --{name}")

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bistil.distillation.module import check_objective
-from bistil.distillation.student import choose_layers
+from bistil.distillation.student import choose_layers, student_config
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.models.families import check_length, family_of
 from bistil.models.masked_lm import has_masked_lm_head, supported_config
@@ -65,8 +65,9 @@ def check_general(
     check_length(configuration, settings.block_length, name="block_length")
     objectives = objectives_of(students, settings)
     for student in students:
-        choose_layers(family.depth(configuration), student)
-        check_objective(student.name, objectives[student.name], configuration, configuration)
+        layers = choose_layers(family.depth(configuration), student)
+        own = student_config(configuration, layers, student)
+        check_objective(student.name, objectives[student.name], own, configuration)
     return check_objectives(objectives, has_head=has_masked_lm_head(configuration))
 
 

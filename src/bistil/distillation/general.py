@@ -102,8 +102,7 @@ def distill(
         # Student initialisation: every s-th layer of the teacher (section 3.2).
         layers = {student.name: choose_layers(family.depth(teacher.config), student) for student in students}
         small: dict[str, Any] = {
-            student.name: make_student(teacher, layers[student.name], start=student.start, seed=seed)
-            for student in students
+            student.name: make_student(teacher, layers[student.name], student, seed=seed) for student in students
         }
 
         # The teacher wears the language's SFT in batches of that language (section 3.2, teacher language adaptation).

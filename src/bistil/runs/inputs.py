@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from bistil.distillation.checks import check_folder
-from bistil.distillation.student import choose_layers, depth_of
+from bistil.distillation.student import choose_layers, depth_of, student_config
 from bistil.distillation.task import check_fit
 from bistil.distillation.task_data import read_task_data
+from bistil.models.families import family_of
 from bistil.models.masked_lm import supported_config
 from bistil.models.names import model_folder
 from bistil.runs.data import Labelled, TargetText, sources_of
 from bistil.runs.stage import File
 from bistil.runtime.artefacts import check_product, file_digest, folder_digest
-from bistil.settings.recipe import Recipe, TaskSettings
+from bistil.settings.recipe import Recipe, TaskSettings, phase2_of
 from bistil.settings.trust import code_named
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.hub import sft_folder
@@ -147,10 +148,12 @@ def _check_stages(recipe: Recipe, teacher: Path, target_sentences: list[str] | N
     if recipe.task is not None:
         length, configuration = recipe.task.max_length, supported_config(teacher)
         check_fit(configuration, recipe.finetune, max_length=length)
-        check_fit(
-            configuration,
-            recipe.phase2,
-            max_length=length,
-            teacher=recipe.phase2.teacher_forced,
-            target_sentences=target_sentences or [],
-        )
+        for student in recipe.students:
+            layers = choose_layers(family_of(configuration).depth(configuration), student)
+            check_fit(
+                student_config(configuration, layers, student),
+                phase2_of(student, recipe.phase2),
+                max_length=length,
+                teacher=configuration if recipe.phase2.teacher_forced else None,
+                target_sentences=target_sentences or [],
+            )

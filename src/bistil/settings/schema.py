@@ -36,6 +36,7 @@ def option(
     entry: str = "",
     empty: bool = False,
     cosmetic: bool = False,
+    later: bool = False,
     choices: Callable[[], list[str]] | None = None,
 ) -> Any:
     """A dataclass field that carries its own help text and limits; without default the recipe must give it.
@@ -46,12 +47,13 @@ def option(
         entry: how the command line writes one entry of a table, such as LANGUAGE=NUMBER.
         empty: of a table that may be none: one in which nothing is given is all defaults, instead of changing nothing.
         cosmetic: it only says what something is called: no result depends on it (`runs.stage`).
+        later: it came after others: while it has its default, what was made without it is not made again.
         choices: gives the texts that it may be, where these are not known when the class is written.
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     given = {how: limit for how, limit in limits.items() if limit is not None}
     metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "empty": empty, "limits": given}
-    metadata |= {"cosmetic": cosmetic, "choices": choices}
+    metadata |= {"cosmetic": cosmetic, "later": later, "choices": choices}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -154,6 +156,10 @@ class TrainingSettings(Checked):
     evaluate_steps: int | None = option(
         None, "steps between evaluations on held-out data; none: only at the end", least=1
     )
+    average_last: int | None = option(
+        None, "end with the mean of so many snapshots, one every tenth of the steps up to the end, instead of weights "
+        "that held-out data choose (Schmidt et al. 2023); none: no mean", least=2, most=10, later=True,
+    )  # fmt: skip
     patience: int | None = option(None, "stop after this many evaluations without improvement", least=1)
     log_steps: int = option(10, "steps between lines of train_log.jsonl", least=1)
     loggers: list[str] = option(
@@ -179,6 +185,11 @@ class TrainingSettings(Checked):
             )
         if self.patience is not None and self.evaluate_steps is None:
             raise RecipeError(f"patience is {self.patience}, but nothing is evaluated before the end: evaluate_steps")
+        if self.patience is not None and self.average_last is not None:
+            raise RecipeError(
+                f"average_last is {self.average_last}, whose snapshots go up to the end, but patience may stop before: "
+                "leave one out"
+            )
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for bounds of a length in epochs beside a number of steps (see `parse`)."""
@@ -248,9 +259,20 @@ class StudentSettings(Checked):
     layers: list[int] | None = option(None, "explicit 1-based teacher layers instead of a reduction")
     depth: int | None = option(None, "number of layers (any depth) instead of a reduction", least=1)
     spread: Literal["even", "first", "last"] = option("even", "where a depth takes its layers from")
-    start: Literal["copy", "random"] = option("copy", "copied or random weights")
+    hidden_size: int | None = option(None, "narrower than the teacher: width of the hidden states", least=1)
+    intermediate_size: int | None = option(
+        None, "width of the feed-forward layers; none: in the teacher's proportion to the hidden states", least=1
+    )
+    attention_heads: int | None = option(None, "number of attention heads; none: as many as the teacher", least=1)
+    start: Literal["copy", "random"] = option(
+        "copy", "copied weights, of a narrower student their leading rows and columns, or random ones"
+    )
     objective: ObjectiveSettings | None = option(
         None, "this student's own weights of the phase 1 losses, instead of phase1.objective"
+    )
+    # Nothing of phase 1 depends on it; a fine-tuning holds the weights that it goes by.
+    task_objective: ObjectiveSettings | None = option(
+        None, "this student's own weights of the phase 2 losses, instead of phase2.objective", cosmetic=True
     )
 
     def __post_init__(self) -> None:
@@ -271,13 +293,19 @@ class StudentSettings(Checked):
             raise RecipeError(f"layers is {layers}; teacher layers must ascend, without repeats, from 1")
         self.check_given({"spread": None if self.spread == "even" else self.spread})
 
+    @property
+    def narrow(self) -> bool:
+        """Whether it has another width, feed-forward width or number of heads than its teacher."""
+        return (self.hidden_size, self.intermediate_size, self.attention_heads) != (None, None, None)
+
     def _named_after_layers(self) -> str:
+        wide = "" if self.hidden_size is None else f"-{self.hidden_size}"
         if self.reduction is not None:
-            return f"lrf{self.reduction}"
+            return f"lrf{self.reduction}{wide}"
         if self.layers is not None:
-            return "layers-" + "-".join(map(str, self.layers))
+            return "layers-" + "-".join(map(str, self.layers)) + wide
         spread = "" if self.spread == "even" else f"{self.spread}-"
-        return f"{spread}{self.depth}-layers" if self.depth is not None else "student"
+        return f"{spread}{self.depth}-layers{wide}" if self.depth is not None else "student"
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for a spread without the depth that it spreads (see `parse`)."""
@@ -345,6 +373,10 @@ class SparseSettings(Checked):
         for group in self.ALTERNATIVES:
             if all(getattr(self, name) is None for name in group):
                 raise RecipeError(f"{' and '.join(group)} are both none: give one of them")
+
+    def share(self, entries: float) -> float:
+        """Of so many entries, the share that stays free."""
+        return min(1.0, self.count / entries) if self.count is not None else self.density or 0.0
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -495,7 +527,7 @@ class Phase2Settings(FinetuneSettings):
     """Task distillation from the task teacher (paper, section 3.3)."""
 
     # What only a task teacher teaches.
-    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "objective")
+    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "kept_gigabytes", "objective")
 
     teacher_forced: bool = option(True, "learn from the task teacher (TF); false: from labels only (ST)")
     objective: ObjectiveSettings = option(
@@ -507,6 +539,12 @@ class Phase2Settings(FinetuneSettings):
     target_sentences: int | None = option(
         None, "learn from so many lines of target text, drawn at random; none: all", least=1
     )
+
+    # What is made is the same but for rounding, as on another device.
+    kept_gigabytes: float = option(
+        5.0, "room in the work folder for what the task teacher says, which it then says once and not in every epoch; "
+        "0: it is not kept", least=0, cosmetic=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Also refuses an amount of target text that is not learnt from."""
@@ -520,6 +558,11 @@ class Phase2Settings(FinetuneSettings):
         for name in self.FROM_TEACHER if not self.teacher_forced else ():
             if given.get(name):
                 raise RecipeError(f"{name} is given, but teacher_forced = false learns from labels only: leave one out")
+
+
+def phase2_of(student: StudentSettings, settings: Phase2Settings) -> Phase2Settings:
+    """A student's own phase 2."""
+    return settings if student.task_objective is None else replace(settings, objective=student.task_objective)
 
 
 AnySettings = TypeVar("AnySettings")

@@ -6,8 +6,8 @@ package, called like its model type, that calls `register`; one's own is registe
 """
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -29,7 +29,14 @@ class Family:
     depth_field: str = "num_hidden_layers"
     width_field: str = "hidden_size"
     heads_field: str = "num_attention_heads"
+    feed_forward_field: str = "intermediate_size"
     self_attention_path: str = "attention.self"
+    attention_output_path: str = "attention.output.dense"
+    """The linear map that joins the heads again."""
+    stacked: Mapping[str, int] = field(default_factory=dict)
+    """Linear maps of a layer that are several in one, side by side in the rows of one matrix: how many."""
+    rotary: bool = False
+    """Whether positions turn pairs of a head's dimensions."""
     projections: tuple[str, str, str] | None = ("query", "key", "value")
     """Query, key and value projections below the self-attention; None where one matrix makes all three."""
     attention_interface: bool = True
@@ -84,6 +91,10 @@ class Family:
         """Number of attention heads."""
         return int(getattr(config, self.heads_field))
 
+    def feed_forward(self, config: Any) -> int:
+        """Width of the feed-forward layers."""
+        return int(getattr(config, self.feed_forward_field))
+
     def truncated_config(self, config: Any, layers: list[int]) -> Any:
         """A copy of the configuration with the given teacher layers (1-based), in this order.
 
@@ -94,6 +105,23 @@ class Family:
         setattr(config, self.depth_field, len(layers))
         if types:
             config.layer_types = [types[layer - 1] for layer in layers]
+        return config
+
+    def narrowed_config(self, config: Any, *, width: int, feed_forward: int, heads: int) -> Any:
+        """A copy of the configuration with other widths; heads that share keys and values go on sharing as many."""
+        before, own_heads = self.width(config), self.heads(config)
+        config = copy.deepcopy(config)
+        for name in ("embedding_size", "pooler_hidden_size"):
+            if getattr(config, name, None) == before:
+                setattr(config, name, width)
+        shared = getattr(config, "num_key_value_heads", None)
+        if shared is not None:
+            config.num_key_value_heads = max(1, heads * shared // own_heads)
+        if getattr(config, "head_dim", None) is not None:
+            config.head_dim = width // heads
+        setattr(config, self.width_field, width)
+        setattr(config, self.feed_forward_field, feed_forward)
+        setattr(config, self.heads_field, heads)
         return config
 
     def masked_lm_logits(self, model: nn.Module, states: Tensor) -> Tensor:
@@ -145,7 +173,9 @@ for _family in (
         depth_field="n_layers",
         width_field="dim",
         heads_field="n_heads",
+        feed_forward_field="hidden_dim",
         self_attention_path="attention",
+        attention_output_path="attention.out_lin",
         projections=("q_lin", "k_lin", "v_lin"),
     ),
     Family(
@@ -153,6 +183,9 @@ for _family in (
         layers_path="layers",
         word_embeddings="embeddings.tok_embeddings.weight",
         self_attention_path="attn",
+        attention_output_path="attn.Wo",
+        stacked={"attn.Wqkv": 3, "mlp.Wi": 2},
+        rotary=True,
         projections=None,
         final_norm_path="final_norm",
         first_layer_lacks=(("attn_norm", "attn.Wqkv"),),

@@ -9,6 +9,8 @@ register(
         embeddings_path="embed_tokens",
         word_embeddings="embed_tokens.weight",
         self_attention_path="self_attn",
+        attention_output_path="self_attn.o_proj",
+        rotary=True,
         projections=("q_proj", "k_proj", "v_proj"),
         final_norm_path="norm",
     )
