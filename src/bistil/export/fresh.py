@@ -37,7 +37,7 @@ def largest_difference(session: onnxruntime.InferenceSession, case: Path) -> flo
     return largest
 
 
-def compare_outputs(folder: Path, cases: Path) -> None:
+def run_cases(folder: Path, cases: Path) -> None:
     """Run graph and tokenizer on the cases, and print what came out."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -53,4 +53,4 @@ def compare_outputs(folder: Path, cases: Path) -> None:
 
 
 if __name__ == "__main__":
-    compare_outputs(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_cases(Path(sys.argv[1]), Path(sys.argv[2]))
