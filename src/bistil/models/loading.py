@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from bistil.errors import ArtefactError, BistilError, first_line
+from bistil.models.exported import engine_of
 from bistil.models.families import base_prefix, head_names
 from bistil.models.names import shards_of
 from bistil.models.parser import parser_class
@@ -235,6 +236,12 @@ def load_model(
     """
     if isinstance(folder, str | Path) and Path(folder).is_dir():
         check_product(Path(folder))
+        engine = engine_of(folder)
+        if engine is not None:
+            raise ArtefactError(
+                f"{folder} is a model exported for {engine}: `bistil predict` and `bistil evaluate` run it; for all "
+                "else name the folder that it was exported from"
+            )
         _check_weights(Path(folder), read_config(folder))
     config = config_of(folder) if config is None else config
     named = {task_of(name) for name in config.architectures or ()}
