@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
                 lines = options.lines // share
                 with path.open("w") as file:
                     for _ in range(max(1, lines // 1_000)):
-                        file.write(sentence * 100)
+                        file.write(sentence * (100 if "\n" in sentence else 5_000))
                 seconds, count, peak = counted(path)
                 rows.append(
                     {"bytes": path.stat().st_size, "lines": count, "seconds": round(seconds, 2), "peak_mb": peak >> 20}

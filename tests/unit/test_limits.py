@@ -303,6 +303,16 @@ def test_a_tokenizer_with_far_too_large_ids_is_refused(tmp_path, ids):
         read_tokenizer(tmp_path, "m")
 
 
+def test_a_tokenizer_without_its_unknown_token_is_refused(tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(state | {"model": state["model"] | {"vocab": {}}, "added_tokens": []})
+    )
+    with pytest.raises(ArtefactError, match="cannot be read"):
+        read_tokenizer(tmp_path, "m")
+
+
 # Published sparse fine-tunings
 
 QUERY = {"size": torch.Size([4, 4]), "index_steps": [3], "values": torch.ones(1)}

@@ -269,6 +269,7 @@ def _stated(folder: Path, name: str) -> _Stated:
     try:
         check_file(file)
         tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.encode("a")  # a vocabulary that lacks its own unknown token fails here, and not at the first odd word
         known = tokenizer.get_vocab(with_added_tokens=True)
         if max(known.values(), default=0) > 2 * len(known) + SPARE_IDS:
             raise ArtefactError(f"{file} gives {len(known):,} tokens ids up to {max(known.values()):,}: damaged")
