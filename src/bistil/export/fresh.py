@@ -10,16 +10,12 @@ output does not count), and texts.json, texts with their ids. The result is one 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-for name in ("torch", "transformers", "bistil"):
-    sys.modules[name] = None  # type: ignore[assignment]  # importing it is an ImportError
-
-import numpy as np  # noqa: E402
-import onnxruntime  # noqa: E402
-import tokenizers  # noqa: E402
+import numpy as np
 
 
-def largest_difference(session: onnxruntime.InferenceSession, case: Path) -> float:
+def largest_difference(session: Any, case: Path) -> float:
     """Between the outputs of the graph and those of a case, where they count; infinite where only one is infinite."""
     arrays = dict(np.load(case))
     wanted = {one.name for one in session.get_inputs()}
@@ -39,6 +35,9 @@ def largest_difference(session: onnxruntime.InferenceSession, case: Path) -> flo
 
 def run_cases(folder: Path, cases: Path) -> None:
     """Run graph and tokenizer on the cases, and print what came out."""
+    import onnxruntime
+    import tokenizers
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -53,4 +52,6 @@ def run_cases(folder: Path, cases: Path) -> None:
 
 
 if __name__ == "__main__":
+    for name in ("torch", "transformers", "bistil"):
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it is an ImportError
     run_cases(Path(sys.argv[1]), Path(sys.argv[2]))
