@@ -6,8 +6,9 @@
 The study's file names languages, budgets, groups and variants (those of all studies are in variants.toml beside it);
 the teacher is e5-small. `bistil.study` says what a study is. The same command goes on where it stopped, and several may
 run side by side on different `--group`, `--variant`, `--student` or `--seed`: what they share is made by one of them,
-for which the others wait. A changed study file redoes what follows from the change. `--speed` measures cost per model,
-on an otherwise idle machine. `--table` prints what is there, and its last line is one JSON object.
+for which the others wait. A changed study file redoes what follows from the change. `--plan` says what it will take.
+`--speed` measures cost per model, on an otherwise idle machine. `--table` prints what is there, and its last line is
+one JSON object.
 """
 
 import argparse
@@ -172,16 +173,22 @@ def main() -> None:
     for name, kind in (("group", str), ("variant", str), ("student", str), ("seed", int)):
         parser.add_argument(f"--{name}", action="append", type=kind, help="only this one; may be repeated")
     parser.add_argument("--speed", action="store_true", help="only measure cost per model")
+    parser.add_argument("--plan", action="store_true", help="only print what it will take: time, memory and disk")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     study = Study(load_study(options.study), options.data, Path(e5_small_folder()))
+    points = [
+        *study.teachers(next(iter(study.settings.groups))),
+        *study.points(options.group, options.variant, options.student, options.seed),
+    ]
+    if options.plan:
+        study.forecast(points, options.output).print()
+        return
     if options.speed:
         with study.open(options.output) as run:
             run.make(costs(study)[1])
     elif not options.table:
-        points = list(study.points(options.group, options.variant, options.student, options.seed))
-        teachers = study.teachers(next(iter(study.settings.groups)))
-        study.run(options.output, [*teachers, *points])
+        study.run(options.output, points)
     with study.open(options.output) as run:
         print(json.dumps(table(study, run)))
 

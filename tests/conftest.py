@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from bistil.runtime.progress import set_progress
 
 # Tests are the same on every processor: `precision = "auto"` is float32 in them, in processes that they start too.
 os.environ.setdefault("BISTIL_PRECISION", "float32")
+# Rates of tiny models are not this machine's.
+os.environ.setdefault("BISTIL_RATES", str(Path(tempfile.mkdtemp(prefix="bistil-tests-")) / "rates.json"))
 
 
 @pytest.hookimpl(wrapper=True)

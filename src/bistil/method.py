@@ -4,19 +4,24 @@ text S, text T --> trim vocabulary --> copy every s-th layer --> phase 1: genera
 labelled S ------> task teacher ------> phase 2: task distillation ------> evaluate on T --> benchmark --> report
 """
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from bistil.errors import InputError
 from bistil.measuring.benchmark import folder_bytes
 from bistil.report.page import write_report
 from bistil.report.schema import Summary, save_summary
 from bistil.report.table import print_table
+from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
 from bistil.runs.data import Exam, Labelled, TargetText, sources_of
 from bistil.runs.folder import Name, RunFolder, check_run_folder
+from bistil.runs.forecast import Forecast, Forecaster
 from bistil.runs.inputs import Inputs, check_inputs, labelled_files
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import (
@@ -51,6 +56,8 @@ from bistil.settings.recipe import (
 from bistil.settings.study import Variant
 from bistil.tasks.hub import source_of
 from bistil.training.processes import processes
+
+logger = logging.getLogger(__name__)
 
 MAJORITY = "majority class"
 # Room on disk that is asked for: the teacher's copies and checkpoints, in sizes of the teacher.
@@ -231,6 +238,16 @@ class Plan:
             return Benchmark(models=models, text=replace(self.exam, parts=(target,)))
         return Benchmark(models=models, text=self.method.texts[target])
 
+    def groups(self) -> Groups:
+        """All stages, by the table of the recipe that says how long their trainings are."""
+        found: dict[str, list[Stage[Any]]] = {"language": [*map(self.method.language_sft, self.method.adapted)]}
+        found["phase1"] = [self.bilingual()]
+        if self.candidates:
+            found["finetune"] = [self.method.fine_tuned_teacher()]
+            found["phase2"] = [one.model.stage for one in self.candidates if one.role not in ("teacher", "trimmed")]
+        known = {stage.key for stages in found.values() for stage in stages}
+        return {**found, "": [stage for stage in self.stages() if stage.key not in known]}
+
     def stages(self) -> Iterator[Stage[Any]]:
         """All stages, in the order of the run."""
         yield self.method.trimmed()
@@ -370,11 +387,19 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
     inputs = check_inputs(recipe)
     if first:
         _check_disk(inputs, output)
+    fixed = _fixed_lengths(recipe, inputs, output)
+    if fixed is not None:
+        recipe = fixed.applied(recipe)
     plan = plan_recipe(recipe, inputs)
     with RunFolder(output, identity=_identity(recipe), names=plan.names) as run:
         if first:
             claim(files=[output / "summary.json", output / "report.html"], force=True)
             write_json(output / "recipe.json", to_dict(recipe), inner=True)
+            if fixed is not None:
+                keep_lengths(fixed, output)
+            forecaster = Forecaster(run)
+            run.on_made = forecaster.made
+            logger.info(f"plan: {forecaster.forecast(plan.stages()).line()}")
         for stage in plan.stages():
             run.make(stage)
         summary = summarise(recipe, inputs, plan, run)
@@ -384,6 +409,40 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
         write_report(summary, output / "report.html", replace=True)
         print_table(summary)
     return summary
+
+
+def forecast_recipe(recipe: Recipe, output: Path | None = None, *, inputs: Inputs | None = None) -> Forecast:
+    """What a recipe's run will take: steps, time, memory and disk per stage, and what an output folder has already.
+
+    Nothing is written but this machine's rates; a rate that it does not know is measured, in seconds.
+
+    Args:
+        output: the run's folder, there or not.
+        inputs: of the recipe, if they were checked.
+
+    Raises:
+        BistilError: as `check_inputs`; or the recipe's budget is too small.
+    """
+    inputs = inputs or check_inputs(recipe)
+    fixed = _fixed_lengths(recipe, inputs, output)
+    plan = plan_recipe(recipe if fixed is None else fixed.applied(recipe), inputs)
+    look = None
+    if output is not None and (output / "stages").is_dir():
+        look = RunFolder(output, identity={}, names=plan.names, look=True)
+    return Forecaster(look, names=plan.names).forecast(plan.stages())
+
+
+def _fixed_lengths(recipe: Recipe, inputs: Inputs, output: Path | None) -> Fixed | None:
+    """What the recipe's budget comes to, in all processes alike; None without a budget."""
+    if recipe.budget is None:
+        return None
+    found: list[Any] = [None]
+    if processes().is_main_process:
+        found = [fix_lengths(recipe, lambda one: plan_recipe(one, inputs).groups(), output)]
+    if processes().num_processes > 1:
+        broadcast_object_list(found)
+    fixed: Fixed = found[0]
+    return fixed
 
 
 def _identity(recipe: Recipe) -> dict[str, object]:
@@ -415,7 +474,9 @@ def _written(recipe: Recipe, output: Path) -> list[Path]:
     parts = ["trimmed", "phase1", "task-teacher", "teacher", "sfts/task-teacher", "work", "stages", "made"]
     parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]
     parts += [f"sfts/language-{language}" for language in recipe.text]
-    return [output / part for part in [*parts, "run.json", "recipe.json", "summary.json", "report.html", ".lock"]]
+    return [
+        output / part for part in [*parts, "run.json", "recipe.json", LENGTHS, "summary.json", "report.html", ".lock"]
+    ]
 
 
 def _check_disk(inputs: Inputs, output: Path) -> None:

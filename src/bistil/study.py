@@ -6,6 +6,7 @@ of `method.Method`, like a recipe's run, so what points share is made once, and 
 from the change.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from bistil.distillation.student import choose_layers, depth_of
 from bistil.method import Method
 from bistil.runs.data import DEV, Exam, Labelled, TargetText
 from bistil.runs.folder import Name, RunFolder
+from bistil.runs.forecast import Forecast, Forecaster
 from bistil.runs.inputs import labelled_digests, text_files
 from bistil.runs.stage import File, Product
 from bistil.runs.stages import Distil, Evaluate, FineTune, Score
@@ -25,6 +27,8 @@ from bistil.settings.schema import TaskSettings
 from bistil.settings.study import StudySettings, Variant
 from bistil.tasks.hub import labelled_digest
 from bistil.tasks.metrics import interval
+
+logger = logging.getLogger(__name__)
 
 UNDISTILLED, TRIM_ONLY = "undistilled", "trim only"
 
@@ -200,11 +204,26 @@ class Study:
         Raises:
             BistilError: as the stages.
         """
+        wanted = list(points)
         with self.open(output) as run:
-            for point in points:
+            forecaster = Forecaster(run)
+            run.on_made = forecaster.made
+            logger.info(f"plan: {forecaster.forecast(map(self.score, wanted)).line()}")
+            for point in wanted:
                 run.make(self.score(point))
                 if point.number is not None:
                     run.drop(self.student(point))
+
+    def forecast(self, points: Iterable[Point], output: Path | None = None) -> Forecast:
+        """What it will take to make and score models: steps, time, memory and disk per stage.
+
+        Args:
+            output: the study's folder, there or not: what it has is not done again.
+        """
+        names, look = dict(self._names()), None
+        if output is not None and (output / "stages").is_dir():
+            look = RunFolder(output, identity={}, names=names, shared=True, look=True)
+        return Forecaster(look, names=names).forecast(map(self.score, points))
 
     def scores(self, run: RunFolder, point: Point) -> dict[str, Score] | None:
         """A point's scores by part ("SOURCE/dev", "TARGET/dev", ...), if they are there."""

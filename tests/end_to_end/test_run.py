@@ -16,92 +16,18 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from tiny_recipe import RECIPE, write_recipe
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from bistil.method import plan_recipe, run_recipe
 from bistil.runs.inputs import check_inputs
 from bistil.settings.recipe import load_recipe
 
-RECIPE = """
-name = "tiny"
-teacher = "teacher"
-source = "en"
-target = "sw"
-
-[text]
-en = "en.txt"
-sw = "sw.txt"
-
-[[students]]
-name = "lrf2"
-reduction = 2
-
-[[students]]
-name = "lrf3"
-reduction = 3
-
-[phase1]
-block_length = 16
-
-[phase1.training]
-steps = 12
-batch_size = 4
-learning_rate = 1e-3
-evaluate_steps = 6
-checkpoint_steps = 4
-
-[task]
-kind = "sequence-classification"
-train = "train.jsonl"
-dev = "dev.jsonl"
-test = { en = "test.en.jsonl", sw = "test.sw.jsonl" }
-max_length = 32
-
-[finetune.sparse]
-dense_epochs = 3
-sparse_epochs = 3
-
-[finetune.training]
-batch_size = 4
-learning_rate = 5e-3
-checkpoint_steps = 4
-
-[phase2]
-target_text = 0.5
-
-[phase2.sparse]
-dense_epochs = 2
-sparse_epochs = 2
-
-[phase2.training]
-batch_size = 4
-learning_rate = 5e-3
-checkpoint_steps = 4
-
-[compare]
-no_target_text = true
-"""
-
-
-def labelled(lines):
-    """A task that tiny models can learn: is there an animal or a thing that moves?"""
-    return "".join(json.dumps({"text": text, "label": f"even{i % 2}"}) + "\n" for i, text in enumerate(lines))
-
 
 @pytest.fixture(scope="module")
 def recipe_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    teacher = tiny.model("bert", layers=6, initializer_range=0.2)
-    teacher.save_pretrained(folder / "teacher")
-    tiny.tokenizer("bert").save_pretrained(folder / "teacher")
-    english, swahili = tiny.ENGLISH.splitlines(), tiny.SWAHILI.splitlines()
-    (folder / "en.txt").write_text("\n".join(english * 6) + "\n")
-    (folder / "sw.txt").write_text("\n".join(swahili * 6) + "\n")
-    (folder / "train.jsonl").write_text(labelled(english[:8]))
-    (folder / "dev.jsonl").write_text(labelled(english[6:8]))
-    (folder / "test.en.jsonl").write_text(labelled(english[8:]))
-    (folder / "test.sw.jsonl").write_text(labelled(swahili[:4]))
-    (folder / "recipe.toml").write_text(RECIPE)
+    write_recipe(folder)
     return folder
 
 

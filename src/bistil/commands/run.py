@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
         assignments: list[str] = typer.Option(
             [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe; lists by number from 0. Repeatable."
         ),
-        check: bool = typer.Option(False, "--check", help="Only check the recipe and its files."),
+        check: bool = typer.Option(
+            False, "--check", help="Only check the recipe and its files, and say what the run will take."
+        ),
         trust_code: bool = TRUST,
         *,
         values: dict[str, Any],
@@ -33,7 +35,8 @@ def register(app: typer.Typer) -> None:
 
         Example: bistil run recipes/ner-en-sw.toml --output runs/ner-en-sw
 
-        Add --check, without --output, to see first whether the recipe and its files are sound.
+        Add --check to see first whether the recipe and its files are sound, and what time, memory and disk the run will
+        take; with --output also what is done there already, and what would be done again and why.
 
         Example, with changes: bistil run r.toml --set phase1.objective.cosine=1 --set students.0.reduction=3 -o runs/r
         """
@@ -42,12 +45,15 @@ def register(app: typer.Typer) -> None:
         resolved = load_recipe(recipe, assignments=assignments, trust_code=trust_code)
         if values:
             resolved = on_device(resolved, parse(TrainingSettings, values, "bistil run").device)
-        from bistil.method import run_recipe
+        from bistil.method import forecast_recipe, run_recipe
         from bistil.runs.inputs import check_inputs
 
         if check:
-            for line in check_inputs(resolved).lines():
+            inputs = check_inputs(resolved)
+            for line in inputs.lines():
                 typer.echo(line)
+            typer.echo()
+            forecast_recipe(resolved, output, inputs=inputs).print()
             return
         if output is None:
             raise InputError("--output is missing: name a folder for the run, or add --check to check the recipe only")

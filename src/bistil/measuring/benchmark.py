@@ -32,6 +32,8 @@ from bistil.runtime.ownership import writer
 from bistil.runtime.quiet import kept_threads
 from bistil.tasks.words import encode_words, split_words
 
+# Passes over all models after one to warm up, and tokens of an example, unless said otherwise.
+ROUNDS, MOST_TOKENS = 7, 128
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".onnx")
 
 
@@ -193,8 +195,8 @@ def benchmark(
     *,
     texts: Sequence[str] | None,
     examples: int = 50,
-    rounds: int = 7,
-    max_length: int = 128,
+    rounds: int = ROUNDS,
+    max_length: int = MOST_TOKENS,
     batch_size: int | None = None,
     threads: int | None = None,
     memory: bool = False,

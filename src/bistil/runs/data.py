@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, some, unseen_target_text
-from bistil.runs.stage import File, Place
+from bistil.runs.stage import File, Reader
 from bistil.settings.recipe import TaskSettings, to_dict
 from bistil.text.lines import read_sentences
 
@@ -49,14 +49,14 @@ class Labelled:
         """Digests of some of the files, in their order."""
         return [self.digests[file] for file in files]
 
-    def everything(self, place: Place) -> TaskData:
+    def everything(self, place: Reader) -> TaskData:
         """All that was read, test sets included; read once for all stages."""
         key = ("labelled", to_dict(self.task), dict(self.digests), self.source)
         return place.read(
             key, lambda: read_task_data(self.task, source=self.source, sources=sources_of(self.task) or None)
         )
 
-    def to_learn_from(self, place: Place, text: "TargetText | None" = None) -> TaskData:
+    def to_learn_from(self, place: Reader, text: "TargetText | None" = None) -> TaskData:
         """As many examples as there may be, with target text, without test sets."""
         found = self.everything(place)
         data = replace(
@@ -117,7 +117,7 @@ class Exam:
             "dev_examples": self.labelled.dev_examples if DEV in self.parts else None,
         }
 
-    def sets(self, place: Place) -> dict[str, list[Any]]:
+    def sets(self, place: Reader) -> dict[str, list[Any]]:
         """The examples of each part."""
         found = self.labelled.everything(place)
         return {

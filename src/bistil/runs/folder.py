@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import psutil
 import torch
@@ -73,6 +73,17 @@ class Made(Generic[Result]):
     machine: dict[str, str]
 
 
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands before a run."""
+
+    word: Literal["done", "begun", "to do", "again"]
+    why: str = ""
+    """It is done again."""
+    seconds: float = 0.0
+    """Spent on it so far."""
+
+
 def check_run_folder(folder: Path) -> None:
     """Before any work: make sure that a run may be made, or gone on with, in a folder.
 
@@ -101,6 +112,8 @@ class RunFolder:
         names: per key, what a stage is called and where its product lies.
         shared: several processes may work in the folder; each stage is then done by one of them, for which the others
             wait. Otherwise one process works in it at a time.
+        look: only look at what is there: nothing is taken, moved or written, and nothing can be made.
+        on_made: is told of each stage that was carried out.
 
     Raises:
         InputError: the folder is a link, or holds something else, or another run, or another process works in it; or
@@ -114,13 +127,18 @@ class RunFolder:
         identity: Mapping[str, Any],
         names: Mapping[str, Name] | None = None,
         shared: bool = False,
+        look: bool = False,
+        on_made: Callable[[Stage[Any], Made[Any]], None] | None = None,
     ) -> None:
         self.folder, self.names, self.shared = folder, dict(names or {}), shared
+        self.on_made = on_made
         self.results: list[Made[Any]] = []
         self._made: dict[str, Made[Any]] = {}
         self._memory: dict[str, Any] = {}
         self._lock = FileLock(folder / ".lock")
         self._first = processes().is_main_process
+        if look:
+            return
         if self._first:
             self._open(dict(identity))
         processes().wait_for_everyone()
@@ -204,8 +222,41 @@ class RunFolder:
         if whole and (damaged := self._damaged(record)) is not None:
             logger.warning(f"{name}: {damaged} was damaged or deleted since: made again")
             return None
+        return self._made_of(stage, record)
+
+    def state(self, stage: Stage[Any]) -> "State":
+        """Whether a stage is done, begun, or to be done again and why; nothing is said and nothing is changed."""
+        kind, key = stage.KIND, stage.key
+        record = self._record(kind, key)
+        if record.get("key") == key and not record.get("dropped"):
+            damaged = self._damaged(record)
+            if damaged is None:
+                return State("done")
+            return State("again", f"{damaged} was damaged or deleted")
+        clock = self._work(stage) / "clock.json"
+        begun = _sealed(clock, self._name(stage).label)
+        if begun.get("digest") == key:
+            return State("begun", seconds=float(begun.get("seconds", 0.0)))
+        if record.get("key") == key:
+            return State("again", "it was removed to save room")
+        name, places = self._name(stage), {self._place(Product(stage, part)) for part in stage.parts()}
+        for path in sorted((self.folder / "stages").glob(f"{kind}-*.json")):
+            other = _sealed(path, path.stem)
+            if other.get("name") == name.label or places & set(other.get("places", {}).values()):
+                return State("again", changed(other.get("inputs", {}), stage.inputs()))
+        return State("to do")
+
+    def read(self, what: Any, how: Callable[[], T]) -> T:
+        """What `how` reads, for a key; read once for all stages."""
+        key = str(plain(what))
+        if key not in self._memory:
+            self._memory[key] = how()
+        return cast(T, self._memory[key])
+
+    def _made_of(self, stage: Stage[Result], record: Mapping[str, Any]) -> Made[Result]:
+        """What a stage's record says that it came to."""
         return Made(
-            name,
+            self._name(stage).label,
             typed(stage.result_type, record["result"]),
             record["seconds"],
             record["peak_memory_bytes"],
@@ -279,6 +330,8 @@ class RunFolder:
         if stage.JOINT:
             processes().wait_for_everyone()
         discard_work(work)
+        if self.on_made is not None:
+            self.on_made(stage, made)
         self._say(f"{name}: done in {made.seconds:.0f} s, peak memory {made.peak_memory / 2**30:.1f} GiB")
         return made
 
@@ -413,10 +466,19 @@ class _Place:
         return self._run.path(self._stage.product(part))
 
     def read(self, what: Any, how: Callable[[], T]) -> T:
-        key = str(plain(what))
-        if key not in self._run._memory:
-            self._run._memory[key] = how()
-        return cast(T, self._run._memory[key])
+        return self._run.read(what, how)
+
+
+def changed(before: Any, now: Any, name: str = "") -> str:
+    """The first field in which two stages' inputs differ, for people; of stages and files only that they do."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*now, *before]):
+            if before.get(key) != now.get(key):
+                return changed(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+    short = [value is None or isinstance(value, (bool, int, float)) or len(str(value)) < 40 for value in (before, now)]
+    if all(short) and not isinstance(before, (list, Mapping)) and not isinstance(now, (list, Mapping)):
+        return f"{name} was {before} and is {now}"
+    return f"{name} is another"
 
 
 def _file_name(kind: str, key: str) -> str:

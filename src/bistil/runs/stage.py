@@ -12,6 +12,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from bistil.measuring.shape import ModelShape
+from bistil.runs.cost import Ahead, Cost
 from bistil.runtime.artefacts import file_digest, folder_digest, json_digest
 
 Result = TypeVar("Result")
@@ -52,7 +54,14 @@ class Product:
     part: str
 
 
-class Place(Protocol):
+class Reader(Protocol):
+    """Reads what several stages read, once for all of them."""
+
+    def read(self, what: Any, how: Callable[[], T]) -> T:
+        """What `how` reads, for a key."""
+
+
+class Place(Reader, Protocol):
     """Where a stage is made."""
 
     work: Path
@@ -65,9 +74,6 @@ class Place(Protocol):
 
     def output(self, part: str) -> Path:
         """Where a part of the stage's own product is to be written."""
-
-    def read(self, what: Any, how: Callable[[], T]) -> T:
-        """What `how` reads, for a key; read once for all stages."""
 
 
 class Stage(ABC, Generic[Result]):
@@ -87,6 +93,24 @@ class Stage(ABC, Generic[Result]):
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of what is left on disk."""
         return ()
+
+    def cost(self, ahead: Ahead) -> Cost:
+        """What it will cost to make, before it is made (`runs.forecast`); a stage that says nothing costs nothing.
+
+        Args:
+            ahead: knows what the inputs will be like.
+        """
+        del ahead
+        return Cost()
+
+    def model_of(self, part: str) -> "Product | File | None":
+        """The model that the model in a part of the product is made of, with its tokenizer; None: it is no model."""
+        del part
+        return None
+
+    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+        """What the model in a part of the product will be like; by itself, like the model that it is made of."""
+        return ahead.shape(self.model_of(part))
 
     def product(self, part: str) -> Product:
         """A part of the product, as a field of another stage."""

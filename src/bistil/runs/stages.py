@@ -1,27 +1,41 @@
 """The stages of the method: what each stands on, what it leaves, and which room does the work."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bistil.distillation.general import distill_general
-from bistil.distillation.student import copy_student
+from bistil.distillation.student import choose_layers, copy_student
 from bistil.distillation.task import Fitting
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
-from bistil.measuring.benchmark import BenchmarkRow, benchmark
+from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
+from bistil.measuring.shape import ModelShape
+from bistil.models.families import family_of
+from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
 from bistil.runs.data import Exam, Labelled, TargetText
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic
 from bistil.runtime.artefacts import whole_folder
-from bistil.settings.recipe import AdaptSettings, FinetuneSettings, Phase1Settings, StudentSettings, TrimSettings
-from bistil.sparse.language import adapt
+from bistil.runtime.devices import device_for
+from bistil.settings.recipe import (
+    AdaptSettings,
+    FinetuneSettings,
+    Phase1Settings,
+    Phase2Settings,
+    StudentSettings,
+    TrainingSettings,
+    TrimSettings,
+)
+from bistil.sparse.language import MOST_HELD_OUT, adapt, paper_steps
+from bistil.sparse.training import with_length
 from bistil.sparse.wearing import dressed_copy
 from bistil.tasks.metrics import Metrics, interval, resampled
 from bistil.text.lines import read_sentences
+from bistil.training.loop import planned_steps
 from bistil.training.processes import one_process_first, processes
 from bistil.vocabulary import kept_ids, trim_vocabulary
 from bistil.vocabulary.restoring import restore_vocabulary
@@ -34,6 +48,17 @@ Sfts = Mapping[str, File | Product]
 RESAMPLES = 1000
 # What cost is measured on: so many sentences.
 COST_EXAMPLES = 32
+
+# What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call and per byte; trimming
+# (per byte, for most of a multilingual model is vocabulary), the passes over its texts in times of one tokenizing, and
+# its proof; restoring; and what a score takes per feature.
+LOAD_FIXED, LOAD_PER_BYTE = 0.5, 3e-9
+TRIM_PER_BYTE, TRIM_TEXTS, VERIFY_PER_BYTE, RESTORE_PER_BYTE = 1.7e-8, 2.0, 2e-9, 1.5e-8
+SCORE_PER_FEATURE = 1e-4
+# What a mask costs per parameter, in units of a dense optimizer's work; and of a layer what is kept for the backward
+# pass: values per token, in widths and in widths of the feed-forward map, and attention maps.
+MASKED = 0.6
+KEPT_WIDTHS, KEPT_FEED_FORWARDS, KEPT_MAPS = 10.0, 3.0, 2.0
 
 
 def paths(texts: Texts) -> dict[str, list[Path]]:
@@ -79,6 +104,25 @@ class Trim(Stage[Trimmed]):
         )
         return Trimmed(report=report.to_dict())
 
+    def model_of(self, part: str) -> File:
+        del part
+        return self.teacher
+
+    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+        del part
+        kept = ahead.vocabulary(self.texts, self.settings, self.keep, self.teacher)
+        return ahead.shape(self.teacher).with_vocabulary(kept)
+
+    def cost(self, ahead: Ahead) -> Cost:
+        texts = [ahead.text(files, self.teacher) for files in self.texts.values()]
+        size, model = ahead.weights(self.teacher), self.product("model")
+        seconds = LOAD_FIXED + TRIM_PER_BYTE * size + TRIM_TEXTS * sum(text.seconds for text in texts)
+        return Cost(
+            seconds=seconds + (VERIFY_PER_BYTE * size if self.verify else 0.0),
+            memory=2.0 * size,
+            disk=ahead.weights(model),
+        )
+
 
 # Language adaptation of the teacher (section 3.2; Ansell et al. 2022, section 4.2)
 
@@ -120,6 +164,37 @@ class Adapt(Stage[Adapted]):
             mask={} if self.head_only else None,
         )
         return Adapted(metrics=sft.provenance.metrics)
+
+    def cost(self, ahead: Ahead) -> Cost:
+        shape, text, training = ahead.shape(self.model), ahead.text(self.text, self.model), self.settings.training
+        length = self.settings.block_length
+        blocks = int(text.tokens // length)
+        out = min(MOST_HELD_OUT, round(blocks * self.settings.held_out))
+        steps = self.settings.steps or paper_steps(max(1, blocks - out), training.batch_size)
+        # The output layer sees the masked tokens only: 15% of a block.
+        forward = shape.flops(length) + 0.15 * length * 2.0 * shape.width * shape.vocabulary
+        precision, device = ahead.settled(training)
+        shared: dict[str, Any] = {"teacher": shape, "students": (shape,), "tokens": length, "device": device}
+        step = Passes(
+            kind="language", flops=3 * training.batch_size * forward, precision=precision,
+            sequences=training.batch_size, **shared,
+        )  # fmt: skip
+        look = Passes(kind="score", flops=out * forward, sequences=training.batch_size, **shared) if out else None
+        phases = [
+            _training(steps, step, look, training, parameters=shape.parameters["total"], share=share)
+            for share in ([self.settings.density] if self.head_only else [None, self.settings.density])
+        ]
+        sparse = self.settings.density * shape.parameters["total"]
+        return Cost(
+            trainings=phases,
+            passes=[] if look is None else [look, look],
+            seconds=text.seconds + LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(self.model),
+            memory=held(shape.parameters["total"], trained=True)
+            + 4 * shape.parameters["total"]
+            + _activations([shape], training.batch_size, length, precision),
+            disk=8.0 * sparse,
+            work=2 * phases[0].checkpoint_bytes,
+        )
 
 
 # Phase 1: general bilingual distillation (section 3.2)
@@ -194,6 +269,60 @@ class Distil(Stage[Distilled]):
             precision=report["precision"],
         )
 
+    def model_of(self, part: str) -> Product | None:
+        return None if part == "record" else self.teacher
+
+    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+        teacher = ahead.shape(self.teacher)
+        return teacher.with_layers(choose_layers(teacher.depth, self.students[int(part)]))
+
+    def cost(self, ahead: Ahead) -> Cost:
+        teacher, training, settings = ahead.shape(self.teacher), self.settings.training, self.settings
+        students = tuple(self.shape(str(number), ahead) for number in range(len(self.students)))
+        texts = {language: ahead.text(files, self.teacher) for language, files in self.texts.items()}
+        length = settings.block_length
+        blocks = {language: int(text.tokens // length) for language, text in texts.items()}
+        out = {
+            language: min(
+                settings.held_out_blocks or count,
+                round(count * settings.held_out_shares.get(language, settings.held_out)),
+            )
+            for language, count in blocks.items()
+        }
+        steps = planned_steps(max(1, sum(blocks.values()) - sum(out.values())), training)
+        # What lies above the layers that students learn from is not computed.
+        top = max(max(choose_layers(teacher.depth, student)) for student in self.students)
+        run = teacher if self.sfts or top == teacher.depth else teacher.with_layers([*range(1, top + 1)])
+        small = sum(student.flops(length) for student in students)
+        precision, device = ahead.settled(training)
+        shared: dict[str, Any] = {
+            "teacher": teacher, "students": students, "tokens": length, "precision": precision, "device": device,
+        }  # fmt: skip
+        step = Passes(
+            kind="phase1", objective=settings.objective, flops=training.batch_size * (run.flops(length) + 3 * small),
+            sequences=training.batch_size, **shared,
+        )  # fmt: skip
+        measured = all(out.values())
+        look = Passes(
+            kind="score", flops=sum(out.values()) * (run.flops(length) + small), sequences=training.batch_size,
+            **shared,
+        ) if measured else None  # fmt: skip
+        trained = float(sum(student.parameters["total"] for student in students))
+        loop = _training(steps, step, look, training, parameters=trained)
+        return Cost(
+            trainings=[loop],
+            # Once before and once after.
+            passes=[] if look is None else [look, look],
+            seconds=sum(text.seconds for text in texts.values())
+            + LOAD_FIXED
+            + LOAD_PER_BYTE * (ahead.weights(self.teacher) + 2 * 4 * trained),
+            memory=held(teacher.parameters["total"], trained=False)
+            + held(trained, trained=True)
+            + _activations(students, training.batch_size, length, precision),
+            disk=sum(ahead.weights(self.product(str(number))) for number in range(len(students))),
+            work=2 * loop.checkpoint_bytes + 4 * trained + 4 * sum(text.tokens for text in texts.values()),
+        )
+
     def _put(self, made: Path, place: Place) -> None:
         """Move each student to its place, and the rest beside them."""
         for number, student in enumerate(self.students):
@@ -241,6 +370,9 @@ class Copied:
                 copy_student(model, list(self.layers), self.student, output=output, replace=True)
         return output
 
+    def shape(self, ahead: Ahead) -> ModelShape:
+        return ahead.shape(self.model).with_layers(list(self.layers))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dressed:
@@ -257,6 +389,9 @@ class Dressed:
                 model, sft = place.path(self.model), place.path(self.sft)
                 dressed_copy(model, sft, output=output, force_sfts=self.force, replace=True)
         return output
+
+    def shape(self, ahead: Ahead) -> ModelShape:
+        return ahead.shape(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +458,56 @@ class FineTune(Stage[Fitted]):
             figures = write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=self.force_sfts)
         return Fitted(**figures)
 
+    def model_of(self, part: str) -> Product | None:
+        if part != "model":
+            return None
+        return self.start if isinstance(self.start, Product) else self.start.model
+
+    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+        del part
+        return ahead.shape(self.start)
+
+    def cost(self, ahead: Ahead) -> Cost:
+        student, settings, training = ahead.shape(self.start), self.settings, self.settings.training
+        taught = settings if self.teacher is not None and isinstance(settings, Phase2Settings) else None
+        ratio = taught.target_text if taught and self.target_text is not None else 0.0
+        lesson = ahead.lesson(
+            self.labelled, self.target_text, self.start, ratio=ratio, batch_size=training.batch_size,
+            sentences=taught.target_sentences if taught else None,
+        )  # fmt: skip
+        teacher = student if self.teacher is None else ahead.shape(self.teacher)
+        epoch = round(lesson.labelled * (1 + (ratio if lesson.unlabelled else 0.0)))
+        tokens = float(np.mean(lesson.lengths))
+        forward = float(np.mean([student.flops(length) for length in lesson.lengths]))
+        targets = float(np.mean([teacher.flops(length) for length in lesson.lengths])) if taught else 0.0
+        precision, device = ahead.settled(training)
+        step = Passes(
+            kind="phase2" if taught else "labels", teacher=teacher, students=(student,),
+            objective=taught.objective if taught else None, sequences=training.batch_size, tokens=tokens,
+            flops=training.batch_size * (3 * forward + targets), precision=precision, device=device,
+        )  # fmt: skip
+        look = None if lesson.dev is None else _scoring(student, lesson.dev, device)
+        size, sparse = float(student.parameters["total"]), settings.sparse
+        lengths = [(training, None)] if sparse is None else [
+            (with_length(training, sparse.dense_steps, sparse.dense_epochs, "dense"), None),
+            (with_length(training, sparse.sparse_steps, sparse.sparse_epochs, "sparse"), sparse.share(size)),
+        ]  # fmt: skip
+        loops = [
+            _training(planned_steps(epoch, own), step, look, own, parameters=size, share=share)
+            for own, share in lengths
+        ]
+        weights = ahead.weights(self.start)
+        return Cost(
+            trainings=loops,
+            seconds=lesson.seconds + LOAD_FIXED + LOAD_PER_BYTE * (2 * weights + 4 * teacher.parameters["total"]),
+            memory=held(size, trained=True)
+            + (4 * size if sparse else 0.0)
+            + (held(teacher.parameters["total"], trained=False) if taught else 0.0)
+            + _activations([student], training.batch_size, max(lesson.lengths), precision),
+            disk=weights + (0.0 if sparse is None else 8.0 * sparse.share(size) * size),
+            work=2 * max(loop.checkpoint_bytes for loop in loops) + 4 * size,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing:
@@ -347,6 +532,14 @@ class Restore(Stage[Nothing]):
         restore_vocabulary(place.path(self.model), base=self.base.path, kept=kept, output=place.output("model"))
         return Nothing()
 
+    def model_of(self, part: str) -> File:
+        del part
+        return self.base
+
+    def cost(self, ahead: Ahead) -> Cost:
+        size = ahead.weights(self.base)
+        return Cost(seconds=LOAD_FIXED + RESTORE_PER_BYTE * size, memory=3.0 * size, disk=size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wear(Stage[Nothing]):
@@ -366,6 +559,14 @@ class Wear(Stage[Nothing]):
         model, trimmed = place.path(self.model), place.path(self.trimmed)
         dressed_copy(model, place.path(self.sft), output=place.output("model"), trimmed=trimmed, force_sfts=True)
         return Nothing()
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.model
+
+    def cost(self, ahead: Ahead) -> Cost:
+        size = ahead.weights(self.model)
+        return Cost(seconds=LOAD_FIXED + 2 * LOAD_PER_BYTE * size, memory=2.0 * size, disk=size)
 
 
 # Measuring
@@ -427,6 +628,15 @@ class Evaluate(Stage[Scored]):
             }
         )
 
+    def cost(self, ahead: Ahead) -> Cost:
+        shape, sets, device = ahead.shape(self.model), ahead.scored(self.exam, self.model), device_for(self.device)
+        return Cost(
+            passes=[_scoring(shape, own, device) for own in sets],
+            seconds=sum(own.seconds + SCORE_PER_FEATURE * own.features for own in sets)
+            + len(sets) * (LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(self.model)),
+            memory=2 * held(shape.parameters["total"], trained=False),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guess(Stage[Scored]):
@@ -473,3 +683,75 @@ class Benchmark(Stage[Costs]):
             texts = read_sentences([file.path for file in self.text])
         folders = {str(number): place.path(model) for number, model in enumerate(self.models)}
         return Costs(rows=list(benchmark(folders, texts=texts, examples=self.examples).values()))
+
+    def cost(self, ahead: Ahead) -> Cost:
+        shapes = [ahead.shape(model) for model in self.models]
+        if isinstance(self.text, Exam):
+            tokens = float(
+                np.mean([length for own in ahead.scored(self.text, self.models[0]) for length in own.lengths])
+            )
+        else:
+            text = ahead.text(self.text, self.models[0])
+            tokens = min(MOST_TOKENS, text.tokens / max(text.lines, 1.0))
+        # A pass to warm up, and one more per model to count its FLOPs.
+        runs = self.examples * (ROUNDS + 2)
+        return Cost(
+            passes=[
+                Passes(kind="single", teacher=one, sequences=1, tokens=tokens, flops=runs * one.flops(tokens))
+                for one in shapes
+            ],
+            seconds=sum(LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) for model in self.models),
+            memory=held(sum(one.parameters["total"] for one in shapes), trained=False),
+        )
+
+
+# What costs are made of
+
+
+def _training(
+    steps: int, step: Passes, look: Passes | None, settings: TrainingSettings, *, parameters: float,
+    share: float | None = None,
+) -> Training:  # fmt: skip
+    """A training loop.
+
+    Args:
+        step: but for its optimizer.
+        look: an evaluation.
+        parameters: that are trained; under a mask, of the model.
+        share: of them that a mask leaves free; None: no mask.
+    """
+    # Under a mask every parameter is still copied and gets its gradient; moments exist for the free ones only.
+    moved = parameters if share is None else parameters * (MASKED + share)
+    return Training(
+        steps=steps,
+        step=replace(step, parameters=moved),
+        evaluation=look,
+        evaluations=0 if look is None else evaluations(steps, settings.evaluate_steps),
+        checkpoints=steps // settings.checkpoint_steps,
+        # Weights and two moments.
+        checkpoint_bytes=12 * parameters * (1.0 if share is None else share),
+    )
+
+
+def _scoring(shape: ModelShape, figures: ScoredFigures, device: str) -> Passes:
+    """A pass over a set, in batches; always in float32."""
+    lengths = figures.lengths
+    return Passes(
+        kind="score", teacher=shape, sequences=32, tokens=float(np.mean(lengths)), device=device,
+        flops=figures.features * float(np.mean([shape.flops(length) for length in lengths])),
+    )  # fmt: skip
+
+
+def _activations(shapes: Sequence[ModelShape], sequences: int, tokens: float, precision: str) -> float:
+    """Bytes that a training step keeps for its backward pass, largest student by largest: they run one by one.
+
+    Counted per layer in values of float32: what linear maps, norms and activations keep, and the attention maps.
+    """
+    del precision
+    most = 0.0
+    for shape in shapes:
+        config, family = shape.config, family_of(shape.config)
+        wide = float(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 4 * shape.width))
+        per_token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * wide + KEPT_MAPS * family.heads(config) * tokens
+        most += 4.0 * sequences * tokens * per_token * shape.depth
+    return most

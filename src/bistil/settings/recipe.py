@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bistil.errors import RecipeError
+from bistil.settings.durations import seconds_of
 from bistil.settings.parsing import Settings, assigned, deciding, load_toml, parse, to_dict
 from bistil.settings.presets import SHORT_LEAST_STEPS, SHORT_MOST_STEPS, TaskPreset, phase1_preset, task_preset
 from bistil.settings.schema import (
@@ -96,6 +97,10 @@ class Recipe(Checked):
     target: str = option(help="code of the language that the model is for")
     text: dict[str, list[str]] = option(help="per language, files of plain text, one sentence or paragraph per line")
     seed: int = option(0, "seed of everything that is drawn", least=0, most=MOST_SEED)
+    budget: str | None = option(
+        None, "time that the run may take, such as 45m or 1h30m: all trainings become longer or shorter by one factor, "
+        "fixed when the run's folder is made (docs/plan.md)",
+    )  # fmt: skip
     trim: TrimSettings = option(factory=TrimSettings, help="vocabulary reduction")
     language_sfts: dict[str, str] = option(
         factory=dict, help="per language, the teacher's language SFT", flag="language-sft", entry="LANGUAGE=SFT"
@@ -118,6 +123,8 @@ class Recipe(Checked):
         super().__post_init__()
         if not self.teacher.strip():
             raise RecipeError("teacher is empty: give a hub name, a folder, or e5-small")
+        if self.budget is not None:
+            seconds_of(self.budget)
         self._check_languages()
         self._check_language_sfts()
         self._check_students()

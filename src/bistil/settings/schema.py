@@ -363,6 +363,10 @@ class SparseSettings(Checked):
             if all(getattr(self, name) is None for name in group):
                 raise RecipeError(f"{' and '.join(group)} are both none: give one of them")
 
+    def share(self, entries: float) -> float:
+        """Of so many entries, the share that stays free."""
+        return min(1.0, self.count / entries) if self.count is not None else self.density or 0.0
+
 
 @dataclass(kw_only=True, frozen=True)
 class AdaptSettings(Checked):

@@ -131,7 +131,7 @@ def train_sparse(
                 dressed,
                 train_data,
                 collate=collate,
-                settings=_with_length(training, steps, epochs, phase),
+                settings=with_length(training, steps, epochs, phase),
                 folder=None if folder is None else folder / phase,
                 seed=seed,
                 evaluate=dressed.evaluation(evaluate) if isinstance(dressed, BatchLanguage) else evaluate,
@@ -301,13 +301,18 @@ def check_sparse(settings: SparseSettings, training: TrainingSettings) -> None:
         ("dense", settings.dense_steps, settings.dense_epochs),
         ("sparse", settings.sparse_steps, settings.sparse_epochs),
     ):
-        check_training(_with_length(training, steps, epochs, phase))
+        check_training(with_length(training, steps, epochs, phase))
     # How many entries the model has is not known here; of a million any sound density keeps some.
     density = settings.density if settings.count is None else None
     entries_to_keep(max(10**6, settings.count or 0), density=density, count=settings.count)
 
 
-def _with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
+def with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
+    """The settings of one phase.
+
+    Raises:
+        InputError: it has no length.
+    """
     if steps is None and epochs is None:
         raise InputError(f"the {phase} phase has no length: give {phase}_steps or {phase}_epochs")
     # Epochs have a default, so steps, which do not, win.

@@ -48,10 +48,7 @@ class Collator:
             "teacher_token_type_ids": 0,
             **self.padding,
         }
-        longest = max(len(feature["input_ids"]) for feature in features)
-        tokens = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
-        if self.positions is not None:
-            tokens = max(longest, min(tokens, self.positions))
+        tokens = padded(max(len(feature["input_ids"]) for feature in features), self.positions)
         batch = {}
         for name, value in {**per_token, **self.word_padding}.items():
             rows = [feature.get(name) for feature in features]
@@ -64,6 +61,12 @@ class Collator:
             width = tokens if name in per_token else max(len(row) for row in given)
             batch[name] = torch.tensor([(row or []) + [value] * (width - len(row or [])) for row in rows])
         return batch
+
+
+def padded(longest: int, positions: int | None = None) -> int:
+    """Tokens that a batch is padded to: a multiple of `PADDING_MULTIPLE`, but not beyond the model's positions."""
+    tokens = -(-longest // PADDING_MULTIPLE) * PADDING_MULTIPLE
+    return tokens if positions is None else max(longest, min(tokens, positions))
 
 
 class Engine(Protocol):

@@ -1,0 +1,217 @@
+"""What a run or a study will take, said before: steps, time, memory and disk of each stage, and what is done already.
+
+One function, `forecast`, for `bistil run --check`, for the start of every run, for budgets and for studies. It walks
+from the stages that are wanted to what they stand on as `RunFolder.make` does, asks each stage that is not done for its
+`cost`, and prices that by this machine's `Rates`.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bistil.errors import BistilError
+from bistil.runs.ahead import Foresight
+from bistil.runs.cost import Cost, Passes
+from bistil.runs.folder import Made, Name, RunFolder, State
+from bistil.runs.rates import STEP_SECONDS, Rates
+from bistil.runs.stage import Stage
+from bistil.settings.durations import duration
+from bistil.training.processes import processes
+
+# What every process of bistil has in memory: libraries and what they keep.
+PROCESS_BYTES = 0.55 * 2**30
+# A checkpoint is written and hashed.
+CHECKPOINT_PER_BYTE = 2.5e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one stage will take.
+
+    Attributes:
+        name, kind: what it is called, and its kind.
+        key: of the stage.
+        steps: optimizer steps, of all its trainings.
+        flops: of its passes.
+        seconds: wall time; of one that was begun, what is left of it.
+        memory: peak of resident memory, in bytes.
+        disk: bytes that it leaves.
+        work: bytes on disk while it is made.
+        state: done, begun, to do, or again and why.
+    """
+
+    name: str
+    kind: str
+    key: str
+    steps: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    work: float = 0.0
+    state: State
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What all stages will take, in the order in which they are made."""
+
+    stages: list[Estimate]
+
+    @property
+    def to_do(self) -> list[Estimate]:
+        """Those that are not done."""
+        return [one for one in self.stages if one.state.word != "done"]
+
+    @property
+    def seconds(self) -> float:
+        """Of all that is left to do."""
+        return sum(one.seconds for one in self.to_do)
+
+    @property
+    def steps(self) -> int:
+        """Of all that is left to do."""
+        return sum(one.steps for one in self.to_do)
+
+    @property
+    def memory(self) -> float:
+        """The highest peak of a stage that is left to do."""
+        return max((one.memory for one in self.to_do), default=0.0)
+
+    @property
+    def disk(self) -> float:
+        """Bytes that the disk must have room for: all that is left there, and the most that is there meanwhile."""
+        return sum(one.disk for one in self.to_do) + max((one.work for one in self.to_do), default=0.0)
+
+    def line(self) -> str:
+        """All of it in one line."""
+        if not self.to_do:
+            return f"all {len(self.stages)} stages are done"
+        begun = f" of {len(self.stages)}" if len(self.to_do) < len(self.stages) else ""
+        return (
+            f"{len(self.to_do)}{begun} stages to do: {self.steps:,} steps, about {duration(self.seconds)}, "
+            f"{_bytes(self.memory)} of memory, {_bytes(self.disk)} of disk"
+        )
+
+    def print(self) -> None:
+        """A table of the stages on standard output, and the line."""
+        table = Table(box=None, pad_edge=False)
+        for name in ("stage", "steps", "time", "memory", "disk", "state"):
+            table.add_column(name, justify="left" if name in ("stage", "state") else "right", no_wrap=name != "state")
+        for one in self.stages:
+            numbers = ["", "", "", ""]
+            if one.state.word != "done":
+                numbers = [f"{one.steps:,}" if one.steps else "", duration(one.seconds), _bytes(one.memory)]
+                numbers.append(_bytes(one.disk) if one.disk else "")
+            table.add_row(one.name, *numbers, _said(one.state))
+        Console(soft_wrap=True, highlight=False).print(table)
+        print(self.line())
+
+
+def _said(state: State) -> str:
+    if state.word == "begun":
+        return f"begun, {duration(state.seconds)} so far"
+    return f"again: {state.why}" if state.word == "again" else state.word
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{max(1, round(count / 2**20))} MiB"
+
+
+class Forecaster:
+    """Foretells stages, and learns from those that were made how fast this machine is.
+
+    Args:
+        run: the folder, opened or only looked at; None: nothing is made yet.
+        names: per key, what a stage is called, where there is no folder to say so.
+        rates: of this machine.
+    """
+
+    def __init__(
+        self, run: RunFolder | None = None, *, names: Mapping[str, Name] | None = None, rates: Rates | None = None
+    ) -> None:
+        self.run, self.names = run, dict(run.names if run is not None else names or {})
+        self.rates = rates or Rates()
+        self.ahead = Foresight(run)
+        self._costs: dict[str, Cost] = {}
+
+    def forecast(self, stages: Iterable[Stage[Any]]) -> Forecast:
+        """What it will take to make stages and what they stand on."""
+        found: dict[str, Estimate] = {}
+        for stage in stages:
+            self._add(stage, found)
+        return Forecast([*found.values()])
+
+    def _add(self, stage: Stage[Any], found: dict[str, Estimate]) -> None:
+        if stage.key in found:
+            return
+        state = State("to do") if self.run is None else self.run.state(stage)
+        name, kind, key = self._label(stage), stage.KIND, stage.key
+        if state.word == "done":
+            found[key] = Estimate(name=name, kind=kind, key=key, state=state)
+            return
+        for one in stage.stands_on():
+            self._add(one, found)
+        cost = self.cost(stage)
+        flops = sum(loop.steps * loop.step.flops for loop in cost.trainings) + sum(one.flops for one in cost.passes)
+        found[key] = Estimate(
+            name=name,
+            kind=kind,
+            key=key,
+            steps=cost.steps,
+            flops=flops,
+            seconds=max(0.0, self.seconds(cost) - state.seconds),
+            memory=PROCESS_BYTES + cost.memory,
+            disk=cost.disk,
+            work=cost.work,
+            state=state,
+        )
+
+    def _label(self, stage: Stage[Any]) -> str:
+        return self.names[stage.key].label if stage.key in self.names else f"{stage.KIND} {stage.key[:8]}"
+
+    def cost(self, stage: Stage[Any]) -> Cost:
+        """What a stage says of itself."""
+        if stage.key not in self._costs:
+            self._costs[stage.key] = stage.cost(self.ahead)
+        return self._costs[stage.key]
+
+    def seconds(self, cost: Cost) -> float:
+        """The wall time of a cost on this machine; several processes share a training."""
+        return self._trained(cost) + self._besides(cost)
+
+    def _trained(self, cost: Cost) -> float:
+        """Of optimizer steps."""
+        count = int(processes().num_processes)
+        return sum(one.steps * (self.rates.seconds(one.step) / count + STEP_SECONDS) for one in cost.trainings)
+
+    def _besides(self, cost: Cost) -> float:
+        """Of everything else."""
+        looks = sum(one.evaluations * self._of(one.evaluation) for one in cost.trainings)
+        written = sum(one.checkpoints * one.checkpoint_bytes * CHECKPOINT_PER_BYTE for one in cost.trainings)
+        return cost.seconds + looks + written + sum(self._of(one) for one in cost.passes)
+
+    def _of(self, passes: Passes | None) -> float:
+        return 0.0 if passes is None else self.rates.seconds(passes)
+
+    def made(self, stage: Stage[Any], made: Made[Any]) -> None:
+        """Learn from a stage that was carried out: how long its steps took, beside how long they were to take.
+
+        A stage that stops early has taken fewer steps than its cost has, so it says nothing.
+        """
+        with suppress(BistilError):
+            cost = self.cost(stage)
+            if not cost.trainings or _may_stop_early(stage):
+                return
+            expected, besides = self._trained(cost), self._besides(cost)
+            if expected > besides:
+                self.rates.correct(cost.trainings[0].step, max(made.seconds - besides, 0.0) / expected)
+
+
+def _may_stop_early(stage: Stage[Any]) -> bool:
+    training = getattr(getattr(stage, "settings", None), "training", None)
+    return getattr(training, "patience", None) is not None

@@ -1,0 +1,370 @@
+"""What a run will take, said before: FLOPs, steps, states, rates, and the lengths that a budget comes to."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from small_stages import Write, named
+from tiny_recipe import write_recipe
+from transformers import AutoModel
+
+from bistil.distillation.module import Distiller
+from bistil.distillation.student import make_student
+from bistil.errors import InputError, RecipeError
+from bistil.measuring.benchmark import count_flops, count_parameters
+from bistil.measuring.shape import ModelShape
+from bistil.method import forecast_recipe, plan_recipe, run_recipe
+from bistil.runs import budget as budgets
+from bistil.runs.budget import LEAST_STEPS, LENGTHS, MOST_TIMES, fix_lengths
+from bistil.runs.cost import Cost, Passes, Training
+from bistil.runs.folder import RunFolder
+from bistil.runs.forecast import Forecaster
+from bistil.runs.inputs import check_inputs
+from bistil.runs.rates import MOST_FACTORS, MOST_RATES, Rate, Rates
+from bistil.settings.durations import duration, seconds_of
+from bistil.settings.recipe import ObjectiveSettings, load_recipe
+
+# Durations
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45m", 2700), ("2h", 7200), ("90s", 90), ("1h30m", 5400), ("1.5 h", 5400)]
+)
+def test_durations_are_read(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "45", "m", "0m", "-5m", "30m1h", "1h 1x", "1e3m", "٣m…"])
+def test_what_is_no_duration_is_one_line(text):
+    with pytest.raises(RecipeError, match="45m, 2h, 90s or 1h30m"):
+        seconds_of(text)
+
+
+def test_durations_are_said_no_finer_than_they_are_known():
+    said = [duration(one) for one in (3.4, 89, 95, 3540, 3600, 5400, 100_000, 260_000)]
+    assert said == ["3 s", "89 s", "2 min", "59 min", "1 h", "1 h 30 min", "27 h 47 min", "3 d"]
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_shape_counts_what_the_benchmark_counts_of_the_model(family):
+    config = tiny.config(family, layers=3)
+    shape, model = ModelShape.of(config), AutoModel.from_config(config).eval().requires_grad_(False)
+    assert shape.parameters == count_parameters(model)
+    # The two-layer way, of families that look at numbers, leaves out nothing either.
+    for tokens in (8, 24, 80):
+        exact = count_flops(
+            model, [{"input_ids": (ids := torch.full((1, tokens), 7)), "attention_mask": torch.ones_like(ids)}]
+        )
+        assert shape.flops(tokens) == pytest.approx(exact, rel=1e-6)
+
+
+def test_layers_and_vocabulary_change_a_shape():
+    shape = ModelShape.of(tiny.config("bert"))
+    assert shape.with_layers([3, 6]).depth == 2
+    more = shape.with_vocabulary(shape.vocabulary + 10)
+    assert more.parameters["total"] - shape.parameters["total"] == 10 * shape.width
+
+
+# Stages
+
+
+@pytest.fixture(scope="module")
+def recipe_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    write_recipe(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(recipe_folder):
+    return load_recipe(recipe_folder / "recipe.toml")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "run"
+    run_recipe(recipe, output)
+    return output
+
+
+def by_name(forecast):
+    return {one.name: one for one in forecast.stages}
+
+
+def test_steps_and_places_are_those_of_the_run(recipe, finished):
+    foretold = by_name(forecast_recipe(recipe))
+    steps = {}
+    for path in (finished / "stages").glob("*.json"):
+        record = json.loads(path.read_text())
+        result = record["result"]
+        phases = [one["steps"] for one in result.get("phases", {}).values() if one and "steps" in one]
+        steps[record["name"]] = (result.get("steps") or sum(phases)) if "steps" in result else 0
+        assert record["name"] in foretold, record["name"]
+    assert {name: one.steps for name, one in foretold.items()} == steps
+    assert steps["phase1"] == 12 and steps["task-teacher"] > 0
+    trained = [one for one in foretold.values() if one.steps]
+    assert len(trained) == 8 and all(one.seconds > 0 and one.memory > 0 and one.disk > 0 for one in trained)
+
+
+def test_the_work_of_a_step_is_what_its_passes_do(recipe):
+    """FLOPs of a step of phase 1, counted by PyTorch while the module that is trained runs it, forward and backward."""
+    inputs = check_inputs(recipe)
+    stage = plan_recipe(recipe, inputs).bilingual()
+    forecaster = Forecaster()
+    step = forecaster.cost(stage).trainings[0].step
+    teacher = AutoModel.from_config(forecaster.ahead.shape(stage.teacher).config)
+    students = {"2": make_student(teacher, [2, 4, 6]), "3": make_student(teacher, [3, 6])}
+    objectives = dict.fromkeys(students, ObjectiveSettings())
+    module = Distiller(teacher, students, objectives=objectives, layers={"2": [2, 4, 6], "3": [3, 6]}, fast=False)
+    ids = torch.randint(5, 20, (int(step.sequences), int(step.tokens)))
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        module(input_ids=ids)["loss"].backward()
+    # The pooler is no part of training, and the first layer's inputs get no gradient of text.
+    assert step.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert sum(loop.evaluations for loop in forecaster.cost(stage).trainings) == 2
+
+
+def test_what_is_done_begun_and_done_again_is_told_with_its_reason(recipe, finished, tmp_path):
+    assert {one.state.word for one in forecast_recipe(recipe).stages} == {"to do"}
+    whole = forecast_recipe(recipe, finished)
+    assert {one.state.word for one in whole.stages} == {"done"}
+    assert whole.line() == f"all {len(whole.stages)} stages are done" and whole.seconds == 0
+    assert forecast_recipe(recipe, tmp_path / "nothing").to_do
+    changed = replace(recipe, phase2=replace(recipe.phase2, training=replace(recipe.phase2.training, batch_size=2)))
+    again = by_name(forecast_recipe(changed, finished))
+    assert again["phase2-lrf2"].state.why == "settings.training.batch_size was 4 and is 2"
+    assert again["evaluate lrf2"].state.why == "model is another"
+    assert again["phase1"].state.word == again["task-teacher"].state.word == "done"
+    before = (finished / "students/lrf2/config.json").read_bytes()
+    try:
+        (finished / "students/lrf2/config.json").write_bytes(before + b" ")
+        damaged = by_name(forecast_recipe(recipe, finished))
+        assert damaged["phase2-lrf2"].state.why == "students/lrf2/config.json was damaged or deleted"
+        assert damaged["evaluate lrf2"].state.word == "done"
+    finally:
+        (finished / "students/lrf2/config.json").write_bytes(before)
+
+
+def test_looking_changes_nothing_and_follows_what_is_needed(tmp_path):
+    base = Write(text="base")
+    top = Write(text="top", after=base.product("out"))
+    look = RunFolder(tmp_path / "run", identity={}, look=True)
+    assert [one.key for one in Forecaster(look).forecast([top]).stages] == [base.key, top.key]
+    assert not (tmp_path / "run").exists()
+    with RunFolder(tmp_path / "run", identity={}) as run:
+        run.make(top)
+        run.drop(base)
+        before = sorted(path for path in (tmp_path / "run").rglob("*"))
+        # Another process looks while this one works; what only the finished stage stood on is not asked for.
+        look = RunFolder(tmp_path / "run", identity={"other": 1}, names=named(top, new="elsewhere"), look=True)
+        assert [one.state.word for one in Forecaster(look).forecast([top]).stages] == ["done"]
+        assert Forecaster(look).forecast([base]).stages[0].state.why == "it was removed to save room"
+    assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_check_and_a_run_say_what_it_takes(recipe_folder, finished, command_line):
+    code, out, _ = command_line("run", recipe_folder / "recipe.toml", "--check")
+    assert code == 0
+    assert "phase2-lrf3-no-target-text" in out and " stages to do: " in out.splitlines()[-1]
+    code, out, _ = command_line("run", recipe_folder / "recipe.toml", "--check", "--output", finished)
+    assert code == 0 and out.splitlines()[-1].startswith("all ")
+    code, _, said = command_line("run", recipe_folder / "recipe.toml", "--output", finished)
+    assert code == 0 and "[bistil] plan: all " in said
+
+
+# Rates
+
+
+def passes(kind="labels", **changes):
+    shape = ModelShape.of(tiny.config("bert", layers=2))
+    values = {"kind": kind, "teacher": shape, "students": (shape,), "sequences": 2, "tokens": 16, "flops": 1e9}
+    return Passes(**{**values, **changes})
+
+
+@pytest.mark.parametrize("kind", ["phase1", "phase2", "labels", "language", "score", "single"])
+def test_a_rate_is_measured_once_and_kept(kind, tmp_path, monkeypatch):
+    objective = ObjectiveSettings(prediction=1.0) if kind.startswith("phase") else None
+    one = passes(kind, objective=objective, parameters=1e6)
+    state = torch.get_rng_state()
+    seconds = Rates(tmp_path / "rates.json").seconds(one)
+    assert seconds > 0 and torch.equal(state, torch.get_rng_state())
+    monkeypatch.setattr("bistil.runs.rates.measured", None)
+    assert Rates(tmp_path / "rates.json").seconds(one) == pytest.approx(seconds)
+    assert Rates(tmp_path / "rates.json").seconds(replace(one, flops=2e9, parameters=2e6)) == pytest.approx(2 * seconds)
+
+
+def test_stages_that_were_made_correct_a_rate_and_outliers_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("bistil.runs.rates.measured", lambda _: Rate(1e-9, 0.0))
+    one, file = passes(), tmp_path / "rates.json"
+    assert Rates(file).seconds(one) == 1.0
+    Rates(file).correct(one, 2.0)
+    assert Rates(file).seconds(one) == 2.0
+    Rates(file).correct(one, 1.5)  # of what was foretold by then
+    assert Rates(file).seconds(one) == 2.5  # the median of 2 and 3
+    for absurd in (0.0, 1e-6, 1e6, float("inf"), float("nan")):
+        Rates(file).correct(one, absurd)
+    assert Rates(file).seconds(one) == 2.5
+    for _ in range(20):
+        Rates(file).correct(one, 1.0)
+    (entry,) = json.loads(file.read_text())["rates"].values()
+    assert len(entry["factors"]) == MOST_FACTORS
+
+
+def test_a_damaged_file_of_rates_counts_as_none_and_many_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("bistil.runs.rates.measured", lambda _: Rate(1e-9, 0.0))
+    file = tmp_path / "rates.json"
+    sound = {"flop": 1e-9, "parameter": 0.0, "factors": []}
+    Rates(file).seconds(passes())
+    whole = file.read_text()
+    others = ["", "[1]", whole[:30], whole.replace("1e-09", "2e-09"), "\x00", '{"rates": 3}']
+    odd = [{"flop": "x"}, 4, {**sound, "flop": -1.0}, {**sound, "factors": [0]}, {**sound, "factors": None}]
+    others.append(json.dumps({"rates": {str(i): one for i, one in enumerate(odd)}}))
+    for content in others:
+        file.write_text(content)
+        assert Rates(file)._known == {}, content
+        assert Rates(file).seconds(passes()) == 1.0
+        assert file.read_text() == whole
+    file.write_text(json.dumps({"rates": {str(i): sound for i in range(3 * MOST_RATES)}}))
+    Rates(file).seconds(passes())
+    kept = json.loads(file.read_text())["rates"]
+    assert len(kept) == MOST_RATES and Rates(file).of_stage(passes()) in kept
+    file.unlink()
+    file.mkdir()  # no place for it: forgotten, and no error
+    assert Rates(file).seconds(passes()) == 1.0
+
+
+def test_a_made_stage_teaches_the_rate_of_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("bistil.runs.rates.measured", lambda _: Rate(1e-9, 0.0))
+    monkeypatch.setattr("bistil.runs.forecast.STEP_SECONDS", 0.0)
+
+    class Trains(Write):
+        def cost(self, ahead):
+            del ahead
+            return Cost(trainings=[Training(steps=10, step=passes())], seconds=5.0)
+
+    rates = Rates(tmp_path / "rates.json")
+    with RunFolder(tmp_path / "run", identity={}) as run:
+        forecaster = Forecaster(run, rates=rates)
+        stage = Trains()
+        assert forecaster.forecast([stage]).seconds == 15.0
+        forecaster.made(stage, replace(run.make(stage), seconds=35.0))
+    assert rates.seconds(passes()) == 3.0
+
+
+# Budgets
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A machine on which time is known: a second per step of each model of a kind."""
+    monkeypatch.setattr("bistil.runs.rates.measured", lambda one: Rate(1.0 / max(one.flops, 1.0), 0.0))
+    monkeypatch.setattr("bistil.runs.rates.Rates._keep", lambda _: None)
+    monkeypatch.setattr("bistil.runs.rates._read", lambda _: {})
+
+
+def long(recipe, budget, **changes):
+    """The recipe with lengths that can be cut."""
+    sparse = {"dense_steps": 400, "sparse_steps": 400, "dense_epochs": None, "sparse_epochs": None}
+    return replace(
+        recipe,
+        budget=budget,
+        phase1=replace(recipe.phase1, training=replace(recipe.phase1.training, steps=600)),
+        finetune=replace(recipe.finetune, sparse=replace(recipe.finetune.sparse, **sparse)),
+        phase2=replace(recipe.phase2, sparse=replace(recipe.phase2.sparse, **sparse)),
+        **changes,
+    )
+
+
+def fixed(recipe, output=None):
+    inputs = check_inputs(recipe)
+    return fix_lengths(recipe, lambda one: plan_recipe(one, inputs).groups(), output)
+
+
+def foretold(recipe):
+    return Forecaster().forecast(plan_recipe(recipe, check_inputs(recipe)).stages()).seconds
+
+
+@pytest.mark.usefixtures("slow")
+def test_one_factor_makes_all_trainings_fit_the_budget(recipe):
+    own = foretold(long(recipe, None))
+    short, same = long(recipe, f"{own / 2:.0f}s"), long(recipe, f"{own:.0f}s")
+    got = fixed(short)
+    settled = got.applied(short)
+    assert foretold(settled) == pytest.approx(own / 2, rel=0.02) and foretold(settled) <= own / 2
+    factors = [
+        settled.phase1.training.steps / 600,
+        settled.finetune.sparse.dense_steps / 400,
+        settled.phase2.sparse.sparse_steps / 400,
+    ]
+    assert max(factors) - min(factors) < 0.01 and max(factors) < 0.6
+    assert fixed(same).applied(same).phase1.training.steps == pytest.approx(600, rel=0.02)
+    # The lengths are the stages' own, and so of their keys; all else is as it was.
+    inputs = check_inputs(short)
+    assert plan_recipe(settled, inputs).bilingual().key != plan_recipe(short, inputs).bilingual().key
+    assert plan_recipe(settled, inputs).method.trimmed().key == plan_recipe(short, inputs).method.trimmed().key
+
+
+@pytest.mark.usefixtures("slow")
+def test_fine_tunings_grow_to_a_bound_and_phase_1_takes_the_rest(recipe):
+    wide = long(recipe, "200h")
+    settled = fixed(wide).applied(wide)
+    assert settled.finetune.sparse.dense_steps == settled.phase2.sparse.sparse_steps == MOST_TIMES * 400
+    assert settled.phase1.training.steps == budgets.MOST_PHASE1_STEPS
+    between = long(recipe, "8h")
+    settled = fixed(between).applied(between)
+    assert settled.finetune.sparse.dense_steps == MOST_TIMES * 400
+    assert 2 * 600 < settled.phase1.training.steps < budgets.MOST_PHASE1_STEPS
+    assert foretold(settled) == pytest.approx(8 * 3600, rel=0.01)
+
+
+@pytest.mark.usefixtures("slow")
+def test_epochs_and_bounds_are_lengths_too(recipe):
+    training = replace(
+        recipe.finetune.training, steps=None, epochs=300.0, least_steps=50, most_steps=4000, warmup_steps=0.1
+    )
+    dense = replace(long(recipe, "1h"), finetune=replace(recipe.finetune, sparse=None, training=training))
+    got = fixed(dense).applied(dense).finetune.training
+    assert got.epochs != 300.0 and got.warmup_steps == 0.1
+    assert got.least_steps / 50 == pytest.approx(got.epochs / 300, rel=0.02)
+    assert got.most_steps / 4000 == pytest.approx(got.epochs / 300, rel=0.01)
+
+
+def test_a_budget_that_is_too_small_is_one_line_and_writes_nothing(recipe_folder, tmp_path, command_line):
+    line = ("run", recipe_folder / "recipe.toml", "--output", tmp_path / "run", "--set")
+    code, _, said = command_line(*line, "budget=0.001s")
+    assert code == 2 and said.count("\n") == 1
+    assert "budget is 0.001s, but this run takes about" in said and f"({LEAST_STEPS} steps)" in said
+    assert not (tmp_path / "run").exists()
+    code, _, said = command_line(*line, "budget=soon")
+    assert code == 2 and said.count("\n") == 1 and "budget is 'soon'; give a duration such as 45m" in said
+
+
+def test_a_resumed_run_keeps_the_lengths_that_were_fixed(recipe, tmp_path, monkeypatch):
+    # Everything is below the least number of steps, so the least is the recipe's own; any budget is large.
+    generous = replace(recipe, budget="10h")
+    monkeypatch.setattr(budgets, "MOST_PHASE1_STEPS", 24)
+    output = tmp_path / "run"
+    run_recipe(generous, output)
+    lengths = json.loads((output / LENGTHS).read_text())["lengths"]
+    assert lengths["phase1"]["training"]["steps"] == 24
+    assert json.loads((output / "recipe.json").read_text())["phase1"]["training"]["steps"] == 24
+    # Another machine, another rule: the folder's lengths stay, and nothing is done again.
+    monkeypatch.setattr(budgets, "MOST_PHASE1_STEPS", 48)
+    assert {one.state.word for one in forecast_recipe(generous, output).stages} == {"done"}
+    assert {one.skipped for one in run_recipe(generous, output).stages} == {True}
+    # The same time said otherwise is the same budget; another recipe or budget is fixed anew.
+    assert fixed(replace(generous, budget="600m"), output).lengths == lengths
+    assert fixed(replace(generous, budget="9h"), output).lengths["phase1"]["training"]["steps"] == 48
+    longer = replace(generous, phase1=replace(generous.phase1, training=replace(generous.phase1.training, steps=14)))
+    assert fixed(longer, output).own != fixed(generous, output).own
+    (output / LENGTHS).write_text((output / LENGTHS).read_text().replace("24", "25"))
+    with pytest.raises(InputError, match=rf"{LENGTHS} is damaged.*remove it"):
+        fixed(generous, Path(output))
