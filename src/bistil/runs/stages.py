@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bistil.distillation.general import distill_general
-from bistil.distillation.student import choose_layers, copy_student
+from bistil.distillation.student import choose_layers, copy_student, student_config
 from bistil.distillation.task import Fitting
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
+from bistil.distillation.terms import terms_of
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
 from bistil.measuring.shape import ModelShape
@@ -24,6 +25,7 @@ from bistil.runtime.devices import device_for
 from bistil.settings.recipe import (
     AdaptSettings,
     FinetuneSettings,
+    ObjectiveSettings,
     Phase1Settings,
     Phase2Settings,
     StudentSettings,
@@ -255,6 +257,8 @@ class Distil(Stage[Distilled]):
             seed=self.seed,
             language_sfts={language: place.path(sft) for language, sft in self.sfts.items()} or None,
             force_sfts=self.force_sfts,
+            # Whoever plans a phase 1 of one language wants one.
+            one_language=len(self.texts) == 1,
             work=place.work / "training",
             replace=True,
             label=place.label,
@@ -273,8 +277,8 @@ class Distil(Stage[Distilled]):
         return None if part == "record" else self.teacher
 
     def shape(self, part: str, ahead: Ahead) -> ModelShape:
-        teacher = ahead.shape(self.teacher)
-        return teacher.with_layers(choose_layers(teacher.depth, self.students[int(part)]))
+        teacher, student = ahead.shape(self.teacher), self.students[int(part)]
+        return _student_shape(teacher, choose_layers(teacher.depth, student), student)
 
     def cost(self, ahead: Ahead) -> Cost:
         teacher, training, settings = ahead.shape(self.teacher), self.settings.training, self.settings
@@ -294,18 +298,21 @@ class Distil(Stage[Distilled]):
         top = max(max(choose_layers(teacher.depth, student)) for student in self.students)
         run = teacher if self.sfts or top == teacher.depth else teacher.with_layers([*range(1, top + 1)])
         small = sum(student.flops(length) for student in students)
+        objectives = [student.objective or settings.objective for student in self.students]
+        above = sum(map(_head_flops, objectives, students, [teacher] * len(students))) * length
+        taught = any(_is_taught(objective) for objective in objectives)
         precision, device = ahead.settled(training)
         shared: dict[str, Any] = {
             "teacher": teacher, "students": students, "tokens": length, "precision": precision, "device": device,
         }  # fmt: skip
         step = Passes(
-            kind="phase1", objective=settings.objective, flops=training.batch_size * (run.flops(length) + 3 * small),
-            sequences=training.batch_size, **shared,
+            kind="phase1", objective=objectives[0], sequences=training.batch_size,
+            flops=training.batch_size * (taught * run.flops(length) + 3 * small + above), **shared,
         )  # fmt: skip
         measured = all(out.values())
         look = Passes(
-            kind="score", flops=sum(out.values()) * (run.flops(length) + small), sequences=training.batch_size,
-            **shared,
+            kind="score", flops=sum(out.values()) * (taught * run.flops(length) + small + above / 3),
+            sequences=training.batch_size, **shared,
         ) if measured else None  # fmt: skip
         trained = float(sum(student.parameters["total"] for student in students))
         loop = _training(steps, step, look, training, parameters=trained)
@@ -371,7 +378,7 @@ class Copied:
         return output
 
     def shape(self, ahead: Ahead) -> ModelShape:
-        return ahead.shape(self.model).with_layers(list(self.layers))
+        return _student_shape(ahead.shape(self.model), list(self.layers), self.student)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -706,6 +713,22 @@ class Benchmark(Stage[Costs]):
 
 
 # What costs are made of
+
+
+def _student_shape(teacher: ModelShape, layers: list[int], student: StudentSettings) -> ModelShape:
+    """What a student of some of a teacher's layers is like."""
+    return ModelShape.of(student_config(teacher.config, layers, student))
+
+
+def _head_flops(objective: ObjectiveSettings, student: ModelShape, teacher: ModelShape) -> float:
+    """FLOPs per token of the masked-LM heads in a training step: both models' at every token, the student's again to
+    save memory and twice backwards; or the student's at the masked tokens."""
+    ours, theirs = (2.0 * one.width * one.vocabulary for one in (student, teacher))
+    return bool(objective.prediction) * (theirs + 4 * ours) + bool(objective.hard_labels) * 0.15 * 3 * ours
+
+
+def _is_taught(objective: ObjectiveSettings) -> bool:
+    return any(term.TAUGHT for term, _ in terms_of(objective))
 
 
 def _training(

@@ -253,9 +253,11 @@ class StudentSettings(Checked):
         None, "width of the feed-forward layers; none: in the teacher's proportion to the hidden states", least=1
     )
     attention_heads: int | None = option(None, "number of attention heads; none: as many as the teacher", least=1)
-    start: Literal["copy", "random"] = option(
-        "copy", "copied weights, of a narrower student their leading rows and columns, or random ones"
-    )
+    start: Literal["copy", "random", "scratch"] = option(
+        "copy",
+        "copied weights, of a narrower student their leading rows and columns; random layers under copied embeddings; "
+        "or from scratch: all of it is random",
+    )  # fmt: skip
     objective: ObjectiveSettings | None = option(
         None, "this student's own weights of the phase 1 losses, instead of phase1.objective"
     )

@@ -118,6 +118,8 @@ class Term(ABC):
 
     NAME: ClassVar[str]
     """Of its weight, and in logs."""
+    TAUGHT: ClassVar[bool] = True
+    """Whether it looks at the teacher; where no term does, the teacher does not run."""
 
     def __init__(self, objective: ObjectiveSettings) -> None:
         self.objective = objective
@@ -287,6 +289,7 @@ class HardLabels(Term):
     """The task's own loss on labelled examples (phase 2), or masked language modelling (phase 1)."""
 
     NAME = "hard_labels"
+    TAUGHT = False
 
     def needs(self, layers: Sequence[int]) -> Needs:
         del layers
