@@ -14,39 +14,39 @@ from pathlib import Path
 from typing import Any
 
 from bistil.method import plan_recipe
-from bistil.runs.folder import RunFolder
 from bistil.runs.forecast import Forecaster
 from bistil.runs.inputs import check_inputs
 from bistil.runs.rates import Rates
-from bistil.runtime.artefacts import read_json
-from bistil.settings.recipe import Recipe, parse
+from bistil.runs.stage import typed
+from bistil.runtime.artefacts import read_json, read_sealed
+from bistil.settings.recipe import Recipe
 
 TOLERATED = 1 / 3
 
 
 def compared(folder: Path, rates: Rates) -> dict[str, Any]:
     """Per stage of a run what it took and what was foretold; and in all."""
-    values = read_json(folder / "recipe.json")
-    recipe = parse(Recipe, values, str(folder / "recipe.json"))
+    recipe = typed(Recipe, read_json(folder / "recipe.json"))
     plan = plan_recipe(recipe, check_inputs(recipe))
-    made = RunFolder(folder, identity={}, names=plan.names, look=True)
-    foretold = {one.key: one for one in Forecaster(names=plan.names, rates=rates).forecast(plan.stages()).stages}
-    rows = []
-    for stage in {stage.key: stage for stage in plan.stages()}.values():
-        done, guess = made.known(stage, whole=False), foretold[stage.key]
-        if done is not None:
-            rows.append(
-                {
-                    "stage": guess.name,
-                    "seconds": done.seconds,
-                    "foretold": guess.seconds,
-                    "memory": done.peak_memory / 2**30,
-                    "foretold_memory": guess.memory / 2**30,
-                }
-            )
-    total: dict[str, Any] = {"stage": "all"}
-    for name, one in (("seconds", sum), ("foretold", sum), ("memory", max), ("foretold_memory", max)):
-        total[name] = one(row[name] for row in rows)
+    foretold = {one.name: one for one in Forecaster(names=plan.names, rates=rates).forecast(plan.stages()).stages}
+    # By their names: a later version may give stages other keys.
+    records = {one["name"]: one for one in map(read_sealed, sorted((folder / "stages").glob("*.json")))}
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": name,
+            "seconds": records[name]["seconds"],
+            "foretold": guess.seconds,
+            "memory": records[name]["peak_memory_bytes"] / 2**30,
+            "foretold_memory": guess.memory / 2**30,
+        }
+        for name, guess in foretold.items()
+        if name in records
+    ]
+    total = {
+        "stage": "all",
+        **{name: sum(row[name] for row in rows) for name in ("seconds", "foretold")},
+        **{name: max(row[name] for row in rows) for name in ("memory", "foretold_memory")},
+    }
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     disk = sum(one.disk for one in foretold.values())
     return {"run": folder.name, "stages": [*rows, total], "disk": written / 2**30, "foretold_disk": disk / 2**30}

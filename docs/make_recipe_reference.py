@@ -11,11 +11,11 @@ from bistil.training.loop import planned_steps
 
 INTRODUCTION = """# The recipe
 
-A recipe is a TOML file. `bistil run RECIPE.toml --check` says what is wrong with it without doing any work;
-relative paths are relative to the recipe's own folder. Every table may be left out or given in part: what is not given
-keeps its default. `--set KEY=VALUE` changes a key for one run, items of lists by their numbers from 0:
-`bistil run r.toml --set phase1.objective.cosine=1 --set students.0.reduction=3`. This page is written from the code
-(`make docs`).
+A recipe is a TOML file. `bistil run RECIPE.toml --check` says what is wrong with it without doing any work, and
+[what the run will take](plan.md); relative paths are relative to the recipe's own folder. Every table may be left out
+or given in part: what is not given keeps its default. `--set KEY=VALUE` changes a key for one run, items of lists by
+their numbers from 0: `bistil run r.toml --set phase1.objective.cosine=1 --set students.0.reduction=3`. This page is
+written from the code (`make docs`).
 
 Shortest recipe, for your own language and labels:
 

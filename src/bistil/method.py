@@ -4,7 +4,6 @@ text S, text T --> trim vocabulary --> copy every s-th layer --> phase 1: genera
 labelled S ------> task teacher ------> phase 2: task distillation ------> evaluate on T --> benchmark --> report
 """
 
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -56,8 +55,6 @@ from bistil.settings.recipe import (
 from bistil.settings.study import Variant
 from bistil.tasks.hub import source_of
 from bistil.training.processes import processes
-
-logger = logging.getLogger(__name__)
 
 MAJORITY = "majority class"
 # Room on disk that is asked for: the teacher's copies and checkpoints, in sizes of the teacher.
@@ -399,7 +396,7 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
                 keep_lengths(fixed, output)
             forecaster = Forecaster(run)
             run.on_made = forecaster.made
-            logger.info(f"plan: {forecaster.forecast(plan.stages()).line()}")
+            forecaster.announce(plan.stages())
         for stage in plan.stages():
             run.make(stage)
         summary = summarise(recipe, inputs, plan, run)

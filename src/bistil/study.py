@@ -6,7 +6,6 @@ of `method.Method`, like a recipe's run, so what points share is made once, and 
 from the change.
 """
 
-import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,8 +26,6 @@ from bistil.settings.schema import TaskSettings
 from bistil.settings.study import StudySettings, Variant
 from bistil.tasks.hub import labelled_digest
 from bistil.tasks.metrics import interval
-
-logger = logging.getLogger(__name__)
 
 UNDISTILLED, TRIM_ONLY = "undistilled", "trim only"
 
@@ -208,7 +205,7 @@ class Study:
         with self.open(output) as run:
             forecaster = Forecaster(run)
             run.on_made = forecaster.made
-            logger.info(f"plan: {forecaster.forecast(map(self.score, wanted)).line()}")
+            forecaster.announce(map(self.score, wanted))
             for point in wanted:
                 run.make(self.score(point))
                 if point.number is not None:

@@ -115,10 +115,14 @@ def study(data):
 
 
 def made_now(study, output, points=None):
-    """Labels of the stages that a call had to do."""
+    """Kinds of the stages that a call had to do, which is what was foretold."""
     before = {path.name for path in (output / "stages").glob("*.json")}
-    study.run(output, list(study.points()) if points is None else points)
-    return sorted(path.name.split("-")[0] for path in (output / "stages").glob("*.json") if path.name not in before)
+    points = list(study.points()) if points is None else points
+    foretold = sorted(one.kind for one in study.forecast(points, output).to_do)
+    study.run(output, points)
+    made = sorted(path.name.split("-")[0] for path in (output / "stages").glob("*.json") if path.name not in before)
+    assert foretold == made
+    return made
 
 
 def test_what_points_share_is_made_once_and_a_changed_study_redoes_what_follows(study, tmp_path):
@@ -172,6 +176,9 @@ def test_the_table_is_made_of_the_records(data, tmp_path, monkeypatch, capsys):
     assert table["phase1"]["all"]["tokens"] == row["phase1_tokens"] > 0
     assert [one["name"] for one in table["speed"]] == ["undistilled", "trim only", "lrf2", "lrf3"]
     assert lines[()]["rows"] == table["rows"] and lines[()]["speed"] == []
+    monkeypatch.setattr(sys, "argv", [*arguments, "--plan", "--student", "lrf2"])
+    transfer.main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("all ")
 
 
 def test_the_mean_gap_of_seeds_and_sets():

@@ -4,10 +4,12 @@ No weights are read. A model that is there is asked by its configuration; one th
 will make it. Token counts come from some hundred lines or examples, tokenized as training will.
 """
 
+import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from math import log
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ from bistil.runs.cost import LessonFigures, ScoredFigures, TextFigures
 from bistil.runs.data import Exam, Labelled, TargetText
 from bistil.runs.folder import RunFolder
 from bistil.runs.stage import File, Product, plain
+from bistil.runtime.quiet import kept_levels
 from bistil.settings.schema import TrainingSettings, TrimSettings
 from bistil.tasks.batches import Feature, padded
 from bistil.text.files import line_batches
@@ -65,7 +68,13 @@ class Foresight:
     def __init__(self, run: RunFolder | None = None) -> None:
         self._run = run
         self._reader = Reading() if run is None else run
+        # What is read here for a run is read for good, and what is left out of it is said once; else nothing is.
+        self._quiet = run is None or run.look
         self._known: dict[Any, Any] = {}
+
+    def forget(self) -> None:
+        """Let go of tokenizers and samples."""
+        self._known.clear()
 
     # Models
 
@@ -84,7 +93,7 @@ class Foresight:
     def weights(self, of: Any) -> float:
         """Bytes of a model's folder."""
         if isinstance(of, File):
-            return float(folder_bytes(of.path)[0])
+            return self._once(("weights", str(of.path)), lambda: float(folder_bytes(of.path)[0]))
         shape = self.shape(of)
         return 4.0 * shape.parameters["total"] + _BYTES_PER_TOKEN * shape.vocabulary
 
@@ -235,7 +244,9 @@ class Foresight:
 
     def _once(self, key: Any, how: Callable[[], T]) -> T:
         if key not in self._known:
-            self._known[key] = how()
+            hushed = kept_levels("bistil.distillation", "bistil.tasks", level=logging.ERROR)
+            with hushed if self._quiet else nullcontext():
+                self._known[key] = how()
         found: T = self._known[key]
         return found
 

@@ -131,7 +131,7 @@ class RunFolder:
         on_made: Callable[[Stage[Any], Made[Any]], None] | None = None,
     ) -> None:
         self.folder, self.names, self.shared = folder, dict(names or {}), shared
-        self.on_made = on_made
+        self.look, self.on_made = look, on_made
         self.results: list[Made[Any]] = []
         self._made: dict[str, Made[Any]] = {}
         self._memory: dict[str, Any] = {}
@@ -227,21 +227,20 @@ class RunFolder:
     def state(self, stage: Stage[Any]) -> "State":
         """Whether a stage is done, begun, or to be done again and why; nothing is said and nothing is changed."""
         kind, key = stage.KIND, stage.key
-        record = self._record(kind, key)
+        record = _sealed(self._record_file(kind, key))
         if record.get("key") == key and not record.get("dropped"):
             damaged = self._damaged(record)
             if damaged is None:
                 return State("done")
             return State("again", f"{damaged} was damaged or deleted")
-        clock = self._work(stage) / "clock.json"
-        begun = _sealed(clock, self._name(stage).label)
+        begun = _sealed(self._work(stage) / "clock.json")
         if begun.get("digest") == key:
             return State("begun", seconds=float(begun.get("seconds", 0.0)))
         if record.get("key") == key:
             return State("again", "it was removed to save room")
         name, places = self._name(stage), {self._place(Product(stage, part)) for part in stage.parts()}
         for path in sorted((self.folder / "stages").glob(f"{kind}-*.json")):
-            other = _sealed(path, path.stem)
+            other = _sealed(path)
             if other.get("name") == name.label or places & set(other.get("places", {}).values()):
                 return State("again", changed(other.get("inputs", {}), stage.inputs()))
         return State("to do")
@@ -506,14 +505,15 @@ def _identity(mark: Path) -> dict[str, Any]:
     return identity
 
 
-def _sealed(record: Path, name: str) -> dict[str, Any]:
-    """What a stage's record or clock says; nothing if there is none or it is damaged, which is said."""
+def _sealed(record: Path, name: str | None = None) -> dict[str, Any]:
+    """What a stage's record or clock says; nothing if there is none or it is damaged, which is said of a `name`."""
     if not record.exists():
         return {}
     try:
         return read_sealed(record)
     except ArtefactError:
-        logger.warning(f"{name}: {record} is damaged and does not count")
+        if name is not None:
+            logger.warning(f"{name}: {record} is damaged and does not count")
         return {}
 
 

@@ -5,9 +5,11 @@ from the stages that are wanted to what they stand on as `RunFolder.make` does, 
 `cost`, and prices that by this machine's `Rates`.
 """
 
+import gc
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -19,11 +21,16 @@ from bistil.runs.cost import Cost, Passes
 from bistil.runs.folder import Made, Name, RunFolder, State
 from bistil.runs.rates import STEP_SECONDS, Rates
 from bistil.runs.stage import Stage
+from bistil.runtime.memory import return_freed_heap
 from bistil.settings.durations import duration
 from bistil.training.processes import processes
 
+logger = logging.getLogger(__name__)
+
 # What every process of bistil has in memory: libraries and what they keep.
 PROCESS_BYTES = 0.55 * 2**30
+# Of a process's highest peak so much stays with it: what is freed does not all go back.
+LEFT_BEHIND = 0.7
 # A checkpoint is written and hashed.
 CHECKPOINT_PER_BYTE = 2.5e-9
 
@@ -144,7 +151,13 @@ class Forecaster:
         found: dict[str, Estimate] = {}
         for stage in stages:
             self._add(stage, found)
-        return Forecast([*found.values()])
+        highest, estimates = 0.0, []
+        for one in found.values():
+            if one.state.word != "done":
+                one = replace(one, memory=max(one.memory, LEFT_BEHIND * highest))
+                highest = max(highest, one.memory)
+            estimates.append(one)
+        return Forecast(estimates)
 
     def _add(self, stage: Stage[Any], found: dict[str, Estimate]) -> None:
         if stage.key in found:
@@ -156,6 +169,9 @@ class Forecaster:
             return
         for one in stage.stands_on():
             self._add(one, found)
+        below = next((found[one.key] for one in stage.stands_on() if found[one.key].state.word != "done"), None)
+        if state.word == "again" and below is not None:
+            state = State("again", f"it stands on {below.name}")
         cost = self.cost(stage)
         flops = sum(loop.steps * loop.step.flops for loop in cost.trainings) + sum(one.flops for one in cost.passes)
         found[key] = Estimate(
@@ -197,6 +213,13 @@ class Forecaster:
 
     def _of(self, passes: Passes | None) -> float:
         return 0.0 if passes is None else self.rates.seconds(passes)
+
+    def announce(self, stages: Iterable[Stage[Any]]) -> None:
+        """Say what a run will take at its start, and keep nothing of it but the costs of its stages."""
+        logger.info(f"plan: {self.forecast(stages).line()}")
+        self.ahead.forget()
+        gc.collect()
+        return_freed_heap()
 
     def made(self, stage: Stage[Any], made: Made[Any]) -> None:
         """Learn from a stage that was carried out: how long its steps took, beside how long they were to take.

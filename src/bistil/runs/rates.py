@@ -77,7 +77,6 @@ class Rates:
 
     Args:
         file: default: `rates_file()`. A damaged one counts as none.
-        measure: whether a rate that is not there may be measured; otherwise it is that of the nearest kind.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -125,7 +124,7 @@ class Rates:
 
 def terms(objective: ObjectiveSettings) -> list[str]:
     """The names of what an objective compares."""
-    return [name for name in objective.WEIGHTS if getattr(objective, name)]
+    return [*(name for name in objective.WEIGHTS if getattr(objective, name)), *objective.terms]
 
 
 def _bucket(tokens: float) -> int:
@@ -201,16 +200,14 @@ def _module(passes: Passes, teacher: ModelShape, student: ModelShape, count: int
     """What training calls: the modules of phase 1, phase 2 and fine-tuning, or the bare model."""
     if passes.kind == "phase1":
         students = {str(i): AutoModel.from_config(student.config) for i in range(count)}
-        objective = _of_states(passes.objective)
-        layers = {name: [TEACHER_LAYERS] for name in students}
-        objectives = dict.fromkeys(students, objective)
+        layers = {name: [teacher.depth] for name in students}
+        objectives = dict.fromkeys(students, _trial_objective(passes.objective, head=False))
         return Distiller(AutoModel.from_config(teacher.config), students, objectives=objectives, layers=layers)
     if passes.kind == "phase2":
         models = [AutoModelForSequenceClassification.from_config(one.config) for one in (teacher, student)]
-        objective = passes.objective if not passes.objective.hard_labels else _of_states(passes.objective)
+        objective = _trial_objective(passes.objective, head=True)
         return Distiller(
-            models[0], {"student": models[1]}, objectives={"student": objective},
-            layers={"student": [TEACHER_LAYERS]},
+            models[0], {"student": models[1]}, objectives={"student": objective}, layers={"student": [teacher.depth]},
             prediction_pairs=lambda own, theirs, _: [PredictionPair(own.logits, theirs.logits)],
         )  # fmt: skip
     if passes.kind == "labels":
@@ -220,11 +217,12 @@ def _module(passes: Passes, teacher: ModelShape, student: ModelShape, count: int
     return AutoModel.from_config(teacher.config).eval()  # type: ignore[no-any-return]
 
 
-def _of_states(objective: ObjectiveSettings) -> ObjectiveSettings:
-    """An objective without what needs a head that random encoders lack, and with what is left, or hidden states."""
-    weights = {name: getattr(objective, name) for name in objective.WEIGHTS}
-    weights |= {"prediction": 0.0, "hard_labels": 0.0}
-    return ObjectiveSettings(**(weights if any(weights.values()) else weights | {"hidden": 1.0}))
+def _trial_objective(objective: ObjectiveSettings, *, head: bool) -> ObjectiveSettings:
+    """What of an objective random models can be compared by: no labels, no pairs of layers, no terms of one's own."""
+    names = ("attention", "hidden", "relations", "cosine", *(("prediction",) if head else ()))
+    weights = {name: getattr(objective, name) for name in names}
+    weights = weights if any(weights.values()) else weights | {"hidden": 1.0}
+    return ObjectiveSettings(**{"prediction": 0.0, **weights}, relation_heads=objective.relation_heads)
 
 
 def _cut(shape: ModelShape, layers: int) -> ModelShape:

@@ -51,10 +51,10 @@ RESAMPLES = 1000
 # What cost is measured on: so many sentences.
 COST_EXAMPLES = 32
 
-# What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call and per byte; trimming
+# What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call, byte and token; trimming
 # (per byte, for most of a multilingual model is vocabulary), the passes over its texts in times of one tokenizing, and
 # its proof; restoring; and what a score takes per feature.
-LOAD_FIXED, LOAD_PER_BYTE = 0.5, 3e-9
+LOAD_FIXED, LOAD_PER_BYTE, LOAD_PER_TOKEN = 0.5, 3e-9, 1.2e-5
 TRIM_PER_BYTE, TRIM_TEXTS, VERIFY_PER_BYTE, RESTORE_PER_BYTE = 1.7e-8, 2.0, 2e-9, 1.5e-8
 SCORE_PER_FEATURE = 1e-4
 # What a mask costs per parameter, in units of a dense optimizer's work; and of a layer what is kept for the backward
@@ -190,7 +190,7 @@ class Adapt(Stage[Adapted]):
         return Cost(
             trainings=phases,
             passes=[] if look is None else [look, look],
-            seconds=text.seconds + LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(self.model),
+            seconds=text.seconds + _loading(ahead, self.model),
             memory=held(shape.parameters["total"], trained=True)
             + 4 * shape.parameters["total"]
             + _activations([shape], training.batch_size, length, precision),
@@ -277,8 +277,8 @@ class Distil(Stage[Distilled]):
         return None if part == "record" else self.teacher
 
     def shape(self, part: str, ahead: Ahead) -> ModelShape:
-        teacher, student = ahead.shape(self.teacher), self.students[int(part)]
-        return _student_shape(teacher, choose_layers(teacher.depth, student), student)
+        teacher, own = ahead.shape(self.teacher), self.students[int(part)]
+        return ModelShape.of(student_config(teacher.config, choose_layers(teacher.depth, own), own))
 
     def cost(self, ahead: Ahead) -> Cost:
         teacher, training, settings = ahead.shape(self.teacher), self.settings.training, self.settings
@@ -321,8 +321,8 @@ class Distil(Stage[Distilled]):
             # Once before and once after.
             passes=[] if look is None else [look, look],
             seconds=sum(text.seconds for text in texts.values())
-            + LOAD_FIXED
-            + LOAD_PER_BYTE * (ahead.weights(self.teacher) + 2 * 4 * trained),
+            + _loading(ahead, self.teacher)
+            + 2 * LOAD_PER_BYTE * 4 * trained,
             memory=held(teacher.parameters["total"], trained=False)
             + held(trained, trained=True)
             + _activations(students, training.batch_size, length, precision),
@@ -378,7 +378,7 @@ class Copied:
         return output
 
     def shape(self, ahead: Ahead) -> ModelShape:
-        return _student_shape(ahead.shape(self.model), list(self.layers), self.student)
+        return ModelShape.of(student_config(ahead.shape(self.model).config, list(self.layers), self.student))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -488,11 +488,16 @@ class FineTune(Stage[Fitted]):
         forward = float(np.mean([student.flops(length) for length in lesson.lengths]))
         targets = float(np.mean([teacher.flops(length) for length in lesson.lengths])) if taught else 0.0
         precision, device = ahead.settled(training)
-        step = Passes(
-            kind="phase2" if taught else "labels", teacher=teacher, students=(student,),
-            objective=taught.objective if taught else None, sequences=training.batch_size, tokens=tokens,
-            flops=training.batch_size * (3 * forward + targets), precision=precision, device=device,
-        )  # fmt: skip
+
+        def step(teacher_share: float = 1.0) -> Passes:
+            """The mean step of a loop in whose steps the teacher runs, or in so large a share of them."""
+            flops = training.batch_size * (3 * forward + teacher_share * targets)
+            return Passes(
+                kind="phase2" if taught else "labels", teacher=teacher, students=(student,), flops=flops,
+                objective=taught.objective if taught else None, sequences=training.batch_size, tokens=tokens,
+                precision=precision, device=device,
+            )  # fmt: skip
+
         look = None if lesson.dev is None else _scoring(student, lesson.dev, device)
         size, sparse = float(student.parameters["total"]), settings.sparse
         lengths = [(training, None)] if sparse is None else [
@@ -500,13 +505,13 @@ class FineTune(Stage[Fitted]):
             (with_length(training, sparse.sparse_steps, sparse.sparse_epochs, "sparse"), sparse.share(size)),
         ]  # fmt: skip
         loops = [
-            _training(planned_steps(epoch, own), step, look, own, parameters=size, share=share)
+            _training(planned_steps(epoch, own), step(), look, own, parameters=size, share=share)
             for own, share in lengths
         ]
         weights = ahead.weights(self.start)
         return Cost(
             trainings=loops,
-            seconds=lesson.seconds + LOAD_FIXED + LOAD_PER_BYTE * (2 * weights + 4 * teacher.parameters["total"]),
+            seconds=lesson.seconds + _loading(ahead, self.start, self.start, *([self.teacher] if self.teacher else [])),
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)
             + (held(teacher.parameters["total"], trained=False) if taught else 0.0)
@@ -573,7 +578,7 @@ class Wear(Stage[Nothing]):
 
     def cost(self, ahead: Ahead) -> Cost:
         size = ahead.weights(self.model)
-        return Cost(seconds=LOAD_FIXED + 2 * LOAD_PER_BYTE * size, memory=2.0 * size, disk=size)
+        return Cost(seconds=_loading(ahead, self.model, self.model), memory=2.0 * size, disk=size)
 
 
 # Measuring
@@ -640,7 +645,7 @@ class Evaluate(Stage[Scored]):
         return Cost(
             passes=[_scoring(shape, own, device) for own in sets],
             seconds=sum(own.seconds + SCORE_PER_FEATURE * own.features for own in sets)
-            + len(sets) * (LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(self.model)),
+            + _loading(ahead, *[self.model] * len(sets)),
             memory=2 * held(shape.parameters["total"], trained=False),
         )
 
@@ -707,17 +712,12 @@ class Benchmark(Stage[Costs]):
                 Passes(kind="single", teacher=one, sequences=1, tokens=tokens, flops=runs * one.flops(tokens))
                 for one in shapes
             ],
-            seconds=sum(LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) for model in self.models),
+            seconds=_loading(ahead, *self.models),
             memory=held(sum(one.parameters["total"] for one in shapes), trained=False),
         )
 
 
 # What costs are made of
-
-
-def _student_shape(teacher: ModelShape, layers: list[int], student: StudentSettings) -> ModelShape:
-    """What a student of some of a teacher's layers is like."""
-    return ModelShape.of(student_config(teacher.config, layers, student))
 
 
 def _head_flops(objective: ObjectiveSettings, student: ModelShape, teacher: ModelShape) -> float:
@@ -729,6 +729,14 @@ def _head_flops(objective: ObjectiveSettings, student: ModelShape, teacher: Mode
 
 def _is_taught(objective: ObjectiveSettings) -> bool:
     return any(term.TAUGHT for term, _ in terms_of(objective))
+
+
+def _loading(ahead: Ahead, *models: Any) -> float:
+    """Seconds to load, check or write models and their tokenizers, one after the other."""
+    return sum(
+        LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) + LOAD_PER_TOKEN * ahead.shape(model).vocabulary
+        for model in models
+    )
 
 
 def _training(
@@ -774,7 +782,7 @@ def _activations(shapes: Sequence[ModelShape], sequences: int, tokens: float, pr
     most = 0.0
     for shape in shapes:
         config, family = shape.config, family_of(shape.config)
-        wide = float(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 4 * shape.width))
-        per_token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * wide + KEPT_MAPS * family.heads(config) * tokens
+        per_token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * family.feed_forward(config)
+        per_token += KEPT_MAPS * family.heads(config) * tokens
         most += 4.0 * sequences * tokens * per_token * shape.depth
     return most

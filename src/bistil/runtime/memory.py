@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 # From this size on a block gets memory of its own. Below 512 dimensions tensors are small and many: their page faults
@@ -53,3 +54,10 @@ def return_freed_memory(width: int, precision: str = "float32") -> bool:
         return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, limit))
     except (OSError, AttributeError):
         return False
+
+
+def return_freed_heap() -> None:
+    """Give the freed part of the heap back now (glibc on Linux); elsewhere nothing happens."""
+    with suppress(OSError, AttributeError):
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
