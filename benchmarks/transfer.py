@@ -97,6 +97,7 @@ def table(study: Study, run: RunFolder) -> dict[str, Any]:
         "metric": teacher[dev].metric if teacher else None,
         "rows": rows,
         "phase1": _phase1(study, run),
+        "machines": _machines(run),
         # Where the models were is nobody's business.
         "speed": [
             {key: value for key, value in asdict(row).items() if key != "folder"} | {"name": name}
@@ -151,14 +152,23 @@ def _phase1(study: Study, run: RunFolder) -> dict[str, Any]:
         if made is not None:
             name = variant.phase1_group or point.group
             name += "" if variant.phase1_length == 1 else f"-{made.result.steps}"
+            name += "" if variant.precision is None else f", {variant.precision}"
             found[name] = {
                 "tokens": made.result.tokens,
+                "precision": made.result.precision,
                 "held_out": {
                     student.name: {"start": figures.start, "end": figures.end}
                     for student, figures in zip(study.settings.students, made.result.students, strict=True)
                 },
             }
     return found
+
+
+def _machines(run: RunFolder) -> list[dict[str, str]]:
+    """What the study's stages ran on: processors and their threads."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((run.folder / "stages").glob("*.json"))]
+    found = {(one["machine"]["processor"], one["machine"]["threads"]) for one in records if "machine" in one}
+    return [{"processor": processor, "threads": threads} for processor, threads in sorted(found)]
 
 
 def _spread(values: list[float]) -> str:

@@ -195,6 +195,7 @@ class Method:
             target_text=text if variant.teacher and variant.target_text else None,
             seed=seed,
             languages=languages,
+            beside=self.layers,
         )
 
 

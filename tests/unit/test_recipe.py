@@ -14,6 +14,7 @@ from bistil.settings.recipe import (
     Recipe,
     SparseSettings,
     TrainingSettings,
+    deciding,
     load_recipe,
     parse,
     task_preset,
@@ -37,6 +38,13 @@ def written(tmp_path, text):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     return path
+
+
+def test_a_later_setting_at_its_default_decides_nothing():
+    """What was made before there was the setting is not made again; another value is another result."""
+    before = deciding(TrainingSettings(steps=1))
+    assert "average_last" not in before and "patience" in before
+    assert deciding(TrainingSettings(steps=1, average_last=3)) == before | {"average_last": 3}
 
 
 def test_a_minimal_recipe_has_defaults_and_absolute_paths(tmp_path):

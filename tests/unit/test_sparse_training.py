@@ -76,10 +76,12 @@ def bits(model):
     return {name: p.detach().clone().view(torch.int32) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("decay, clip", [(0.0, 1.0), (0.5, 0.01), (0.1, 0.0)])
-def test_only_free_entries_and_heads_move(tmp_path, decay, clip):
+@pytest.mark.parametrize("decay, clip, mean", [(0.0, 1.0, None), (0.5, 0.01, None), (0.1, 0.0, None), (0.0, 1.0, 3)])
+def test_only_free_entries_and_heads_move(tmp_path, decay, clip, mean):
     base = tagger().model
-    training = TrainingSettings(epochs=1, batch_size=4, learning_rate=5e-3, weight_decay=decay, max_grad_norm=clip)
+    training = TrainingSettings(
+        epochs=1, batch_size=4, learning_rate=5e-3, weight_decay=decay, max_grad_norm=clip, average_last=mean
+    )
     module, sft = run(tmp_path, training=training)
     total = sum(p.numel() for name, p in base.named_parameters() if name not in HEADS)
     assert sft.count == round(0.05 * total)
@@ -273,6 +275,26 @@ def test_chosen_weights_make_the_sft(tmp_path):
 
     training = TrainingSettings(epochs=1, batch_size=4, learning_rate=5e-2, evaluate_steps=1)
     module, sft = run(tmp_path, training=training, evaluate=evaluate, best_by=("loss", "min"))
+    assert sft.provenance.metrics["loss"] == pytest.approx(evaluate(module.eval())["loss"], abs=1e-6)
+
+
+def test_the_mean_of_snapshots_makes_the_sft(tmp_path):
+    """Deltas are averaged, which gives the mean of the models; its figure is the SFT's."""
+    seen = []
+
+    def evaluate(module):
+        seen.append({name: value.detach().clone() for name, value in module.model.named_parameters()})
+        return {"loss": module(**collate(examples()))["loss"].item()}
+
+    training = TrainingSettings(epochs=1, batch_size=4, learning_rate=5e-3, evaluate_steps=1, average_last=3)
+    settings = SparseSettings(density=0.05, dense_steps=2, sparse_steps=10)
+    module, sft = run(tmp_path, settings=settings, training=training, evaluate=evaluate, best_by=("loss", "min"))
+    # Ten steps and the mean itself: snapshots are those of steps 8, 9 and 10.
+    last = seen[-4:-1]
+    for name, value in module.model.named_parameters():
+        if name in last[0]:
+            wanted = torch.stack([one[name] for one in last]).mean(0)
+            torch.testing.assert_close(value.detach(), wanted, rtol=0, atol=1e-6)
     assert sft.provenance.metrics["loss"] == pytest.approx(evaluate(module.eval())["loss"], abs=1e-6)
 
 

@@ -164,6 +164,43 @@ def test_an_interrupted_stage_finds_its_work_and_its_time(tmp_path):
     assert seen == [True, False]
 
 
+@dataclass(frozen=True, kw_only=True)
+class InCommon(Stage[Size]):
+    """Writes into work that stages have in common, and may be stopped then."""
+
+    KIND: ClassVar[str] = "in-common"
+
+    number: int
+    stopped: bool = cosmetic(False)
+    seen: list[Any] = cosmetic(factory=list)
+
+    def make(self, place):
+        folder = place.common("teacher")
+        if folder is not None:
+            self.seen.append(sorted(path.name for path in folder.glob("[0-9]")))
+            artefacts.open_work(folder)
+            (folder / str(self.number)).touch()
+        if self.stopped:
+            raise KeyboardInterrupt
+        return Size(size=0)
+
+
+def test_work_in_common_stays_until_the_run_is_through(tmp_path):
+    seen = []
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path) as run:
+        run.make(InCommon(number=1, seen=seen))
+        run.make(InCommon(number=2, seen=seen, stopped=True))
+    with run_folder(tmp_path) as run:
+        run.make(InCommon(number=1, seen=seen))
+        run.make(InCommon(number=2, seen=seen))
+        assert run.common.is_dir()
+    assert seen == [[], ["1"], ["1", "2"]] and not run.common.exists()
+    # Where several processes work, one cannot know when the others are through.
+    with run_folder(tmp_path, shared=True) as run:
+        run.make(InCommon(number=3, seen=seen))
+    assert len(seen) == 3
+
+
 def test_what_a_stage_stands_on_is_made_first_and_once(tmp_path):
     calls = []
     base = Write(text="base", calls=calls)

@@ -11,6 +11,7 @@ from torch import nn
 from bistil.errors import DivergenceError, MissingExtraError, RecipeError
 from bistil.settings.recipe import TrainingSettings
 from bistil.training.loop import epoch_order, newest_checkpoint, planned_steps, train
+from bistil.training.recorder import snapshot_steps
 
 
 class Regression(nn.Module):
@@ -123,6 +124,61 @@ def test_the_best_weights_are_kept_and_patience_stops(tmp_path):
     assert len(seen) == 4
     assert result.best == {"step": 4, "error": 1.0}
     assert torch.equal(module.linear.weight, seen[1])
+
+
+def averaged(module, folder, **changes):
+    """A run that ends with a mean of three; its result, and the weights at each evaluation."""
+    seen = []
+
+    def evaluate(own):
+        seen.append(own.linear.weight.detach().clone())
+        return {"score": float(len(seen))}
+
+    settings = {"steps": 20, "batch_size": 4, "learning_rate": 0.05, "checkpoint_steps": 3, "evaluate_steps": 2}
+    result = train(
+        module, DATA, collate=collate, settings=TrainingSettings(**settings, average_last=3, **changes), folder=folder,
+        seed=7, evaluate=evaluate, best_by=("score", "min"),
+    )  # fmt: skip
+    return result, seen
+
+
+def test_the_mean_of_the_last_snapshots_is_what_a_training_ends_with(tmp_path):
+    module = Regression()
+    result, seen = averaged(module, tmp_path / "run")
+    # Evaluated after each second step, and the mean itself at the end: snapshots are those of steps 16, 18 and 20.
+    assert len(seen) == 11
+    torch.testing.assert_close(module.linear.weight.detach(), torch.stack(seen[7:10]).mean(0), rtol=1e-6, atol=0)
+    assert torch.equal(module.linear.weight, seen[10])
+    # The first evaluation would have been the best.
+    assert result.best == {"step": 20, "score": 11.0}
+    assert torch.equal(module.frozen, torch.ones(3))
+    in_memory = Regression()
+    averaged(in_memory, None)
+    assert torch.equal(in_memory.linear.weight, module.linear.weight)
+
+
+def test_an_interrupted_mean_is_bit_identical(tmp_path):
+    whole = Regression()
+    averaged(whole, tmp_path / "whole")
+    for stops in ((17,), (19,), (20,), (17, 2, 3)):
+        folder = tmp_path / "-".join(map(str, stops))
+        for stop_at in stops:
+            with pytest.raises(KeyboardInterrupt):
+                averaged(Regression(stop_at=stop_at), folder)
+        resumed = Regression()
+        averaged(resumed, folder)
+        assert torch.equal(resumed.linear.weight, whole.linear.weight), stops
+        assert torch.equal(resumed.linear.bias, whole.linear.bias)
+        assert not list(folder.glob("best-*"))
+
+
+def test_snapshots_are_tenths_of_the_training():
+    assert snapshot_steps(100, 3) == [80, 90, 100]
+    assert snapshot_steps(100, 10) == list(range(10, 101, 10))
+    assert snapshot_steps(4, 10) == [1, 2, 3, 4]  # fewer, of a short training
+    assert snapshot_steps(100, None) == []
+    with pytest.raises(RecipeError, match="patience may stop"):
+        TrainingSettings(steps=4, average_last=3, patience=1, evaluate_steps=2)
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step_named(tmp_path):

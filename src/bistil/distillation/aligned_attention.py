@@ -72,15 +72,15 @@ class _AlignedAttention(torch.autograd.Function):
             difference = ours.sub_(teacher.slice(part).probabilities())
             total += _weigh(difference, real, part).square_().sum()
         norm = _norm(query, real)
-        ctx.save_for_backward(query, key, value, mask, teacher.query, teacher.key, teacher.mask, real)
+        ctx.save_for_backward(query, key, value, mask, teacher.query, teacher.key, teacher.mask, teacher.map, real)
         ctx.scaling, ctx.teacher_scaling, ctx.norm = scaling, teacher.scaling, norm
         return output, total / norm
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, teacher_query, teacher_key, teacher_mask, real = ctx.saved_tensors
+        query, key, value, mask, teacher_query, teacher_key, teacher_mask, teacher_map, real = ctx.saved_tensors
         student = AttentionInputs(query, key, mask, ctx.scaling)
-        teacher = AttentionInputs(teacher_query, teacher_key, teacher_mask, ctx.teacher_scaling)
+        teacher = AttentionInputs(teacher_query, teacher_key, teacher_mask, ctx.teacher_scaling, teacher_map)
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         factor = 2 * loss_gradient / ctx.norm
         for part in _slices(query):

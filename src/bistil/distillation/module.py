@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bistil._moved import left_names
+from bistil.distillation.kept_teacher import KeptTeacher
 from bistil.distillation.representations import Capture, Captured
 from bistil.distillation.student import choose_layers
 from bistil.distillation.terms import Compared, Needs, Pairs, Side, Term, terms_of
@@ -59,6 +60,8 @@ class Distiller(nn.Module):
             it, L_pred and the hard-label loss use the masked-language-modelling heads (phase 1).
         fast: linear maps as in `fast_linear`; false under torch.compile.
         wear: called with a batch's "language" before the teacher runs, to put on that language's SFT.
+        kept: keeps what the teacher says, if there is room for it (`prepare`); batches are made by its `batch`.
+        beside: teacher layers of students that are trained elsewhere, and for whom it is kept too.
 
     Raises:
         RecipeError: an objective that these models cannot be compared by.
@@ -73,6 +76,8 @@ class Distiller(nn.Module):
         layers: Mapping[str, list[int]] | None = None,
         prediction_pairs: Callable[[Any, Any, Mapping[str, Tensor]], list[Any]] | None = None,
         wear: Callable[[str], None] | None = None,
+        kept: KeptTeacher | None = None,
+        beside: Sequence[Sequence[int]] = (),
         fast: bool = True,
     ) -> None:
         super().__init__()
@@ -82,6 +87,7 @@ class Distiller(nn.Module):
         self._outside: dict[str, Any] = {"teacher": teacher.eval().requires_grad_(False)}
         self._pairs = prediction_pairs
         self._wear = wear
+        self._kept, self._reads_kept, self._beside = kept, False, beside
         self._plans = [
             self._plan(name, student, objectives[name], (layers or {}).get(name)) for name, student in students.items()
         ]
@@ -95,6 +101,31 @@ class Distiller(nn.Module):
         teacher: nn.Module = self._outside["teacher"]
         return teacher
 
+    def prepare(self, device: torch.device, *, low_precision: bool) -> None:
+        """Before training on a device: let the teacher say what is to be kept, if any is; then it is gone.
+
+        Args:
+            low_precision: matrix products are in bf16.
+        """
+        if self._kept is None or self._reads_kept:
+            return
+
+        def run(batch: dict[str, Any]) -> Captured:
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+                return self._run_teacher(on_device)
+
+        own = self._target_needs
+        for needs in dict.fromkeys([self._needs_of_all(), own]):
+            # What others need is kept where there is room for all of it.
+            self._target_capture.close()
+            self._target_capture = self._capture(self.teacher, needs)
+            if self._kept.fill(run, needs, self.teacher, low_precision=low_precision):
+                self._reads_kept = True
+                self._drop_teacher()
+                return
+        self._kept = None
+
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """The trained parameters of each student: gradients are clipped in each group on its own."""
         return [[p for p in student.parameters() if p.requires_grad] for student in self.students.values()]
@@ -107,7 +138,12 @@ class Distiller(nn.Module):
         """Give teacher and students their own attention back, and drop the teacher: the students are plain models."""
         for plan in self._plans:
             plan.capture.close()
-        self._target_capture.close()
+        self._drop_teacher()
+
+    def _drop_teacher(self) -> None:
+        if self._outside:
+            self._target_capture.close()
+            del self._target_capture
         self._outside.clear()
 
     def train(self, mode: bool = True) -> "Distiller":
@@ -128,7 +164,11 @@ class Distiller(nn.Module):
         language = batch.pop("language", None)
         if self._wear is not None and language is not None:
             self._wear(language)
-        target = self._run_teacher(batch)
+        if self._reads_kept:
+            assert self._kept is not None
+            target = self._kept.captured(batch)
+        else:
+            target = self._run_teacher(batch)
         total: Tensor | float = 0.0
         report: dict[str, Tensor] = {}
         for plan in self._plans:
@@ -171,7 +211,7 @@ class Distiller(nn.Module):
 
         compared = Compared(
             student=plan.student,
-            teacher=self.teacher,
+            teacher=self._outside.get("teacher"),
             pairs=plan.pairs,
             got=plan.capture.run(inputs, head=head, targets=targets),
             target=target,
@@ -207,6 +247,16 @@ class Distiller(nn.Module):
         for plan in self._plans:
             for term, _ in plan.terms:
                 needs |= term.teacher_needs([layer for _, layer in plan.pairs])
+        return needs
+
+    def _needs_of_all(self) -> Needs:
+        """What the teacher must be asked for the students beside these too."""
+        needs, config = self._target_needs, cast(Any, self.teacher.config)
+        for plan in self._plans:
+            for term, _ in plan.terms if not plan.terms[0][0].objective.pairs else ():
+                for layers in self._beside:
+                    pairs = pairs_of(plan.name, term.objective, layers, family_of(self.teacher).depth(config))
+                    needs |= term.teacher_needs([layer for _, layer in pairs])
         return needs
 
     def _capture(self, model: nn.Module, needs: Needs, *, final_norm: bool = True) -> Capture:

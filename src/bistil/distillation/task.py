@@ -10,15 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bistil._moved import left_names
+from bistil.distillation.kept_teacher import ROW, KeptTeacher
 from bistil.distillation.module import Distiller, check_objective
 from bistil.distillation.task_data import MixedData, TaskData, some
 from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
+from bistil.distillation.terms import terms_of
 from bistil.errors import ArtefactError, InputError
 from bistil.models.complete import CompleteModel, Origin, complete
 from bistil.models.families import check_length, family_of, head_names, position_limit
@@ -27,17 +30,20 @@ from bistil.runtime.artefacts import open_work
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
-from bistil.sparse.training import check_sparse
+from bistil.sparse.training import check_sparse, phases
 from bistil.sparse.wearing import own_sft
 from bistil.tasks import model_inputs
 from bistil.tasks.batches import Feature
-from bistil.training.loop import check_training, processes, train
+from bistil.training.loop import check_training, planned_steps, processes, train
 from bistil.vocabulary.trimming import Kept
 
 if not TYPE_CHECKING:
     __getattr__ = left_names("bistil.distillation.task")
 
 logger = logging.getLogger(__name__)
+
+# The teacher's part is kept where examples are seen so often on average.
+LEAST_REPEATS = 1.2
 
 
 class SelfTaught(nn.Module):
@@ -79,6 +85,10 @@ class Fitting:
     """Of a new head, the order and dropout."""
     folder: Path | None = None
     """Work folder, from which the same call goes on after an interruption; None: everything is in memory."""
+    teacher_folder: Path | None = None
+    """Work folder where fine-tunings by one task teacher keep what it says; None: this one's own, in `folder`."""
+    beside: Sequence[Sequence[int]] = ()
+    """Teacher layers of the students that share `teacher_folder`: what the teacher says is kept for all of them."""
     label: str = "fine-tuning"
     """Of the progress line."""
     languages: Sequence[str] = ()
@@ -215,27 +225,70 @@ def fit_from_teacher(
     labelled, unlabelled, differing = _compared(how, settings, tokenizer, teacher_tokenizer)
     theirs = _task_teacher(teacher, data, max_length=how.max_length)
     limits = [limit for one in (student, theirs) if (limit := position_limit(one.config)) is not None]
+    mixed = MixedData(labelled, unlabelled, ratio=settings.target_text)
+    collate = task.collate(tokenizer, teacher=teacher_tokenizer, positions=min(limits, default=None))
+    kept = _kept_teacher(mixed, how, settings, collate)
     module = Distiller(
         theirs,
         {"student": student},
         objectives={"student": settings.objective},
         prediction_pairs=task.prediction_pairs,
+        kept=kept,
+        beside=how.beside if how.teacher_folder is not None else (),
         fast=not settings.training.compile,
     )
     lesson = _Lesson(
         module=module,
         student=student,
         tokenizer=tokenizer,
-        data=MixedData(labelled, unlabelled, ratio=settings.target_text),
-        collate=task.collate(tokenizer, teacher=teacher_tokenizer, positions=min(limits, default=None)),
+        data=mixed,
+        collate=collate if kept is None else kept.batch,
         labelled=labelled,
         target_text=len(unlabelled),
         figures=differing,
     )
+    del theirs
+    finished = False
     try:
-        return _learn(lesson, how, start=start, teacher=teacher)
+        made = _learn(lesson, how, start=start, teacher=teacher)
+        finished = True
+        return made
     finally:
         module.close()
+        if kept is not None:
+            kept.close(remove=finished)
+
+
+def _kept_teacher(
+    data: MixedData, how: Fitting, settings: Phase2Settings, collate: Callable[[list[Feature]], dict[str, Any]]
+) -> KeptTeacher | None:
+    """What keeps the teacher's part from epoch to epoch; None where little is seen twice, or not all can be kept."""
+    objective, outputs = settings.objective, how.data.task.kept_outputs()
+    terms = [term for term, _ in terms_of(objective)]
+    if not settings.kept_gigabytes or settings.training.compile or not all(term.KEEPABLE for term in terms):
+        return None
+    if not objective.prediction:
+        outputs = {}
+    elif outputs is None:
+        return None
+    seen = np.zeros(len(data), dtype=np.int64)
+    for phase in phases(settings.sparse, settings.training) if settings.sparse else [settings.training]:
+        items, size = planned_steps(data.epoch_size, phase) * phase.batch_size, phase.batch_size
+        seen += np.bincount(data.training_order(items=items, batch_size=size, seed=how.seed), minlength=len(data))
+    if seen.sum() < LEAST_REPEATS * np.count_nonzero(seen):
+        return None
+    for row, feature in enumerate(data.features):
+        feature[ROW] = row
+    return KeptTeacher(
+        data.features,
+        np.flatnonzero(seen).tolist(),
+        collate=collate,
+        outputs=outputs,
+        folder=how.teacher_folder or (how.folder and how.folder / "teacher"),
+        shared=how.teacher_folder is not None,
+        most_bytes=settings.kept_gigabytes * 1e9,
+        label=how.label,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

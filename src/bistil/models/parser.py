@@ -160,8 +160,8 @@ def relation_scores(dependents: Tensor, heads: Tensor, chosen: Tensor, weight: T
         (batch, W, relations).
     """
     picked = heads.gather(1, chosen.unsqueeze(-1).expand(-1, -1, heads.shape[-1]))
-    left = pad(dependents, (0, 1), value=1.0)
-    right = pad(picked, (0, 1), value=1.0)
+    # Outside of autocast, where losses are computed, words may come in bf16.
+    left, right = (pad(one.to(weight.dtype), (0, 1), value=1.0) for one in (dependents, picked))
     return torch.einsum("bwi,rij,bwj->bwr", left, weight, right)
 
 

@@ -178,7 +178,16 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is None and self._first and not self.shared and self.common.is_dir():
+            for work in self.common.iterdir():
+                discard_work(work)
+            self.common.rmdir()
         self._lock.release()
+
+    @property
+    def common(self) -> Path:
+        """Work that stages have in common; it is kept for another call when this one is stopped."""
+        return self.folder / "work" / "common"
 
     def make(self, stage: Stage[Result]) -> Made[Result]:
         """Do a stage, or skip it when it was done and its product is what it wrote; first what it stands on.
@@ -463,6 +472,9 @@ class _Place:
 
     def output(self, part: str) -> Path:
         return self._run.path(self._stage.product(part))
+
+    def common(self, name: str) -> Path | None:
+        return None if self._run.shared else self._run.common / name
 
     def read(self, what: Any, how: Callable[[], T]) -> T:
         return self._run.read(what, how)

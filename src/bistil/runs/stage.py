@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, cast, get_a
 from bistil.measuring.shape import ModelShape
 from bistil.runs.cost import Ahead, Cost
 from bistil.runtime.artefacts import file_digest, folder_digest, json_digest
+from bistil.settings.parsing import decides
 
 Result = TypeVar("Result")
 T = TypeVar("T")
@@ -74,6 +75,9 @@ class Place(Reader, Protocol):
 
     def output(self, part: str) -> Path:
         """Where a part of the stage's own product is to be written."""
+
+    def common(self, name: str) -> Path | None:
+        """A work folder that stages of a run have in common, and that goes with its end; None: there is none."""
 
 
 class Stage(ABC, Generic[Result]):
@@ -164,7 +168,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain_fields(value: Any) -> dict[str, Any]:
-    return {f.name: plain(getattr(value, f.name)) for f in fields(value) if not f.metadata.get("cosmetic")}
+    return {f.name: plain(own) for f in fields(value) for own in [getattr(value, f.name)] if decides(f, own)}
 
 
 def _stages_in(value: Any) -> Iterator[Stage[Any]]:

@@ -33,7 +33,7 @@ from bistil.settings.recipe import (
     TrimSettings,
 )
 from bistil.sparse.language import MOST_HELD_OUT, adapt, paper_steps
-from bistil.sparse.training import with_length
+from bistil.sparse.training import phases
 from bistil.sparse.wearing import dressed_copy
 from bistil.tasks.metrics import Metrics, interval, resampled
 from bistil.text.lines import read_sentences
@@ -442,6 +442,8 @@ class FineTune(Stage[Fitted]):
     force_sfts: bool = False
     seed: int
     languages: tuple[str, ...] = cosmetic(())
+    beside: tuple[tuple[int, ...], ...] = cosmetic(())
+    """Teacher layers of the run's students: what the task teacher says is kept for all of them."""
 
     def parts(self) -> tuple[str, ...]:
         return ("model", "sft") if self.settings.sparse else ("model",)
@@ -454,6 +456,8 @@ class FineTune(Stage[Fitted]):
             max_length=self.labelled.task.max_length,
             seed=self.seed,
             folder=place.work / "training",
+            teacher_folder=place.common("teacher"),
+            beside=self.beside,
             label=place.label,
             languages=self.languages,
         )
@@ -500,10 +504,9 @@ class FineTune(Stage[Fitted]):
 
         look = None if lesson.dev is None else _scoring(student, lesson.dev, device)
         size, sparse = float(student.parameters["total"]), settings.sparse
-        lengths = [(training, None)] if sparse is None else [
-            (with_length(training, sparse.dense_steps, sparse.dense_epochs, "dense"), None),
-            (with_length(training, sparse.sparse_steps, sparse.sparse_epochs, "sparse"), sparse.share(size)),
-        ]  # fmt: skip
+        lengths: list[tuple[TrainingSettings, float | None]] = [(training, None)]
+        if sparse is not None:
+            lengths = [*zip(phases(sparse, training), (None, sparse.share(size)), strict=True)]
         loops = [
             _training(planned_steps(epoch, own), step(), look, own, parameters=size, share=share)
             for own, share in lengths

@@ -230,6 +230,11 @@ def deciding(settings: Any) -> dict[str, Any]:
     return {
         one.name: deciding(value) if is_dataclass(value) else value
         for one in fields(settings)
-        if not one.metadata.get("cosmetic")
         for value in [getattr(settings, one.name)]
+        if decides(one, value)
     }
+
+
+def decides(one: Field[Any], value: Any) -> bool:
+    """Whether a result depends on a field's value, or may be another one than before there was the field."""
+    return not one.metadata.get("cosmetic") and not (one.metadata.get("later") and value == one.default)

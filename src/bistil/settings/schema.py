@@ -36,6 +36,7 @@ def option(
     entry: str = "",
     empty: bool = False,
     cosmetic: bool = False,
+    later: bool = False,
     choices: Callable[[], list[str]] | None = None,
 ) -> Any:
     """A dataclass field that carries its own help text and limits; without default the recipe must give it.
@@ -46,12 +47,13 @@ def option(
         entry: how the command line writes one entry of a table, such as LANGUAGE=NUMBER.
         empty: of a table that may be none: one in which nothing is given is all defaults, instead of changing nothing.
         cosmetic: it only says what something is called: no result depends on it (`runs.stage`).
+        later: it came after others: while it has its default, what was made without it is not made again.
         choices: gives the texts that it may be, where these are not known when the class is written.
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     given = {how: limit for how, limit in limits.items() if limit is not None}
     metadata: dict[str, Any] = {"help": help, "flag": flag, "entry": entry, "empty": empty, "limits": given}
-    metadata |= {"cosmetic": cosmetic, "choices": choices}
+    metadata |= {"cosmetic": cosmetic, "later": later, "choices": choices}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -154,6 +156,10 @@ class TrainingSettings(Checked):
     evaluate_steps: int | None = option(
         None, "steps between evaluations on held-out data; none: only at the end", least=1
     )
+    average_last: int | None = option(
+        None, "end with the mean of so many snapshots, one every tenth of the steps up to the end, instead of weights "
+        "that held-out data choose (Schmidt et al. 2023); none: no mean", least=2, most=10, later=True,
+    )  # fmt: skip
     patience: int | None = option(None, "stop after this many evaluations without improvement", least=1)
     log_steps: int = option(10, "steps between lines of train_log.jsonl", least=1)
     loggers: list[str] = option(
@@ -179,6 +185,11 @@ class TrainingSettings(Checked):
             )
         if self.patience is not None and self.evaluate_steps is None:
             raise RecipeError(f"patience is {self.patience}, but nothing is evaluated before the end: evaluate_steps")
+        if self.patience is not None and self.average_last is not None:
+            raise RecipeError(
+                f"average_last is {self.average_last}, whose snapshots go up to the end, but patience may stop before: "
+                "leave one out"
+            )
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for bounds of a length in epochs beside a number of steps (see `parse`)."""
@@ -518,7 +529,7 @@ class Phase2Settings(FinetuneSettings):
     """Task distillation from the task teacher (paper, section 3.3)."""
 
     # What only a task teacher teaches.
-    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "objective")
+    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "kept_gigabytes", "objective")
 
     teacher_forced: bool = option(True, "learn from the task teacher (TF); false: from labels only (ST)")
     objective: ObjectiveSettings = option(
@@ -530,6 +541,12 @@ class Phase2Settings(FinetuneSettings):
     target_sentences: int | None = option(
         None, "learn from so many lines of target text, drawn at random; none: all", least=1
     )
+
+    # What is made is the same but for rounding, as on another device.
+    kept_gigabytes: float = option(
+        5.0, "room in the work folder for what the task teacher says, which it then says once and not in every epoch; "
+        "0: it is not kept", least=0, cosmetic=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Also refuses an amount of target text that is not learnt from."""

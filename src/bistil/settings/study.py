@@ -36,6 +36,7 @@ class Variant:
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
     precision: PrecisionName | None = option(None, "number format of the matrix products in both phases")
+    average_last: int | None = option(None, "in phase 2, the mean of so many snapshots instead of the best on dev")
     groups: list[str] = option(factory=lambda: ["all"], help="for these groups")
     students: list[str] = option(factory=list, help="only these students")
     seeds: list[int] = option(factory=list, help="of the student; none: the study's")
@@ -49,6 +50,8 @@ class Variant:
             own = replace(own, training=replace(own.training, epochs=self.epochs))
         if self.precision is not None:
             own = replace(own, training=replace(own.training, precision=self.precision))
+        if self.average_last is not None:
+            own = replace(own, training=replace(own.training, average_last=self.average_last))
         if not self.target_text:
             own = without_target_text(own) if self.equal_steps else replace(own, target_text=0.0, target_sentences=None)
         return own if self.teacher else FinetuneSettings(sparse=own.sparse, training=own.training)

@@ -131,7 +131,7 @@ def train_sparse(
                 dressed,
                 train_data,
                 collate=collate,
-                settings=with_length(training, steps, epochs, phase),
+                settings=_with_length(training, steps, epochs, phase),
                 folder=None if folder is None else folder / phase,
                 seed=seed,
                 evaluate=dressed.evaluation(evaluate) if isinstance(dressed, BatchLanguage) else evaluate,
@@ -297,22 +297,26 @@ def check_sparse(settings: SparseSettings, training: TrainingSettings) -> None:
         InputError: a phase without length, or not exactly one of a density and a count, within what there is.
         RecipeError, MissingExtraError: as `check_training`.
     """
-    for phase, steps, epochs in (
-        ("dense", settings.dense_steps, settings.dense_epochs),
-        ("sparse", settings.sparse_steps, settings.sparse_epochs),
-    ):
-        check_training(with_length(training, steps, epochs, phase))
+    for phase in phases(settings, training):
+        check_training(phase)
     # How many entries the model has is not known here; of a million any sound density keeps some.
     density = settings.density if settings.count is None else None
     entries_to_keep(max(10**6, settings.count or 0), density=density, count=settings.count)
 
 
-def with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
-    """The settings of one phase.
+def phases(settings: SparseSettings, training: TrainingSettings) -> list[TrainingSettings]:
+    """The dense and the sparse phase as trainings, each with its length.
 
     Raises:
-        InputError: it has no length.
+        InputError: a phase without length.
     """
+    return [
+        _with_length(training, settings.dense_steps, settings.dense_epochs, "dense"),
+        _with_length(training, settings.sparse_steps, settings.sparse_epochs, "sparse"),
+    ]
+
+
+def _with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
     if steps is None and epochs is None:
         raise InputError(f"the {phase} phase has no length: give {phase}_steps or {phase}_epochs")
     # Epochs have a default, so steps, which do not, win.

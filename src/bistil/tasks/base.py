@@ -15,7 +15,7 @@ from bistil._moved import left_names
 from bistil.errors import InputError
 from bistil.models.loading import ModelSource, task_of
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.batches import Batch, Collator, Feature, Outputs, TorchEngine, run
+from bistil.tasks.batches import Batch, Collator, Feature, Outputs, PerExample, TorchEngine, run
 from bistil.tasks.hub import Rows, Source
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
@@ -89,6 +89,10 @@ class Task(ABC):
 
     passages: bool = False
     """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
+
+    teacher_outputs: Mapping[str, PerExample | None] | None = None
+    """What `prediction_pairs` reads of the teacher's output, so that it can be kept from epoch to epoch; None beside a
+    name: the same for all examples. Without it nothing is kept; it stands beside the `prediction_pairs` it is about."""
 
     @classmethod
     def fits(cls, config: Any) -> bool:
@@ -241,6 +245,16 @@ class Task(ABC):
     @abstractmethod
     def prediction_pairs(self, student: Any, teacher: Any, batch: Mapping[str, torch.Tensor]) -> list[PredictionPair]:
         """What L_pred compares (paper, section 3.3), from the models' outputs on `batch`."""
+
+    @classmethod
+    def kept_outputs(cls) -> Mapping[str, PerExample | None] | None:
+        """`teacher_outputs`, unless a subclass has another `prediction_pairs` and does not say what that one reads."""
+        for one in cls.__mro__:
+            if "teacher_outputs" in vars(one):
+                return cls.teacher_outputs
+            if "prediction_pairs" in vars(one):
+                return None
+        return None
 
     @abstractmethod
     def decode(

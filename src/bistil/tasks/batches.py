@@ -25,6 +25,38 @@ Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A dimension as long as one of a feature's lists, and so much longer."""
+
+    key: str
+    more: int = 0
+
+    def of_feature(self, feature: Feature) -> int:
+        """Its length in an example."""
+        return len(feature[self.key]) + self.more
+
+    def of_batch(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Its length in a batch, which is padded."""
+        return batch[self.key].shape[1] + self.more
+
+
+TOKEN_AXIS, WORD_AXIS, HEAD_AXIS = Axis("input_ids"), Axis("word_starts"), Axis("word_starts", more=1)
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """How a tensor of a model's output, (batch, ...), is cut into examples.
+
+    Attributes:
+        axes: its first dimensions behind the batch; those behind them are equal in all examples.
+        padding: what stands beyond an example's own.
+    """
+
+    axes: tuple[Axis, ...] = ()
+    padding: float = 0.0
+
+
+@dataclass(frozen=True)
 class Collator:
     """Pads to the longest of the batch. Keys that a feature keeps for itself (its example's index ...) stay out.
 

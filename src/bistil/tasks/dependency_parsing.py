@@ -17,7 +17,7 @@ from bistil.models.loading import ModelSource
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array
+from bistil.tasks.batches import HEAD_AXIS, WORD_AXIS, Feature, Outputs, PerExample, as_array
 from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import (
@@ -81,6 +81,12 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
         "word_ends": -1,
         "labels": IGNORED,
         "relation_labels": IGNORED,
+    }
+    teacher_outputs: Mapping[str, PerExample | None] = {
+        "logits": PerExample((WORD_AXIS, HEAD_AXIS), padding=-torch.inf),
+        "dependents": PerExample((WORD_AXIS,)),
+        "heads": PerExample((HEAD_AXIS,)),
+        "relation_weight": None,
     }
 
     def __init__(self, *, parser_projection: int | None = None) -> None:

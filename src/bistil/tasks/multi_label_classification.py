@@ -16,7 +16,7 @@ from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource, task_of
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, PredictionPair
-from bistil.tasks.batches import Feature, Outputs, as_array
+from bistil.tasks.batches import Feature, Outputs, PerExample, as_array
 from bistil.tasks.hub import Source
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
@@ -83,6 +83,7 @@ class MultiLabelClassification(TextTask):
     pipeline_tag = "text-classification"
     usage = pipeline_code('"text-classification"', "top_k=None") + f"  # its labels: those above {THRESHOLD}"
     word_padding: Mapping[str, int] = {"labels": IGNORED}
+    teacher_outputs: Mapping[str, PerExample | None] = {"logits": PerExample()}
     takes = ("separator",)
 
     @classmethod

@@ -21,7 +21,7 @@ from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array, softmax
+from bistil.tasks.batches import TOKEN_AXIS, Feature, Outputs, PerExample, as_array, softmax
 from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
@@ -82,6 +82,10 @@ print(answer("a question of yours", "a passage that holds its answer")[0].text)"
     means_labels = False
     passages = True
     padding: Mapping[str, int] = {"start_positions": IGNORED, "end_positions": IGNORED}
+    teacher_outputs: Mapping[str, PerExample | None] = {
+        "start_logits": PerExample((TOKEN_AXIS,)),
+        "end_logits": PerExample((TOKEN_AXIS,)),
+    }
 
     def metric(self, labels: Sequence[str]) -> str:
         del labels

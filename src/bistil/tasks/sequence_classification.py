@@ -15,7 +15,7 @@ from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, PredictionPair
-from bistil.tasks.batches import Feature, Outputs, as_array, softmax
+from bistil.tasks.batches import Feature, Outputs, PerExample, as_array, softmax
 from bistil.tasks.hub import Source
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
 from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
@@ -57,6 +57,7 @@ class SequenceClassification(TextTask):
     kind = "sequence-classification"
     pipeline_tag = "text-classification"
     usage = pipeline_code('"text-classification"')
+    teacher_outputs: Mapping[str, PerExample | None] = {"logits": PerExample()}
     padding: Mapping[str, int] = {"labels": IGNORED}
 
     @classmethod

@@ -17,7 +17,7 @@ from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
-from bistil.tasks.batches import Feature, Outputs, as_array, softmax
+from bistil.tasks.batches import TOKEN_AXIS, Feature, Outputs, PerExample, as_array, softmax
 from bistil.tasks.conll import around_tags, read_blocks
 from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
@@ -77,6 +77,7 @@ class TokenClassification(Task):
     # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
     usage = pipeline_code('"token-classification"', 'aggregation_strategy="first"')
     padding: Mapping[str, int] = {"labels": IGNORED}
+    teacher_outputs: Mapping[str, PerExample | None] = {"logits": PerExample((TOKEN_AXIS,))}
 
     columns = ("words", "tags")
     takes = ("scheme",)

@@ -63,8 +63,13 @@ def set_trained(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 def save_trained(module: nn.Module, path: Path, *, prefix: str = "") -> None:
     """Write the parameters of `trained` into a work folder, as safetensors."""
+    save_values(trained(module, prefix=prefix), path)
+
+
+def save_values(values: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name into a work folder, as safetensors."""
     with whole_file(path, inner=True) as partial:
-        save_file(trained(module, prefix=prefix), partial)
+        save_file(dict(values), partial)
 
 
 def load_trained(module: nn.Module, path: Path) -> None:

@@ -158,7 +158,8 @@ def train(
 
     Args:
         module: `forward(**batch)` returns a mapping with "loss" and scalar terms, which are logged. If it has
-            `clip_groups()`, gradients are clipped in each of these lists of parameters on its own.
+            `clip_groups()`, gradients are clipped in each of these lists of parameters on its own; if it has
+            `prepare(device, low_precision=)`, that is called once the run is known to have work left.
         train_data: examples; an attribute `ordered = True` says that index order is training order, a method
             `training_order(items=, batch_size=, seed=)` draws it; `epoch_size` says what an epoch is if not all.
         collate: list of examples to batch; a str under "language" is passed through for messages.
@@ -211,6 +212,9 @@ def train(
         trainer = _Trainer(recorder, data, collate, _arguments(settings, folder, steps=steps, seed=seed))
         checkpoint = store.checkpoint()
         recorder.open(checkpoint)
+        if hasattr(module, "prepare"):
+            prepared: Any = module
+            prepared.prepare(trainer.args.device, low_precision=settings.precision == "bf16")
         with recorder.progress:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The first process kept the best weights, and removes them when all have read them.

@@ -13,10 +13,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from bistil.errors import DivergenceError
 from bistil.runtime.progress import Progress
 from bistil.settings.recipe import TrainingSettings
-from bistil.training.checkpoints import TrainingResult
+from bistil.training.checkpoints import TrainingResult, set_trained, trained
 from bistil.training.stores import Best, Store
 
 BestBy = tuple[str, Literal["min", "max"]]
+
+
+def snapshot_steps(steps: int, count: int | None) -> list[int]:
+    """The steps whose weights are averaged: the last one, and those a tenth of the training apart before it.
+
+    Schmidt, Vulić and Glavaš, "Free Lunch: Robust Cross-Lingual Transfer via Model Checkpoint Averaging", ACL 2023
+    (arXiv 2305.16834), average checkpoints of one run that are equally far apart, with equal weights.
+    """
+    return sorted({max(1, round(steps * (10 - back) / 10)) for back in range(count or 0)})
 
 
 class Recorder(TrainerCallback):
@@ -40,6 +49,8 @@ class Recorder(TrainerCallback):
         self.progress = Progress(label, total=steps)
         self.best: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, float]] = []
+        self.snapshots = snapshot_steps(steps, settings.average_last)
+        self.averaged: list[int] = []
         self.tokens = 0
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
@@ -55,18 +66,41 @@ class Recorder(TrainerCallback):
         if saved is not None:
             self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
             self.best, self.history = saved["best"], saved["history"]
+            self.averaged = saved.get("averaged", [])
             self.progress.start_at(saved["step"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         step = state.global_step
+        if step in self.snapshots:
+            self._add_to_average(step)
         every = self.settings.evaluate_steps
         if self.evaluate is not None and (step == self.steps or (every is not None and step % every == 0)):
             self._evaluate(step, control, main=args.should_save)
         return control
 
     def _evaluate(self, step: int, control: TrainerControl, *, main: bool) -> None:
+        figures = self._figures(step)
+        self.history.append({"step": step, **figures})
+        self.store.log({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
+        # Parts of parts (a language's term) are for the log.
+        shown = {name: value for name, value in figures.items() if name.count("/") < 2}
+        if self.publish is not None:
+            # Handing figures to the loggers takes back the wish to log this very step's losses.
+            wanted = control.should_log
+            self.publish({f"eval_{name}": value for name, value in figures.items()})
+            control.should_log = wanted
+        if main:
+            self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        if self.snapshots:
+            return  # nothing is chosen
+        at_an_end = [self._keep_best(prefix) for prefix in self.best_by]
+        if at_an_end and all(at_an_end):
+            control.should_training_stop = True
+
+    def _figures(self, step: int) -> dict[str, float]:
+        """Held-out figures of the module as it is."""
         assert self.evaluate is not None
         was_training = self.module.training
         self.module.eval()
@@ -79,20 +113,19 @@ class Recorder(TrainerCallback):
                     f"the held-out {name} is {value} at step {step}; {self.store.said}: "
                     "lower the learning rate or check the data"
                 )
-        self.history.append({"step": step, **figures})
-        self.store.log({"step": step, "seconds": round(self.seconds, 3), "tokens": self.tokens, "held_out": figures})
-        # Parts of parts (a language's term) are for the log.
-        shown = {name: value for name, value in figures.items() if name.count("/") < 2}
-        if self.publish is not None:
-            # Handing figures to the loggers takes back the wish to log this very step's losses.
-            wanted = control.should_log
-            self.publish({f"eval_{name}": value for name, value in figures.items()})
-            control.should_log = wanted
-        if main:
-            self.progress.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-        at_an_end = [self._keep_best(prefix) for prefix in self.best_by]
-        if at_an_end and all(at_an_end):
-            control.should_training_stop = True
+        return figures
+
+    def _add_to_average(self, step: int) -> None:
+        """Add the weights of now to the sum of all snapshots, of which one is kept and not each by itself."""
+        values = trained(self.module)
+        if self.averaged:
+            before = self.store.kept(self._average())
+            values = {name: before[name].to(value.device) + value for name, value in values.items()}
+        self.averaged.append(step)
+        self.store.keep(values, self._average())
+
+    def _average(self) -> Best:
+        return Best("average", "", self.averaged[-1])
 
     def _keep_best(self, prefix: str) -> bool:
         """Keep a part's weights if they are its best; returns whether its patience is at an end."""
@@ -105,7 +138,7 @@ class Recorder(TrainerCallback):
             return True
         if best is None or sign * self.history[-1][key] < sign * best[key]:
             self.best[prefix] = dict(self.history[-1])
-            self.store.keep(self.module, self._best(prefix))
+            self.store.keep(trained(self.module, prefix=prefix), self._best(prefix))
             return False
         return patience is not None and since + 1 >= patience
 
@@ -114,9 +147,17 @@ class Recorder(TrainerCallback):
         return Best(list(self.best_by).index(prefix), prefix, int(self.best[prefix]["step"]))
 
     def load_best(self) -> None:
-        """Put each part's best weights back into the module, where there are any."""
+        """Put the mean of the snapshots, or else each part's best weights, into the module, where there are any."""
+        if self.averaged:
+            values = self.store.kept(self._average())
+            set_trained(self.module, {name: value / len(self.averaged) for name, value in values.items()})
+            if self.evaluate is not None:
+                figures = {"step": self.averaged[-1], **self._figures(self.averaged[-1])}
+                self.best = {prefix: dict(figures) for prefix in self.best_by}
+                self.store.log({"averaged": self.averaged, "seconds": round(self.seconds, 3), "held_out": figures})
+            return
         for prefix in self.best:
-            self.store.load(self.module, self._best(prefix))
+            set_trained(self.module, self.store.kept(self._best(prefix)))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -128,8 +169,10 @@ class Recorder(TrainerCallback):
             "seconds": self.seconds,
             "best": self.best,
             "history": self.history,
+            "averaged": self.averaged,
         }
-        self.store.complete(records, [self._best(prefix) for prefix in self.best])
+        average = [self._average()] if self.averaged else []
+        self.store.complete(records, [*average, *(self._best(prefix) for prefix in self.best)])
         return control
 
     def result(self) -> TrainingResult:

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bistil.errors import ArtefactError
@@ -24,16 +25,15 @@ from bistil.training.checkpoints import (
     newest_checkpoint,
     open_folder,
     save_trained,
-    set_trained,
-    trained,
+    save_values,
 )
 from bistil.training.processes import processes
 
 
 class Best(NamedTuple):
-    """Which weights are a part's best."""
+    """Which weights are a part's best; or the sum of all snapshots up to a step."""
 
-    part: int
+    part: int | Literal["average"]
     prefix: str
     """Of the names of the part's parameters."""
     step: int
@@ -62,12 +62,12 @@ class Store(ABC):
         """Keep a line of the log."""
 
     @abstractmethod
-    def keep(self, module: nn.Module, best: Best) -> None:
+    def keep(self, values: Mapping[str, Tensor], best: Best) -> None:
         """Keep the weights of a part, which are its best."""
 
     @abstractmethod
-    def load(self, module: nn.Module, best: Best) -> None:
-        """Put a part's best weights back into the module."""
+    def kept(self, best: Best) -> Mapping[str, Tensor]:
+        """A part's best weights."""
 
     @abstractmethod
     def complete(self, records: Mapping[str, Any], kept: Collection[Best]) -> None:
@@ -91,7 +91,7 @@ class Memory(Store):
     folder = None
 
     def __init__(self) -> None:
-        self._best: dict[int, dict[str, Tensor]] = {}
+        self._best: dict[int | str, dict[str, Tensor]] = {}
 
     def finished(self, module: nn.Module, identity: Mapping[str, Any]) -> None:
         del module, identity
@@ -105,12 +105,11 @@ class Memory(Store):
     def log(self, record: Mapping[str, Any]) -> None:
         pass
 
-    def keep(self, module: nn.Module, best: Best) -> None:
-        own = trained(module, prefix=best.prefix)
-        self._best[best.part] = {name: value.clone() for name, value in own.items()}
+    def keep(self, values: Mapping[str, Tensor], best: Best) -> None:
+        self._best[best.part] = {name: value.clone() for name, value in values.items()}
 
-    def load(self, module: nn.Module, best: Best) -> None:
-        set_trained(module, self._best[best.part])
+    def kept(self, best: Best) -> Mapping[str, Tensor]:
+        return self._best[best.part]
 
     def complete(self, records: Mapping[str, Any], kept: Collection[Best]) -> None:
         pass
@@ -163,13 +162,13 @@ class WorkFolder(Store):
             with (self.folder / self.LOG).open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
 
-    def keep(self, module: nn.Module, best: Best) -> None:
+    def keep(self, values: Mapping[str, Tensor], best: Best) -> None:
         # Under a name of its own: the file that the last checkpoint counts on stays until the next one.
         if processes().is_main_process:
-            save_trained(module, self._best_file(best), prefix=best.prefix)
+            save_values(values, self._best_file(best))
 
-    def load(self, module: nn.Module, best: Best) -> None:
-        load_trained(module, self._best_file(best))
+    def kept(self, best: Best) -> Mapping[str, Tensor]:
+        return load_file(self._best_file(best))
 
     def complete(self, records: Mapping[str, Any], kept: Collection[Best]) -> None:
         # Every process writes its random state; only then is the checkpoint whole.

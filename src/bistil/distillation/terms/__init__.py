@@ -54,6 +54,8 @@ class Needs:
     """Layers whose attention maps are compared, 1 to depth."""
     relations: frozenset[int] = frozenset()
     """Layers whose queries, keys and values are kept."""
+    last: bool = False
+    """The encoder's output."""
     head: bool = False
     """The model runs with its task head, if it has one (phase 2)."""
     labels: bool = False
@@ -64,6 +66,7 @@ class Needs:
             self.hidden | other.hidden,
             self.attention | other.attention,
             self.relations | other.relations,
+            self.last or other.last,
             self.head or other.head,
             self.labels or other.labels,
         )
@@ -74,7 +77,8 @@ class Compared:
     """A student and its teacher on one batch."""
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: nn.Module | None
+    """None: it is gone, and what it said was kept."""
     pairs: Pairs
     got: Captured
     """What was kept of the student's pass."""
@@ -120,6 +124,9 @@ class Term(ABC):
     """Of its weight, and in logs."""
     TAUGHT: ClassVar[bool] = True
     """Whether it looks at the teacher; where no term does, the teacher does not run."""
+    KEEPABLE: ClassVar[bool] = False
+    """Whether all that `loss` reads of the teacher is named by `teacher_needs`, or is what the task compares: phase 2
+    may then keep it from epoch to epoch. Beyond an example's own tokens it is 0 there."""
 
     def __init__(self, objective: ObjectiveSettings) -> None:
         self.objective = objective
@@ -156,6 +163,7 @@ class Attention(Term):
     """MSE of the attention probabilities of aligned layers (paper, section 3.2, L_attn)."""
 
     NAME = "attention"
+    KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:
         return Needs(attention=frozenset(layer for layer in layers if layer > 0))
@@ -192,6 +200,7 @@ class Hidden(Term):
     """MSE of the hidden states of aligned layers and of the embedding output (paper, section 3.2, L_hidden)."""
 
     NAME = "hidden"
+    KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:
         return Needs(hidden=frozenset(layers))
@@ -210,6 +219,7 @@ class Relations(Term):
     """MiniLMv2's self-attention relations of the last aligned layers (Wang et al. 2021)."""
 
     NAME = "relations"
+    KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:
         return Needs(relations=frozenset(layers[-1:]))
@@ -231,6 +241,11 @@ class Cosine(Term):
     """DistilBERT's cosine loss between last hidden states (Sanh et al. 2019, section 3)."""
 
     NAME = "cosine"
+    KEEPABLE = True
+
+    def needs(self, layers: Sequence[int]) -> Needs:
+        del layers
+        return Needs(last=True)
 
     def check(self, student: Side, teacher: Side) -> str | None:
         return _needs_equal_widths(student, teacher)
@@ -245,6 +260,7 @@ class Prediction(Term):
     """Soft cross-entropy against the teacher's predictions: the task's (paper, section 3.3), or of every token."""
 
     NAME = "prediction"
+    KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:
         del layers
@@ -266,15 +282,16 @@ class Prediction(Term):
     def _of_every_token(self, compared: Compared) -> Tensor:
         """Phase 1: the masked-LM heads' predictions at real tokens, a slice of rows at a time."""
         got, target = compared.got.last, compared.target.last
-        assert got is not None and target is not None
-        ours, theirs = family_of(compared.student), family_of(compared.teacher)
+        whole = compared.teacher
+        assert got is not None and target is not None and whole is not None
+        ours, theirs = family_of(compared.student), family_of(whole)
         real = slice(None) if compared.mask is None else compared.mask.bool().flatten()
         student, teacher = got.flatten(0, 1)[real], target.flatten(0, 1)[real]
 
         def soft(student: Tensor, teacher: Tensor) -> Tensor:
             with compared.linear_maps():
                 with torch.no_grad():
-                    wanted = theirs.masked_lm_logits(compared.teacher, teacher)
+                    wanted = theirs.masked_lm_logits(whole, teacher)
                 logits = ours.masked_lm_logits(compared.student, student)
             return prediction_loss(logits, wanted, self.objective.temperature) * len(student)
 
@@ -290,6 +307,7 @@ class HardLabels(Term):
 
     NAME = "hard_labels"
     TAUGHT = False
+    KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:
         del layers

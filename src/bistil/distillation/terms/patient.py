@@ -17,6 +17,7 @@ class Patient(Term):
     """Mean over aligned layers of the squared distance between the first tokens' directions."""
 
     NAME = "patient"
+    KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:
         return Needs(hidden=frozenset(layer for layer in layers if layer > 0))
