@@ -7,6 +7,7 @@ from the stages that are wanted to what they stand on as `RunFolder.make` does, 
 
 import gc
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ PROCESS_BYTES = 0.55 * 2**30
 LEFT_BEHIND = 0.7
 # A checkpoint is written and hashed.
 CHECKPOINT_PER_BYTE = 2.5e-9
+# Columns of a table that is not on a terminal.
+WIDTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,8 @@ class Forecast:
                 numbers = [f"{one.steps:,}" if one.steps else "", duration(one.seconds), _bytes(one.memory)]
                 numbers.append(_bytes(one.disk) if one.disk else "")
             table.add_row(one.name, *numbers, _said(one.state))
-        Console(soft_wrap=True, highlight=False).print(table)
+        # In a file or a pipe nothing is cut off.
+        Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
         print(self.line())
 
 

@@ -17,6 +17,8 @@ from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchm
 from bistil.measuring.evaluation import measure
 from bistil.measuring.shape import ModelShape
 from bistil.models.families import family_of
+from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.models.writing import save_weights
 from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
 from bistil.runs.data import Exam, Labelled, TargetText
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic
@@ -32,9 +34,9 @@ from bistil.settings.recipe import (
     TrainingSettings,
     TrimSettings,
 )
-from bistil.sparse.language import MOST_HELD_OUT, adapt, paper_steps
+from bistil.sparse.language import MOST_HELD_OUT, adapt, add_masked_lm_head, paper_steps
 from bistil.sparse.training import phases
-from bistil.sparse.wearing import dressed_copy
+from bistil.sparse.wearing import dressed_copy, exchanged_copy
 from bistil.tasks.metrics import Metrics, interval, resampled
 from bistil.text.lines import read_sentences
 from bistil.training.loop import planned_steps
@@ -197,6 +199,45 @@ class Adapt(Stage[Adapted]):
             disk=8.0 * sparse,
             work=2 * phases[0].checkpoint_bytes,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headed(Stage[Adapted]):
+    """A masked-LM head for an encoder that has none, learnt on text of several languages. Leaves "model"."""
+
+    KIND: ClassVar[str] = "masked-lm-head"
+    JOINT: ClassVar[bool] = True
+
+    model: Product
+    texts: Texts
+    settings: AdaptSettings
+    seed: int
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Adapted:
+        head = add_masked_lm_head(
+            str(place.path(self.model)),
+            [path for own in paths(self.texts).values() for path in own],
+            place.output("model"),
+            languages=[*self.texts],
+            settings=self.settings,
+            work=place.work / "head",
+            seed=self.seed,
+        )
+        return Adapted(metrics=head.provenance.metrics)
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.model
+
+    def cost(self, ahead: Ahead) -> Cost:
+        files = tuple(file for own in self.texts.values() for file in own)
+        alone = Adapt(
+            model=self.model, language="", text=files, settings=self.settings, head_only=True, seed=self.seed
+        )  # fmt: skip
+        return replace(alone.cost(ahead), disk=ahead.weights(self.model))
 
 
 # Phase 1: general bilingual distillation (section 3.2)
@@ -584,7 +625,72 @@ class Wear(Stage[Nothing]):
         return Cost(seconds=_loading(ahead, self.model, self.model), memory=2.0 * size, disk=size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exchange(Stage[Nothing]):
+    """A task model for a target: base, target's SFT and task's SFT (LT-SFT, section 3.2). Leaves "model"."""
+
+    KIND: ClassVar[str] = "exchange"
+
+    model: Product
+    """Learnt wearing the source's SFT."""
+    task: Product
+    """The SFT that was learnt."""
+    language: File | Product
+    base: Product
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Nothing:
+        model, task, language, base = map(place.path, (self.model, self.task, self.language, self.base))
+        exchanged_copy(model, task, language, base=base, output=place.output("model"))
+        return Nothing()
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.model
+
+    def cost(self, ahead: Ahead) -> Cost:
+        size = ahead.weights(self.model)
+        return Cost(seconds=_loading(ahead, self.model, self.base), memory=3.0 * size, disk=size)
+
+
 # Measuring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare(Stage[Nothing]):
+    """A student that has learnt nothing under a head of the task, to measure: what a model costs is its shape's."""
+
+    KIND: ClassVar[str] = "bare"
+
+    start: Copied
+    labelled: Labelled
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Nothing:
+        data, start = self.labelled.everything(place), self.start.folder(place)
+        with whole_folder(place.output("model"), record={"kind": "task model"}) as folder:
+            save_weights(data.task.build_model(start, data.labels), folder)
+            write_tokenizer(load_tokenizer(str(start)), folder)
+        return Nothing()
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.start.model
+
+    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+        del part
+        return self.start.shape(ahead)
+
+    def cost(self, ahead: Ahead) -> Cost:
+        return Cost(
+            seconds=_loading(ahead, self.start.model, self.product("model")),
+            memory=2.0 * ahead.weights(self.start.model),
+            disk=ahead.weights(self.product("model")),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

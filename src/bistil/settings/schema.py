@@ -579,6 +579,14 @@ def on_device(settings: AnySettings, device: Device) -> AnySettings:
     return cast(AnySettings, replace(whole, **{name: on_device(table, device) for name, table in tables.items()}))
 
 
+def with_rate(settings: AnySettings, learning_rate: float | None) -> AnySettings:
+    """The same fine-tuning with another peak learning rate; None: with its own."""
+    if learning_rate is None:
+        return settings
+    whole: Any = settings
+    return cast(AnySettings, replace(whole, training=replace(whole.training, learning_rate=learning_rate)))
+
+
 def without_target_text(settings: Phase2Settings) -> Phase2Settings:
     """The same phase 2 on labelled batches only, with as many optimizer steps (up to the rounding of an epoch)."""
     factor = 1 + settings.target_text
