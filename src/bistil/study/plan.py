@@ -294,17 +294,32 @@ class Study:
             found[rate] = (tried, self._evaluate(self.fine_tuned(tried).product("model"), (DEV,)))
         return found
 
-    def supposed(self, point: Point) -> Point:
-        """The point with the rate in the middle, for forecasts."""
-        rates = sorted(self.rates(point))
-        return replace(point, learning_rate=rates[len(rates) // 2]) if rates else point
+    def chosen(self, run: RunFolder, point: Point) -> Point | None:
+        """A point with the learning rate that is best on dev, of equals the first; None while a trial is missing."""
+        rates = self.rates(point)
+        if len(rates) < 2:
+            return replace(point, learning_rate=rates[0]) if rates else point
+        scores = {}
+        for rate, (_, stage) in self.trials(point).items():
+            made = run.known(stage, whole=False)
+            if made is None:
+                return None
+            scores[rate] = made.result.parts[DEV].score
+        return replace(point, learning_rate=max(scores, key=lambda rate: scores[rate]))
 
-    def stages(self, points: Iterable[Point]) -> Iterator[Stage[Any]]:
-        """Everything that points take, in the order in which it is made, as far as it is known before the search."""
+    def stages(self, points: Iterable[Point], run: RunFolder | None = None) -> Iterator[Stage[Any]]:
+        """Everything that points take, in the order in which it is made.
+
+        Args:
+            run: knows what was chosen; until then, a search is taken to choose the rate in the middle.
+        """
         for point in points:
-            if len(self.rates(point)) > 1:
+            found, rates = None if run is None else self.chosen(run, point), sorted(self.rates(point))
+            if len(rates) > 1:
                 yield from (stage for _, stage in self.trials(point).values())
-            yield from self.scores(self.supposed(point))
+            if found is None:
+                found = replace(point, learning_rate=rates[len(rates) // 2]) if rates else point
+            yield from self.scores(found)
 
     # What models cost
 

@@ -1,7 +1,7 @@
 """What goes on record of a study: what it is, and each point when it is finished."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from bistil.errors import InputError
@@ -325,7 +325,7 @@ class Ledger:
         for record in known.points if known else []:
             point = planned.get(record.place)
             if point is not None:
-                point = chosen(self.study, self.run, point)
+                point = self.study.chosen(self.run, point)
             if point is None or point_key(self.study, point) != record.key:
                 names = {f.name: getattr(record, f.name) for f in fields(WithdrawnRecord)}
                 append_record(self.file, WithdrawnRecord(**names))
@@ -359,17 +359,3 @@ class Ledger:
         record = SpeedRecords(shapes=shapes, threads=made.result.rows[0].threads)
         if read_records(self.run.folder).speed != {one.name: one for one in shapes}:
             append_record(self.file, record)
-
-
-def chosen(study: Study, run: RunFolder, point: Point) -> Point | None:
-    """A point with the learning rate that is best on dev, of equals the first; None while a trial is missing."""
-    rates = study.rates(point)
-    if len(rates) < 2:
-        return replace(point, learning_rate=rates[0]) if rates else point
-    scores = {}
-    for rate, (_, stage) in study.trials(point).items():
-        made = run.known(stage, whole=False)
-        if made is None:
-            return None
-        scores[rate] = made.result.parts[DEV].score
-    return replace(point, learning_rate=max(scores, key=lambda rate: scores[rate]))

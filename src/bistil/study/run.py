@@ -13,7 +13,7 @@ from bistil.runs.stages import Bare, Exchange, FineTune, Restore
 from bistil.study.jobs import Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
 from bistil.study.plan import Study
 from bistil.study.points import Point
-from bistil.study.records import Ledger, chosen
+from bistil.study.records import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def make_points(study: Study, output: Path, points: Iterable[Point], *, text: st
         ledger.open(text)
         forecaster = Forecaster(run)
         run.on_made = forecaster.made
-        forecaster.announce(study.stages(wanted))
+        forecaster.announce(study.stages(wanted, run))
         for point in wanted:
             settled = choose(study, run, point)
             for stage in study.scores(settled):
@@ -51,11 +51,11 @@ def make_points(study: Study, output: Path, points: Iterable[Point], *, text: st
 
 def choose(study: Study, run: RunFolder, point: Point) -> Point:
     """The point with its learning rate: the best on dev, tried if that was not done yet; what lost is removed."""
-    found = chosen(study, run, point)
+    found = study.chosen(run, point)
     if found is None:
         for _, stage in study.trials(point).values():
             run.make(stage)
-        found = chosen(study, run, point)
+        found = study.chosen(run, point)
         assert found is not None
     for rate, (tried, _) in study.trials(point).items() if len(study.rates(point)) > 1 else ():
         if rate != found.learning_rate:
@@ -91,7 +91,7 @@ def forecast(study: Study, points: Sequence[Point], output: Path | None = None) 
         output: the study's folder, there or not: what it has is not done again.
     """
     run = study.open(output, look=True) if output is not None and (output / "stages").is_dir() else None
-    found = Forecaster(run, names=study.names).forecast(study.stages(points))
+    found = Forecaster(run, names=study.names).forecast(study.stages(points, run))
     kept = study.method.fine_tuned_teacher().key
 
     def passing(kind: str, key: str) -> bool:
