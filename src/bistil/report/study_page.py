@@ -37,7 +37,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """A line of the table of scores."""
 
     name: str
@@ -119,7 +119,7 @@ def write_study_page(records: StudyRecords, path: Path, *, replace: bool = False
         "study.html.jinja",
         study=study,
         metric=records.metric,
-        headline=headline(records),
+        headline=study_headline(records),
         notes=[*_notes(records)],
         reference=records.reference_name,
         rows=lines,
@@ -140,7 +140,7 @@ def write_study_page(records: StudyRecords, path: Path, *, replace: bool = False
         partial.write_text(page, encoding="utf-8")
 
 
-def headline(records: StudyRecords) -> str:
+def study_headline(records: StudyRecords) -> str:
     """What came of the study, in one sentence: the best student, and its gap."""
     parts = [f"{target}/test" for target in records.study.targets]
     students = [row for row in records.rows if row.kind not in TEACHERS and row.mean(parts) is not None]
@@ -156,7 +156,7 @@ def headline(records: StudyRecords) -> str:
     return said
 
 
-def scores_table(records: StudyRecords) -> list[Line]:
+def scores_table(records: StudyRecords) -> list[ScoreLine]:
     """The lines of the table of scores."""
     study = records.study
     tests = [f"{target}/test" for target in study.targets]
@@ -181,7 +181,7 @@ def scores_table(records: StudyRecords) -> list[Line]:
         gap = records.gap(row)
         labels = [row.label(label, records.metric) for label in records.labels]
         lines.append(
-            Line(
+            ScoreLine(
                 name=row.name,
                 role=ROLES.get(row.kind, "baseline"),
                 serves=_serves(row),

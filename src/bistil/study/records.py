@@ -300,7 +300,7 @@ def closure(stages: Iterable[Stage[Any]]) -> Iterator[Stage[Any]]:
 # Writing them
 
 
-class Ledger:
+class PointBook:
     """The records of a study's folder, kept up to date.
 
     Args:

@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bistil.report.study_page import present
 from bistil.runs.folder import RunFolder
 from bistil.runs.forecast import Forecast, Forecaster
+from bistil.runs.stage import Stage
 from bistil.runs.stages import Bare, Exchange, FineTune, Restore
 from bistil.study.jobs import Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
 from bistil.study.plan import Study
 from bistil.study.points import Point
-from bistil.study.records import Ledger
+from bistil.study.records import PointBook, closure
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,12 @@ def make_points(study: Study, output: Path, points: Iterable[Point], *, text: st
     """
     wanted = list(points)
     with study.open(output) as run:
-        ledger = Ledger(study, run)
+        ledger = PointBook(study, run)
         ledger.open(text)
         forecaster = Forecaster(run)
         run.on_made = forecaster.made
-        forecaster.announce(study.stages(wanted, run))
+        ahead = list(study.stages(wanted, run))
+        forecaster.announce(ahead, passing=_passing(study, ahead))
         for point in wanted:
             settled = choose(study, run, point)
             for stage in study.scores(settled):
@@ -73,11 +74,11 @@ def _drop(study: Study, run: RunFolder, point: Point) -> None:
             run.drop(stage)
 
 
-def measure(study: Study, output: Path) -> None:
+def measure_shapes(study: Study, output: Path) -> None:
     """Measure size and speed of all shapes, on an otherwise idle machine, and put them on record."""
     with study.open(output) as run:
         run.make(study.speed())
-        Ledger(study, run).add_speed()
+        PointBook(study, run).add_speed()
         kept = study.method.fine_tuned_teacher().key
         for product in study.shapes().values():
             if product.stage.key != kept:
@@ -85,25 +86,20 @@ def measure(study: Study, output: Path) -> None:
 
 
 def forecast(study: Study, points: Sequence[Point], output: Path | None = None) -> Forecast:
-    """What it will take to make, score and measure points: steps, time, memory and disk per stage.
+    """What it will take to make, score and measure_shapes points: steps, time, memory and disk per stage.
 
     Args:
         output: the study's folder, there or not: what it has is not done again.
     """
     run = study.open(output, look=True) if output is not None and (output / "stages").is_dir() else None
-    found = Forecaster(run, names=study.names).forecast(study.stages(points, run))
+    stages = list(study.stages(points, run))
+    return Forecaster(run, names=study.names).forecast(stages).without_lasting(_passing(study, stages))
+
+
+def _passing(study: Study, stages: Iterable[Stage[Any]]) -> set[str]:
+    """Keys of stages whose products go when they are scored."""
     kept = study.method.fine_tuned_teacher().key
-
-    def passing(kind: str, key: str) -> bool:
-        return kind in PASSING and key != kept
-
-    # A model that goes when it is scored takes its room meanwhile only.
-    return Forecast(
-        [
-            replace(one, disk=0.0, work=one.work + one.disk) if passing(one.kind, one.key) else one
-            for one in found.stages
-        ]
-    )
+    return {one.key for one in closure(stages) if one.KIND in PASSING and one.key != kept}
 
 
 def carry_out(
@@ -149,7 +145,7 @@ def carry_out(
         make_points(study, output, points, text=text)
     if report:
         if measured:
-            measure(study, output)
+            measure_shapes(study, output)
         present(output)
 
 
@@ -163,5 +159,5 @@ def _side_by_side(
     if why:
         logger.info(f"{count} side by side: there are {why}")
     with study.open(output) as run:
-        Ledger(study, run).open(text)
+        PointBook(study, run).open(text)
     run_jobs({job.name: job.words(file, output, data) for job in todo}, count, output)
