@@ -16,7 +16,7 @@ from bistil.distillation.module import Distiller
 from bistil.distillation.student import make_student
 from bistil.errors import InputError, RecipeError
 from bistil.measuring.benchmark import count_flops, count_parameters
-from bistil.measuring.shape import ModelShape
+from bistil.measuring.shape import EncoderShape
 from bistil.method import forecast_recipe, plan_recipe, run_recipe
 from bistil.runs import budget as budgets
 from bistil.runs.budget import LEAST_STEPS, LENGTHS, MOST_TIMES, fix_lengths
@@ -25,7 +25,7 @@ from bistil.runs.folder import RunFolder
 from bistil.runs.forecast import Forecaster
 from bistil.runs.inputs import check_inputs
 from bistil.runs.rates import MOST_FACTORS, MOST_RATES, Rate, Rates
-from bistil.settings.durations import duration, seconds_of
+from bistil.settings.durations import rough_duration, seconds_of
 from bistil.settings.recipe import ObjectiveSettings, load_recipe
 
 # Durations
@@ -45,7 +45,7 @@ def test_what_is_no_duration_is_one_line(text):
 
 
 def test_durations_are_said_no_finer_than_they_are_known():
-    said = [duration(one) for one in (3.4, 89, 95, 3540, 3600, 5400, 100_000, 260_000)]
+    said = [rough_duration(one) for one in (3.4, 89, 95, 3540, 3600, 5400, 100_000, 260_000)]
     assert said == ["3 s", "89 s", "2 min", "59 min", "1 h", "1 h 30 min", "27 h 47 min", "3 d"]
 
 
@@ -55,7 +55,7 @@ def test_durations_are_said_no_finer_than_they_are_known():
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_shape_counts_what_the_benchmark_counts_of_the_model(family):
     config = tiny.config(family, layers=3)
-    shape, model = ModelShape.of(config), AutoModel.from_config(config).eval().requires_grad_(False)
+    shape, model = EncoderShape.of(config), AutoModel.from_config(config).eval().requires_grad_(False)
     assert shape.parameters == count_parameters(model)
     # The two-layer way, of families that look at numbers, leaves out nothing either.
     for tokens in (8, 24, 80):
@@ -66,7 +66,7 @@ def test_a_shape_counts_what_the_benchmark_counts_of_the_model(family):
 
 
 def test_layers_and_vocabulary_change_a_shape():
-    shape = ModelShape.of(tiny.config("bert"))
+    shape = EncoderShape.of(tiny.config("bert"))
     assert shape.with_layers([3, 6]).depth == 2
     more = shape.with_vocabulary(shape.vocabulary + 10)
     assert more.parameters["total"] - shape.parameters["total"] == 10 * shape.width
@@ -187,7 +187,7 @@ def test_a_check_and_a_run_say_what_it_takes(recipe_folder, finished, command_li
 
 
 def passes(kind="labels", **changes):
-    shape = ModelShape.of(tiny.config("bert", layers=2))
+    shape = EncoderShape.of(tiny.config("bert", layers=2))
     values = {"kind": kind, "teacher": shape, "students": (shape,), "sequences": 2, "tokens": 16, "flops": 1e9}
     return Passes(**{**values, **changes})
 
@@ -207,7 +207,7 @@ def test_a_rate_is_measured_once_and_kept(kind, tmp_path, monkeypatch):
 def test_an_objective_that_random_models_cannot_have_is_measured_by_what_they_can(tmp_path):
     odd = ObjectiveSettings(attention=0.0, hidden=0.0, hard_labels=1.0, terms={"nowhere:Norms": 1.0}, pairs=[[3, 6]])
     for kind in ("phase1", "phase2"):
-        one = passes(kind, objective=odd, teacher=ModelShape.of(tiny.config("bert", layers=1)))
+        one = passes(kind, objective=odd, teacher=EncoderShape.of(tiny.config("bert", layers=1)))
         assert Rates(tmp_path / "rates.json").seconds(one) > 0
 
 

@@ -19,7 +19,7 @@ _LENGTHS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class EncoderShape:
     """An encoder that is not there yet.
 
     Attributes:
@@ -33,7 +33,7 @@ class ModelShape:
     coefficients: tuple[float, float, float]
 
     @classmethod
-    def of(cls, config: Any) -> "ModelShape":
+    def of(cls, config: Any) -> "EncoderShape":
         """The shape of the encoder of a configuration."""
         key = config.to_json_string(use_diff=False)
         if key not in _KNOWN:
@@ -60,11 +60,11 @@ class ModelShape:
         constant, linear, squared = self.coefficients
         return constant + linear * tokens + squared * tokens**2
 
-    def with_layers(self, layers: list[int]) -> "ModelShape":
+    def with_layers(self, layers: list[int]) -> "EncoderShape":
         """The same model with some of its layers (1-based) only."""
-        return ModelShape.of(family_of(self.config).truncated_config(self.config, layers))
+        return EncoderShape.of(family_of(self.config).truncated_config(self.config, layers))
 
-    def with_vocabulary(self, size: int) -> "ModelShape":
+    def with_vocabulary(self, size: int) -> "EncoderShape":
         """The same model with a token embedding of so many rows."""
         config = copy.deepcopy(self.config)
         config.vocab_size = size
@@ -72,10 +72,10 @@ class ModelShape:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
             if (getattr(config, name, None) or 0) >= size:
                 setattr(config, name, 0)
-        return ModelShape.of(config)
+        return EncoderShape.of(config)
 
 
-_KNOWN: dict[str, ModelShape] = {}
+_KNOWN: dict[str, EncoderShape] = {}
 
 
 def _counted(config: Any) -> tuple[dict[str, int], tuple[float, float, float]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from bistil.distillation.task_data import MixedData, TaskData, some
 from bistil.measuring.benchmark import folder_bytes
-from bistil.measuring.shape import ModelShape
+from bistil.measuring.shape import EncoderShape
 from bistil.models.families import position_limit
 from bistil.models.loading import read_config
 from bistil.models.tokenizers import load_tokenizer
@@ -44,7 +44,7 @@ _COMPRESSED, _BYTES_PER_TOKEN = 3.5, 90.0
 _LINES_PER_PROCESS = 20_000
 
 
-class Reading:
+class SharedReader:
     """Reads once what several stages read (`runs.stage.Reader`)."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Foresight:
 
     def __init__(self, run: RunFolder | None = None) -> None:
         self._run = run
-        self._reader = Reading() if run is None else run
+        self._reader = SharedReader() if run is None else run
         # What is read here for a run is read for good, and what is left out of it is said once; else nothing is.
         self._quiet = run is None or run.look
         self._known: dict[Any, Any] = {}
@@ -78,16 +78,16 @@ class Foresight:
 
     # Models
 
-    def shape(self, of: Any) -> ModelShape:
+    def shape(self, of: Any) -> EncoderShape:
         """What a model is, or will be, like."""
         if isinstance(of, File):
-            return ModelShape.of(read_config(of.path))
+            return EncoderShape.of(read_config(of.path))
         if not isinstance(of, Product):
-            found: ModelShape = of.shape(self)
+            found: EncoderShape = of.shape(self)
             return found
         folder = self._folder(of)
         if folder is not None:
-            return ModelShape.of(read_config(folder))
+            return EncoderShape.of(read_config(folder))
         return self._once(("shape", of.stage.key, of.part), lambda: of.stage.shape(of.part, self))
 
     def weights(self, of: Any) -> float:

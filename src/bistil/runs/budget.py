@@ -17,7 +17,7 @@ from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.runs.forecast import Forecaster
 from bistil.runs.stage import Stage
 from bistil.runtime.artefacts import read_sealed, write_sealed
-from bistil.settings.durations import duration, seconds_of
+from bistil.settings.durations import rough_duration, seconds_of
 from bistil.settings.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,8 @@ def _fitted(recipe: Recipe, budget: float, groups: Callable[[Recipe], Groups], f
     least = seconds(low)
     if least > budget:
         raise RecipeError(
-            f"budget is {recipe.budget}, but this run takes about {duration(least)} with its trainings as short as is "
-            f"worth it ({LEAST_STEPS} steps): give at least that, or fewer students or rows of [compare]"
+            f"budget is {recipe.budget}, but this run takes about {rough_duration(least)} with its trainings as short "
+            f"as is worth it ({LEAST_STEPS} steps): give at least that, or fewer students or rows of [compare]"
         )
     if seconds(high) <= budget:
         return scaled(high)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from bistil.measuring.shape import ModelShape
+from bistil.measuring.shape import EncoderShape
 
 # What runs: a training step of phase 1, of phase 2, from labels, of masked language modelling; forward passes in
 # batches, or one by one.
@@ -27,8 +27,8 @@ class Passes:
     """
 
     kind: Kind
-    teacher: ModelShape
-    students: tuple[ModelShape, ...] = ()
+    teacher: EncoderShape
+    students: tuple[EncoderShape, ...] = ()
     objective: Any = None
     sequences: float
     tokens: float
@@ -124,7 +124,7 @@ class ScoredFigures:
 class Ahead(Protocol):
     """What a stage may ask of the future: what its inputs will be like. Nothing is loaded but configurations."""
 
-    def shape(self, of: Any) -> ModelShape:
+    def shape(self, of: Any) -> EncoderShape:
         """Of a file's or product's model, or of what a stage starts from."""
 
     def weights(self, of: Any) -> float:

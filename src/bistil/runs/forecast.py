@@ -23,7 +23,7 @@ from bistil.runs.folder import Made, Name, RunFolder, State
 from bistil.runs.rates import STEP_SECONDS, Rates
 from bistil.runs.stage import Stage
 from bistil.runtime.memory import return_freed_heap
-from bistil.settings.durations import duration
+from bistil.settings.durations import rough_duration
 from bistil.training.processes import processes
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Forecast:
             return f"all {len(self.stages)} stages are done"
         begun = f" of {len(self.stages)}" if len(self.to_do) < len(self.stages) else ""
         return (
-            f"{len(self.to_do)}{begun} stages to do: {self.steps:,} steps, about {duration(self.seconds)}, "
+            f"{len(self.to_do)}{begun} stages to do: {self.steps:,} steps, about {rough_duration(self.seconds)}, "
             f"{_bytes(self.memory)} of memory, {_bytes(self.disk)} of disk"
         )
 
@@ -125,7 +125,7 @@ class Forecast:
         for one in self.stages:
             numbers = ["", "", "", ""]
             if one.state.word != "done":
-                numbers = [f"{one.steps:,}" if one.steps else "", duration(one.seconds), _bytes(one.memory)]
+                numbers = [f"{one.steps:,}" if one.steps else "", rough_duration(one.seconds), _bytes(one.memory)]
                 numbers.append(_bytes(one.disk) if one.disk else "")
             table.add_row(one.name, *numbers, _said(one.state))
         # In a file or a pipe nothing is cut off.
@@ -135,7 +135,7 @@ class Forecast:
 
 def _said(state: State) -> str:
     if state.word == "begun":
-        return f"begun, {duration(state.seconds)} so far"
+        return f"begun, {rough_duration(state.seconds)} so far"
     return f"again: {state.why}" if state.word == "again" else state.word
 
 

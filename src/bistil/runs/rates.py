@@ -25,7 +25,7 @@ from bistil.distillation.module import Distiller
 from bistil.distillation.task import SelfTaught
 from bistil.errors import ArtefactError, InputError
 from bistil.measuring.benchmark import machine
-from bistil.measuring.shape import ModelShape
+from bistil.measuring.shape import EncoderShape
 from bistil.pretrained import cache_folder
 from bistil.runs.cost import Passes
 from bistil.runtime.artefacts import read_sealed, write_sealed
@@ -196,7 +196,7 @@ def _trial(passes: Passes) -> tuple[Callable[[], None], float]:
     return train_step if backward else look, sequences * per_sequence
 
 
-def _module(passes: Passes, teacher: ModelShape, student: ModelShape, count: int) -> nn.Module:
+def _module(passes: Passes, teacher: EncoderShape, student: EncoderShape, count: int) -> nn.Module:
     """What training calls: the modules of phase 1, phase 2 and fine-tuning, or the bare model."""
     if passes.kind == "phase1":
         students = {str(i): AutoModel.from_config(student.config) for i in range(count)}
@@ -225,7 +225,7 @@ def _trial_objective(objective: ObjectiveSettings, *, head: bool) -> ObjectiveSe
     return ObjectiveSettings(**{"prediction": 0.0, **weights}, relation_heads=objective.relation_heads)
 
 
-def _cut(shape: ModelShape, layers: int) -> ModelShape:
+def _cut(shape: EncoderShape, layers: int) -> EncoderShape:
     """A model of the same shape but for fewer layers and a small vocabulary."""
     depth = min(layers, shape.depth)
     return shape.with_layers([*range(1, depth + 1)]).with_vocabulary(min(_VOCABULARY, shape.vocabulary))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from bistil.measuring.shape import ModelShape
+from bistil.measuring.shape import EncoderShape
 from bistil.runs.cost import Ahead, Cost
 from bistil.runtime.artefacts import file_digest, folder_digest, json_digest
 from bistil.settings.parsing import decides
@@ -112,7 +112,7 @@ class Stage(ABC, Generic[Result]):
         del part
         return None
 
-    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+    def shape(self, part: str, ahead: Ahead) -> EncoderShape:
         """What the model in a part of the product will be like; by itself, like the model that it is made of."""
         return ahead.shape(self.model_of(part))
 

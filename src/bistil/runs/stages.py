@@ -15,7 +15,7 @@ from bistil.distillation.task_folders import TaskOutputs, write_task_student, wr
 from bistil.distillation.terms import terms_of
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
-from bistil.measuring.shape import ModelShape
+from bistil.measuring.shape import EncoderShape
 from bistil.models.families import family_of
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
 from bistil.models.writing import save_weights
@@ -112,7 +112,7 @@ class Trim(Stage[Trimmed]):
         del part
         return self.teacher
 
-    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+    def shape(self, part: str, ahead: Ahead) -> EncoderShape:
         del part
         kept = ahead.vocabulary(self.texts, self.settings, self.keep, self.teacher)
         return ahead.shape(self.teacher).with_vocabulary(kept)
@@ -317,9 +317,9 @@ class Distil(Stage[Distilled]):
     def model_of(self, part: str) -> Product | None:
         return None if part == "record" else self.teacher
 
-    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+    def shape(self, part: str, ahead: Ahead) -> EncoderShape:
         teacher, own = ahead.shape(self.teacher), self.students[int(part)]
-        return ModelShape.of(student_config(teacher.config, choose_layers(teacher.depth, own), own))
+        return EncoderShape.of(student_config(teacher.config, choose_layers(teacher.depth, own), own))
 
     def cost(self, ahead: Ahead) -> Cost:
         teacher, training, settings = ahead.shape(self.teacher), self.settings.training, self.settings
@@ -418,8 +418,8 @@ class Copied:
                 copy_student(model, list(self.layers), self.student, output=output, replace=True)
         return output
 
-    def shape(self, ahead: Ahead) -> ModelShape:
-        return ModelShape.of(student_config(ahead.shape(self.model).config, list(self.layers), self.student))
+    def shape(self, ahead: Ahead) -> EncoderShape:
+        return EncoderShape.of(student_config(ahead.shape(self.model).config, list(self.layers), self.student))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,7 +438,7 @@ class Dressed:
                 dressed_copy(model, sft, output=output, force_sfts=self.force, replace=True)
         return output
 
-    def shape(self, ahead: Ahead) -> ModelShape:
+    def shape(self, ahead: Ahead) -> EncoderShape:
         return ahead.shape(self.model)
 
 
@@ -515,7 +515,7 @@ class FineTune(Stage[Fitted]):
             return None
         return self.start if isinstance(self.start, Product) else self.start.model
 
-    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+    def shape(self, part: str, ahead: Ahead) -> EncoderShape:
         del part
         return ahead.shape(self.start)
 
@@ -873,7 +873,7 @@ def _training(
     )
 
 
-def _scoring(shape: ModelShape, figures: ScoredFigures, device: str) -> Passes:
+def _scoring(shape: EncoderShape, figures: ScoredFigures, device: str) -> Passes:
     """A pass over a set, in batches; always in float32."""
     lengths = figures.lengths
     return Passes(
@@ -882,7 +882,7 @@ def _scoring(shape: ModelShape, figures: ScoredFigures, device: str) -> Passes:
     )  # fmt: skip
 
 
-def _activations(shapes: Sequence[ModelShape], sequences: int, tokens: float, precision: str) -> float:
+def _activations(shapes: Sequence[EncoderShape], sequences: int, tokens: float, precision: str) -> float:
     """Bytes that a training step keeps for its backward pass, largest student by largest: they run one by one.
 
     Counted per layer in values of float32: what linear maps, norms and activations keep, and the attention maps.

@@ -22,7 +22,7 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def duration(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """A duration for people, no finer than it is known: 40 s, 12 min, 1 h 30 min, 3 d 4 h."""
     if seconds < 89.5:
         return f"{seconds:.0f} s"
