@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench docs versions wheel clean
+.PHONY: help install demo test check format bench docs verify versions wheel clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -48,6 +48,9 @@ bench: install  ## the speed and memory ratios of docs/performance.md
 
 docs: install  ## the recipe reference, written from the code
 	$(BIN)/python docs/make_recipe_reference.py
+
+verify: install  ## bad inputs, fuzzing, kills, full disks, long corpora (hours); SAMPLE=--sample: minutes
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python verify $(SAMPLE)
 
 versions: install  ## tests with the lowest and the newest versions allowed; TESTS=tests for all of them
 	.ci/versions $(TESTS)

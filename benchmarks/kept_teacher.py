@@ -69,7 +69,8 @@ class Clock:
             self.bytes = sum(part.nbytes for part in kept._parts)
             return found
 
-        Distiller.forward, KeptTeacher.fill = timed_forward, timed_fill  # type: ignore[method-assign]
+        Distiller.forward = timed_forward  # type: ignore[method-assign,assignment]
+        KeptTeacher.fill = timed_fill  # type: ignore[method-assign,assignment]
 
     def begin(self) -> None:
         self.steps, self.losses, self.filled, self.bytes = [], [], 0.0, 0
@@ -124,7 +125,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         checkpoint_steps=10**6,
     )  # fmt: skip
     settings = Phase2Settings(sparse=None, training=training)
-    clock, ways = Clock(), {}
+    clock = Clock()
+    ways: dict[str, dict[str, Any]] = {}
     for way, gigabytes in (("every batch", 0.0), ("kept", 5.0)):
         how = Fitting(
             data=data, settings=replace(settings, kept_gigabytes=gigabytes), folder=folder / f"work-{bool(gigabytes)}"

@@ -1,7 +1,11 @@
-"""Fine-tuning for a task from folders into folders, with or without a task teacher."""
+"""Fine-tuning for a task from folders into folders, with or without a task teacher; a student to make."""
 
 from bistil.distillation.task import Fitting
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
+from bistil.settings.recipe import StudentSettings
+
+RANDOM = StudentSettings(depth=2, start="random")
+"""Layers that start at random; any layers will do."""
 
 
 def fit(start, data, output, *, work, teacher=None, sft=None, replace=False, language_sfts=None, **how):

@@ -18,10 +18,6 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from bistil.settings.schema import StudentSettings
-
-RANDOM = StudentSettings(depth=2, start="random")
-"""A student whose layers start at random; any layers will do."""
 FAMILIES = ("bert", "xlm-roberta", "roberta", "deberta-v2", "distilbert", "modernbert", "eurobert")
 
 ENGLISH = """The cat sat on the mat and looked at the moon.

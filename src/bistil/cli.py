@@ -9,12 +9,14 @@ import typer
 
 from bistil._version import __version__
 from bistil.commands.options import in_new_words
-from bistil.errors import BistilError
+from bistil.errors import BistilError, one_line
 from bistil.runtime.insides import is_torch_writer_s, system_error_number, usage_error
 from bistil.runtime.process import prepare_process
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
-COMMANDS = ("demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "benchmark", "adapt", "sft")
+COMMANDS = (
+    "demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "adapt", "sft",
+)  # fmt: skip
 
 # What the operating system refuses because of the user's disk, rights or paths.
 _REFUSED = {
@@ -77,7 +79,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"bistil: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"bistil: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from fitting import RANDOM
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
@@ -250,7 +251,7 @@ class Stopping(Distiller):
 
 def run(folder, *, precision, stop_at=None, steps=8):
     teacher = tiny.model("bert")
-    student = make_student(teacher, [3, 6], tiny.RANDOM, seed=1)
+    student = make_student(teacher, [3, 6], RANDOM, seed=1)
     module = Stopping(teacher, {"s": student}, objectives={"s": ObjectiveSettings()})
     module.stop_at = stop_at
     settings = TrainingSettings(

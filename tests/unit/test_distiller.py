@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from fitting import RANDOM
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from bistil.distillation.module import Distiller
@@ -23,7 +24,7 @@ def batch(padding=True):
 
 
 def distiller(teacher, layers, **weights):
-    students = {name: make_student(teacher, one, tiny.RANDOM, seed=1) for name, one in layers.items()}
+    students = {name: make_student(teacher, one, RANDOM, seed=1) for name, one in layers.items()}
     objective = ObjectiveSettings(**{"attention": 0.0, "hidden": 0.0, **weights})
     return Distiller(teacher, students, objectives=dict.fromkeys(students, objective))
 
@@ -135,7 +136,7 @@ def test_no_output_layer_and_no_map_unless_asked(monkeypatch):
 
 def test_phase_2_pairs_and_labels():
     teacher = tiny.model("bert", head=AutoModelForTokenClassification)
-    student = make_student(teacher, [3, 6], tiny.RANDOM)
+    student = make_student(teacher, [3, 6], RANDOM)
 
     class Pair:
         def __init__(self, student, teacher, mask, valid=None):
@@ -156,7 +157,7 @@ def test_phase_2_pairs_and_labels():
 
 def test_unlabelled_batches_and_classes_that_are_no_choice():
     teacher = tiny.model("xlm-roberta", head=AutoModelForSequenceClassification, num_labels=3)
-    student = make_student(teacher, [3, 6], tiny.RANDOM)
+    student = make_student(teacher, [3, 6], RANDOM)
     valid = torch.tensor([True, True, False]).expand(3, -1)
 
     class Pair:

@@ -384,6 +384,50 @@ def test_torch_s_writer_is_known_by_its_text(tmp_path):
     assert ran.stdout == "torch\n", f"cli.main takes this for a full disk: {ran.stdout}{ran.stderr[-500:]}"
 
 
+# --- ONNX
+
+
+def test_onnxruntime_s_optimizer_finds_attention_in_what_the_old_exporter_traces(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="pip install 'bistil[export]'")
+    pytest.importorskip("onnxruntime", reason="pip install 'bistil[export]'")
+    import logging
+
+    class Positional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny.model("bert", layers=2)
+
+        def forward(self, ids, mask):
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    module, path = Positional().eval(), list(sys.path)
+    root, levels = logging.getLogger(), (logging.getLogger().level, list(logging.getLogger().handlers))
+    traced, fused, small = (tmp_path / f"{name}.onnx" for name in ("traced", "fused", "small"))
+    axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "mask", "out")}
+    before = insides.attention_kind(module.model)
+    with insides.with_attention(module.model, "eager"), torch.inference_mode():
+        insides.traced_onnx(
+            module, (IDS, torch.ones_like(IDS)), traced, names=(["ids", "mask"], ["out"]), axes=axes, opset=17
+        )
+    assert insides.attention_kind(module.model) == before
+    insides.fused_bert_graph(traced, fused, heads=4, width=32)
+    found = [node.op_type for node in onnx.load(fused).graph.node]
+    assert [found.count(name) for name in ("Attention", "BiasGelu", "Softmax")] == [2, 2, 0], "export is slow without"
+    assert found.count("LayerNormalization") == found.count("Sum") == 5, "sums that are not taken into slow operators"
+    insides.int8_products(fused, small, kept=["Attention_0"])
+    found = [node.op_type for node in onnx.load(small).graph.node]
+    assert [found.count(name) for name in ("Attention", "QAttention")] == [1, 1], "export keeps products by their names"
+    assert sys.path == path and (root.level, root.handlers) == levels
+
+
+def test_a_processor_says_whether_it_has_vnni():
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or "flags" not in flags.read_text():
+        pytest.skip("the processor's flags are not in /proc/cpuinfo")
+    words = set(flags.read_text().split())
+    assert insides.has_vnni() == bool(words & {"avx512_vnni", "avx_vnni"}), "exported models say it"
+
+
 # --- numpy, PEFT
 
 

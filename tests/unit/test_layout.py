@@ -118,6 +118,7 @@ def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
     (tmp_path / "recipe.toml").write_text(
         'teacher = "x"\nsource = "en"\ntarget = "sw"\ntext = { en = "en.txt", sw = "sw.txt" }\n'
         '[[students]]\nname = "a"\nreduction = 2\n[students.objective]\ntemperature = 2.0\n'
+        "[students.task_objective]\ntemperature = 2.0\n"
         '[language]\n[task]\nkind = "token-classification"\ntrain = "train.txt"\n'
     )
     recipe = load_recipe(tmp_path / "recipe.toml")
@@ -137,7 +138,7 @@ def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
             if shown.startswith("`"):
                 assert shown == f"`{str(value).lower() if isinstance(value, bool) else value}`", f"{title}: {key}"
                 compared += 1
-            elif shown == "none" and key not in ("reduction", "task", "objective", "language"):
+            elif shown == "none" and key not in ("reduction", "task", "objective", "task_objective", "language"):
                 assert value is None, f"{title}: {key} is {value}"
                 compared += 1
     assert compared > 80

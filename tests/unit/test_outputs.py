@@ -46,6 +46,7 @@ OUTPUTS = {
     "distill --output": "folder",
     "evaluate --predictions": "file",
     "evaluate --record": "file",
+    "export --output": "folder",
     "finetune --output": "folder",
     "finetune --sft": "folder",
     "predict --output": "file",
@@ -63,6 +64,8 @@ INPUTS = {
     "benchmark --text",
     "evaluate --model",
     "evaluate --file",
+    "export --labelled",
+    "export --text",
     "finetune --teacher",
     "finetune --text",
     "predict file",
@@ -84,6 +87,7 @@ CASES = {
     ),
     "evaluate --predictions": (f"evaluate --model TAGGER --task {TAGS} --file TEST --record eval.json", "TAGGER TEST"),
     "evaluate --record": (f"evaluate --model TAGGER --task {TAGS} --file TEST", "TAGGER TEST"),
+    "export --output": ("export TAGGER --labelled TEST --most-loss 100", "TAGGER TEST"),
     "finetune --output": (
         f"finetune -m MODEL --task {TAGS} --train TRAIN --test TEST {' '.join(SHORT)}",
         "MODEL TRAIN TEST",
@@ -463,6 +467,7 @@ def functions():
     """Every function that writes: called with an output, and leave to replace what is ours."""
     from bistil.demo.data import prepare_demo_data
     from bistil.distillation import general, student, task, task_folders
+    from bistil.export.folder import export_model
     from bistil.measuring.evaluation import evaluate_folder
     from bistil.models.writing import write_model
     from bistil.report import save_summary, summary_from, write_report
@@ -508,6 +513,7 @@ def functions():
             "in/tagger", task=TAGS, files=["in/test.conll"], predictions=out, replace=True)),
         "evaluate, record": ("file", lambda out: evaluate_folder(
             "in/tagger", task=TAGS, files=["in/test.conll"], record_file=out, replace=True)),
+        "export_model": ("folder", lambda out: export_model("in/tagger", out, replace=True)),
         "SparseFineTuning.save": ("folder", lambda out: sft().save(out, replace=True)),
         "copy_student": ("folder", lambda out: student.copy_student(model, [1], output=out, replace=True)),
         "dressed_copy": ("folder", lambda out: wearing.dressed_copy(model, lang, output=out, replace=True)),

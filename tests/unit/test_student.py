@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from fitting import RANDOM
 from transformers import AutoModelForMaskedLM
 
 from bistil.distillation.student import alignment, choose_layers, make_student, without_upper_layers
@@ -85,7 +86,7 @@ def test_modernbert_first_layer_takes_its_norms_gain():
 
 def test_random_start_keeps_embeddings_and_head_and_depends_on_the_seed():
     teacher = tiny.masked_lm("bert")
-    one, same, other = (make_student(teacher, [2, 4], tiny.RANDOM, seed=s) for s in (1, 1, 2))
+    one, same, other = (make_student(teacher, [2, 4], RANDOM, seed=s) for s in (1, 1, 2))
     name = "bert.encoder.layer.0.attention.self.query.weight"
     weights = [m.state_dict()[name] for m in (one, same, other, teacher)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

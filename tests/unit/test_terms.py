@@ -5,6 +5,7 @@ import sys
 import pytest
 import tiny
 import torch
+from fitting import RANDOM
 from test_bad_recipes import WHOLE
 
 from bistil.distillation.module import Distiller
@@ -55,7 +56,7 @@ def batch():
 
 def distiller(objective, layers=(2, 4)):
     teacher = tiny.model("bert", layers=4)
-    student = make_student(teacher, list(layers), tiny.RANDOM, seed=1)
+    student = make_student(teacher, list(layers), RANDOM, seed=1)
     return Distiller(teacher, {"s": student}, objectives={"s": objective}, layers={"s": list(layers)})
 
 

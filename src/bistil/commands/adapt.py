@@ -35,17 +35,16 @@ def register(app: typer.Typer) -> None:
         bistil adapt --model e5-small --language rw --text kinyarwanda.txt --steps 500 --output sfts/rw
         """
         settings = parse(AdaptSettings, values, "bistil adapt")
-        from bistil.runtime.artefacts import discard_work, work_beside
+        from bistil.runtime.artefacts import work_for
         from bistil.sparse import language as adaptation
         from bistil.training.loop import processes
 
-        work = work_beside(output)
-        sft = adaptation.adapt(
-            model, text, output, language=language, settings=settings, work=work, seed=seed, replace=force
-        )
+        with work_for(output) as work:
+            sft = adaptation.adapt(
+                model, text, output, language=language, settings=settings, work=work, seed=seed, replace=force
+            )
         if not processes().is_main_process:
             return
-        discard_work(work)
         size = (output / "sft.safetensors").stat().st_size
         typer.echo(f"{output}: {sft.count:,} entries ({sft.density:.2%}), {size / 1e6:.1f} MB")
         for name, value in sft.provenance.metrics.items():

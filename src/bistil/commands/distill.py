@@ -58,24 +58,24 @@ def register(app: typer.Typer) -> None:
         for language, file in pairs(text, "--text", "LANGUAGE=FILE"):
             texts.setdefault(language, []).append(Path(file))
         from bistil.distillation.general import distill_general
-        from bistil.runtime.artefacts import claim, discard_work, work_beside
+        from bistil.runtime.artefacts import claim, work_for
         from bistil.training.loop import processes
 
-        work = work_beside(output)
-        read: list[str | Path] = [teacher, *(file for files in texts.values() for file in files), *sfts.values()]
-        claim(folders=[output], work=work, inputs=read, force=force)
-        report = distill_general(
-            teacher,
-            students,
-            texts,
-            output,
-            settings=settings,
-            seed=seed,
-            work=work,
-            force_sfts=run.get("force_sfts", False),
-            replace=force,
-            language_sfts=sfts,
-        )
+        with work_for(output) as work:
+            read: list[str | Path] = [teacher, *(file for files in texts.values() for file in files), *sfts.values()]
+            claim(folders=[output], work=work, inputs=read, force=force)
+            report = distill_general(
+                teacher,
+                students,
+                texts,
+                output,
+                settings=settings,
+                seed=seed,
+                work=work,
+                force_sfts=run.get("force_sfts", False),
+                replace=force,
+                language_sfts=sfts,
+            )
         if not processes().is_main_process:
             return
         for name, one in report["students"].items():
@@ -86,7 +86,6 @@ def register(app: typer.Typer) -> None:
                 else "no held-out text"
             )
             typer.echo(f"{output / name}: teacher layers {one['alignment']['layers']}, {change}")
-        discard_work(work)
 
 
 def _students(shape: Mapping[str, Any]) -> Iterator[StudentSettings]:

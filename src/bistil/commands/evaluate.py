@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bistil.commands.options import DEVICE, Table, takes
+from bistil.errors import printable
 from bistil.settings.recipe import TaskSettings, parse
 
 READING = ("max_length", "label_map", "columns", "language", "scheme", "separator", "strict")
@@ -73,4 +74,4 @@ def register(app: typer.Typer) -> None:
         span = f" (95% interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         typer.echo(f"{result['metric']} {result['score']:.2f}{span}, {result['examples']} examples")
         for name, value in result["scores"].items():
-            typer.echo(f"  {name:<24} {value:6.2f}")
+            typer.echo(f"  {printable(name):<24} {value:6.2f}")

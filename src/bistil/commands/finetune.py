@@ -89,34 +89,31 @@ def register(app: typer.Typer) -> None:
         from bistil.distillation.task_data import read_task_data
         from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
         from bistil.models.names import model_folder
-        from bistil.runtime.artefacts import claim, discard_work, work_beside
+        from bistil.runtime.artefacts import claim, work_for
         from bistil.tasks.hub import source_of
         from bistil.text.lines import read_sentences
-        from bistil.training.loop import processes
 
-        work = work_beside(output)
-        labelled = [*(task.train or (file for files in sources.values() for file in files)), *dev, *test]
-        read = [model, teacher, *text, *map(source_of, labelled), *sfts.values()]
-        claim(folders=[output, sft], work=work, inputs=read, force=force)
-        examples = read_task_data(
-            task, target_sentences=read_sentences(text) if text else None, sources=sources or None
-        )
-        how = Fitting(
-            data=examples,
-            settings=settings,
-            max_length=task.max_length,
-            seed=seed,
-            folder=work,
-            label=f"fine-tuning {output.name}",
-            languages=list(sources),
-        )
-        outputs, start = TaskOutputs(model=output, sft=sft, replace=force), model_folder(model)
-        if teacher is not None:
-            write_task_student(start, teacher, how, outputs)
-        else:
-            write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=run.get("force_sfts", False))
-        if processes().is_main_process:
-            discard_work(work)
+        with work_for(output) as work:
+            labelled = [*(task.train or (file for files in sources.values() for file in files)), *dev, *test]
+            read = [model, teacher, *text, *map(source_of, labelled), *sfts.values()]
+            claim(folders=[output, sft], work=work, inputs=read, force=force)
+            examples = read_task_data(
+                task, target_sentences=read_sentences(text) if text else None, sources=sources or None
+            )
+            how = Fitting(
+                data=examples,
+                settings=settings,
+                max_length=task.max_length,
+                seed=seed,
+                folder=work,
+                label=f"fine-tuning {output.name}",
+                languages=list(sources),
+            )
+            outputs, start = TaskOutputs(model=output, sft=sft, replace=force), model_folder(model)
+            if teacher is not None:
+                write_task_student(start, teacher, how, outputs)
+            else:
+                write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=run.get("force_sfts", False))
 
 
 def _settings(

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from bistil.commands.options import TRUST, Table, takes
-from bistil.errors import InputError
+from bistil.errors import InputError, printable
 from bistil.settings.recipe import TrainingSettings, load_recipe, on_device, parse
 
 
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
         if check:
             inputs = check_inputs(resolved)
             for line in inputs.lines():
-                typer.echo(line)
+                typer.echo(printable(line))
             typer.echo()
             forecast_recipe(resolved, output, inputs=inputs).print()
             return

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from bistil.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
@@ -64,11 +66,11 @@ def inspect(sft: str = typer.Argument(..., help="An SFT.")) -> None:
     }
     for name, value in facts.items():
         if value is not None:
-            console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+            console.print(printable(f"{name}: {value}"), highlight=False, soft_wrap=True, markup=False)
     table = Table("parameter", "entries", "share", "norm of deltas")
     for name, delta in loaded.deltas.items():
         share = len(delta.indices) / max(delta.size, 1)
-        table.add_row(name, f"{len(delta.indices):,}", f"{share:.2%}", f"{float(delta.values.norm()):.3g}")
+        table.add_row(shown(name), f"{len(delta.indices):,}", f"{share:.2%}", f"{float(delta.values.norm()):.3g}")
     console.print(table)
 
 
@@ -135,10 +137,10 @@ def compare(a: str = typer.Argument(..., help="An SFT."), b: str = typer.Argumen
     from bistil.sparse import compare as against
 
     whole, rows = against(SparseFineTuning.load(a), SparseFineTuning.load(b))
-    table = Table("parameter", f"entries in {a}", f"entries in {b}", "shared", "overlap", "cosine")
+    table = Table("parameter", f"entries in {shown(a)}", f"entries in {shown(b)}", "shared", "overlap", "cosine")
     for row in [whole, *rows]:
         counts = (f"{row.count_a:,}", f"{row.count_b:,}", f"{row.shared:,}")
-        table.add_row(row.name, *counts, f"{row.overlap:.3f}", f"{row.cosine:.3f}")
+        table.add_row(shown(row.name), *counts, f"{row.overlap:.3f}", f"{row.cosine:.3f}")
     _console().print(table)
 
 
@@ -197,6 +199,13 @@ def push(
     from bistil.sparse import push_to_hub
 
     typer.echo(push_to_hub(sft, repository, private=private))
+
+
+def shown(name: str) -> str:
+    """A name out of a file as a cell of a table: neither the terminal nor rich reads anything into it."""
+    from rich.markup import escape
+
+    return escape(printable(name))
 
 
 def _console() -> "Console":

@@ -27,6 +27,7 @@ from bistil.distillation.aligned_attention import AttentionInputs
 from bistil.distillation.representations import Captured, Vectors, probabilities
 from bistil.distillation.terms import Needs
 from bistil.errors import ArtefactError
+from bistil.models.families import family_of
 from bistil.models.fingerprint import tensor_digest
 from bistil.runtime.artefacts import (
     discard_work,
@@ -38,6 +39,7 @@ from bistil.runtime.artefacts import (
     write_sealed,
 )
 from bistil.runtime.progress import Progress
+from bistil.settings.schema import ObjectiveSettings
 from bistil.tasks.batches import TARGETS, TOKEN_AXIS, Axis, Feature, PerExample
 from bistil.training.processes import processes
 
@@ -77,6 +79,22 @@ class _Place:
     part: int
     start: int
     end: int
+
+
+def kept_bytes(config: Any, objective: ObjectiveSettings, *, layers: int, tokens: float, low_precision: bool) -> float:
+    """About how many bytes are kept of an example, before any is: states and maps; a head's outputs are few.
+
+    Args:
+        config: of the teacher.
+        layers: how many of its layers are compared.
+        tokens: of the example.
+        low_precision: they are kept in bf16.
+    """
+    family = family_of(config)
+    states = (layers + 1) * family.width(config) * tokens if objective.hidden else 0.0
+    maps = layers * family.heads(config) * tokens**2 if objective.attention else 0.0
+    vectors = 3 * family.width(config) * tokens if objective.relations else 0.0
+    return (2 if low_precision else 4) * (states + maps + vectors)
 
 
 class KeptTeacher:

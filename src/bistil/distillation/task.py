@@ -259,13 +259,18 @@ def fit_from_teacher(
             kept.close(remove=finished)
 
 
+def may_keep(settings: Phase2Settings) -> bool:
+    """Whether settings let a teacher's part be kept, if it is read often enough and there is room for it."""
+    keepable = all(term.KEEPABLE for term, _ in terms_of(settings.objective))
+    return bool(settings.kept_gigabytes) and not settings.training.compile and keepable
+
+
 def _kept_teacher(
     data: MixedData, how: Fitting, settings: Phase2Settings, collate: Callable[[list[Feature]], dict[str, Any]]
 ) -> KeptTeacher | None:
     """What keeps the teacher's part from epoch to epoch; None where little is seen twice, or not all can be kept."""
     objective, outputs = settings.objective, how.data.task.kept_outputs()
-    terms = [term for term, _ in terms_of(objective)]
-    if not settings.kept_gigabytes or settings.training.compile or not all(term.KEEPABLE for term in terms):
+    if not may_keep(settings):
         return None
     if not objective.prediction:
         outputs = {}

@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil._version import __version__
+from bistil.engines import open_engine
 from bistil.errors import ArtefactError
 from bistil.models.complete import tokenizer_of
-from bistil.models.families import check_length
-from bistil.models.loading import config_of, labels_of, read_config, source_name
+from bistil.models.exported import engine_of
+from bistil.models.families import check_positions
+from bistil.models.loading import config_of, read_config, source_name
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, file_digest, folder_digest, write_json
 from bistil.runtime.devices import device_for
 from bistil.runtime.ownership import recorded_predictions
 from bistil.tasks import Metrics, Task, bootstrap, get_task, kind_of
-from bistil.tasks.batches import Feature
+from bistil.tasks.batches import Engine, Feature, TorchEngine
 from bistil.tasks.hub import as_sources, labelled_digest, source_of
 from bistil.tasks.reading import Reading, RowReport
 
@@ -68,8 +69,8 @@ def evaluate(
         task = get_task(task or kind_of(config_of(model), source_name(model)), scheme=how.scheme if how else None)
     reports: list[RowReport] = []
     examples = task.read(as_sources("the data", data), label_map=label_map, how=how, reports=reports)
-    metrics, _, windows = score_model(
-        model, tokenizer_of(model, tokenizer), task, examples, max_length=max_length, batch_size=batch_size
+    metrics, _, windows = score_engine(
+        TorchEngine(model), tokenizer_of(model, tokenizer), task, examples, max_length=max_length, batch_size=batch_size
     )
     return _figures(metrics, task, windows, reports, samples=bootstrap_samples, seed=seed)
 
@@ -106,7 +107,7 @@ def evaluate_folder(
     """`evaluate` of a model in a folder, on labelled files, with what is to be written.
 
     Args:
-        model_folder: a Hugging Face folder of a task model with its tokenizer.
+        model_folder: a Hugging Face folder of a task model with its tokenizer, or an exported one.
         task: kind of the task, such as "token-classification"; None: the one that the model's head is for.
         files: labelled files or data sets (`tasks.hub`), scored together.
         batch_size: windows per forward pass; changes speed, not predictions.
@@ -134,7 +135,7 @@ def evaluate_folder(
     earlier = recorded_predictions(recorded)
     read = [model_folder, *map(source_of, files)]
     claim(files=[written, recorded], inputs=read, force=replace, known=earlier)
-    device = device_for(device)
+    device = device_for(device) if engine_of(model_folder) is None else device or "cpu"
     how = how or Reading()
     task = task or kind_of(read_config(model_folder), str(model_folder))
     kind = get_task(task, scheme=how.scheme)
@@ -186,21 +187,22 @@ def score_examples(
         Counters per example, the predictions, one per example, and the number of windows it took.
 
     Raises:
-        InputError: as `score_model`.
+        InputError: as `score_engine`.
         ArtefactError: the folder holds no task model with a tokenizer.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ArtefactError(f"{folder} is not a model folder: config.json is missing; name the folder of a task model")
     tokenizer = load_tokenizer(str(folder))
-    model = task.build_model(folder, None)
-    nn.Module.to(model, device_for(device))
-    return score_model(model, tokenizer, task, examples, max_length=max_length, batch_size=batch_size, name=str(folder))
+    engine = open_engine(folder, task, device=device)
+    return score_engine(
+        engine, tokenizer, task, examples, max_length=max_length, batch_size=batch_size, name=str(folder)
+    )
 
 
-def score_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+def score_engine(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
     task: Task,
     examples: Sequence[Any],
     *,
@@ -208,7 +210,7 @@ def score_model(
     batch_size: int = 32,
     name: str = "the model",
 ) -> tuple[Metrics, list[Any], int]:
-    """Run a task model on examples that are already read, on the device that it is on.
+    """Run a task model on examples that are already read.
 
     Args:
         name: of the model, for a notice.
@@ -219,9 +221,8 @@ def score_model(
     Raises:
         InputError: a label is not the model's, or `max_length` exceeds the model's positions.
     """
-    check_length(model.config, max_length)
-    labels = labels_of(model.config)
-    features = task.encode(examples, tokenizer, max_length, labels=labels)
+    check_positions(engine.positions, max_length)
+    features = task.encode(examples, tokenizer, max_length, labels=engine.labels)
     unknown = unknown_share(features, tokenizer)
     if unknown >= WORTH_A_WARNING:
         files = ", ".join(dict.fromkeys(example.file for example in examples))
@@ -229,10 +230,8 @@ def score_model(
             f"{name}: {unknown:.1%} of the tokens in {files} are unknown to the model's vocabulary; was it trimmed "
             "on text of another script, spelling or domain?"
         )
-    was_training = model.training
-    predicted = task.predict(model.eval(), tokenizer, examples, features, batch_size=batch_size)
-    model.train(was_training)
-    return task.score(examples, predicted, labels=labels), predicted, len(features)
+    predicted = task.predict(engine, tokenizer, examples, features, batch_size=batch_size)
+    return task.score(examples, predicted, labels=engine.labels), predicted, len(features)
 
 
 def unknown_share(features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> float:

@@ -59,6 +59,7 @@ def write_model_card(
     base_model: str | None = None,
     pipeline_tag: str | None = None,
     license: str | None = None,
+    library: str = "transformers",
     tags: Sequence[str] = (),
     made: Sequence[str] = (),
     metrics: Mapping[str, str | int | float] | None = None,
@@ -75,6 +76,7 @@ def write_model_card(
             would be a broken link there, and may be private.
         pipeline_tag: the hub's name of the task, such as text-classification.
         license: hub identifier such as mit; left out when unknown, because a wrong one is worse than none.
+        library: that loads the model, as the hub calls it.
         tags: beyond `bistil`, which is always there.
         made: steps and settings, one line each.
         metrics: figures, numbers as they are, in the order given.
@@ -86,7 +88,7 @@ def write_model_card(
     metadata = ModelCardData(
         language=list(dict.fromkeys(languages)) or None,
         license=license,
-        library_name="transformers",
+        library_name=library,
         tags=["bistil", *tags],
         base_model=base_model if base_model and _is_hub_name(base_model) else None,
         pipeline_tag=pipeline_tag,

@@ -11,14 +11,17 @@ import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from bistil.errors import ArtefactError, BistilError, first_line
+from bistil.models.exported import engine_of
 from bistil.models.families import base_prefix, head_names
+from bistil.models.names import shards_of
 from bistil.models.parser import parser_class
-from bistil.runtime.artefacts import check_product
+from bistil.runtime.artefacts import check_product, read_json
 from bistil.runtime.insides import has_class_for
 from bistil.runtime.quiet import quiet_transformers
 
@@ -54,8 +57,16 @@ def read_config(folder: str | Path) -> Any:
     Raises:
         ArtefactError: config.json is missing or damaged, or the model is defined by code of its own, which is not run.
     """
+    file = Path(folder) / "config.json"
+    if file.is_file():
+        _check_stated(read_json(file), file)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_sizes(config, folder)
+        return config
+    except BistilError:
+        raise
     except Exception as error:  # transformers and its parsers raise anything
         if not (Path(folder) / "config.json").is_file():
             raise ArtefactError(f"{folder} is not a Hugging Face model folder: {first_line(error)}") from error
@@ -66,6 +77,94 @@ def read_config(folder: str | Path) -> Any:
             ) from error
         raise ArtefactError(f"the config.json of {folder} cannot be read: {first_line(error)}") from error
 
+
+# Beyond these a size is a slip of the pen or an attack on memory.
+MOST_LAYERS, MOST_LABELS, MOST_SIZE = 1_000, 1_000_000, 2**31
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_SIZES = ("vocab_size", "hidden_size", "dim", "num_attention_heads", "n_heads", "intermediate_size", "hidden_dim")
+_ACTIVATIONS = ("hidden_act", "hidden_activation")
+
+
+def _check_stated(stated: Any, file: Path) -> None:
+    """Refuse a config.json whose values are of another kind than transformers takes for granted.
+
+    Raises:
+        ArtefactError: with the key.
+    """
+
+    def refuse(key: str, expected: str) -> None:
+        raise ArtefactError(f"{file}: {key!r} is {stated[key]!r:.60}, and {expected} is expected: {_REMEDY}")
+
+    if not isinstance(stated, dict):
+        raise ArtefactError(f"{file} holds no JSON object: {_REMEDY}")
+    for key in ("model_type", *_ACTIVATIONS):
+        if stated.get(key) is not None and not isinstance(stated[key], str):
+            refuse(key, "a name")
+    named = stated.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+        refuse("architectures", "a list of names")
+    for key, kind in (("id2label", str), ("label2id", int)):
+        labels = stated.get(key)
+        if labels is not None and not (isinstance(labels, dict) and all(type(one) is kind for one in labels.values())):
+            refuse(key, "a table of labels")
+    if not all(key.isdecimal() for key in stated.get("id2label") or ()):
+        refuse("id2label", "a table from numbers to labels")
+    for key, value in stated.items():
+        if isinstance(value, int) and abs(value) >= MOST_SIZE:
+            refuse(key, "a size that memory holds")
+    for key, most in (
+        *((key, MOST_LAYERS) for key in _LAYERS),
+        ("num_labels", MOST_LABELS),
+        ("_num_labels", MOST_LABELS),
+    ):
+        value = stated.get(key)
+        if value is not None and not (type(value) is int and 0 <= value <= most):
+            refuse(key, f"a number up to {most:,}")
+
+
+def _check_sizes(config: PreTrainedConfig, folder: object) -> None:
+    """Refuse a configuration that no encoder can be built of.
+
+    Raises:
+        ArtefactError: with the key.
+    """
+    for key in _SIZES:
+        value = getattr(config, key, 1)
+        if value is not None and not (type(value) is int and value > 0):
+            raise ArtefactError(
+                f"the config.json of {folder}: {key!r} is {value!r:.60}, and a number above 0 is expected"
+            )
+    # Of every family, whatever it calls them.
+    width, heads = (getattr(config, key, None) for key in ("hidden_size", "num_attention_heads"))
+    if width and heads and getattr(config, "head_dim", None) is None and width % heads:
+        raise ArtefactError(f"the config.json of {folder}: {heads} attention heads do not share a width of {width}")
+
+
+def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse, before memory is taken, a configuration that describes far more than the folder's weights hold, and
+    indices of weights that lead out of the folder.
+
+    Raises:
+        ArtefactError: the folder's files do not fit together.
+    """
+    shards_of(folder)
+    stored = sum(
+        one.stat().st_size for kind in ("*.safetensors", "*.bin") for one in folder.glob(kind) if one.is_file()
+    )
+    try:
+        with torch.device("meta"), quiet_transformers():
+            parameters = sum(one.numel() for one in AutoModel.from_config(config).parameters())
+    except Exception as error:  # whatever a class makes of a configuration
+        raise ArtefactError(f"no model can be built of the config.json of {folder}: {first_line(error)}") from error
+    if stored and parameters > stored + SPARE:
+        raise ArtefactError(
+            f"the weights of {folder} do not fit its config.json: it describes {parameters:,} parameters, and "
+            f"{stored:,} bytes are there; {_REMEDY}"
+        )
+
+
+SPARE = 2**27
+"""So many parameters may be made anew: 0.5 GB."""
 
 PRETRAINED_WITH = frozenset({"", "masked-lm", "pre-training"})
 """What `task_of` says of models without a head for a task."""
@@ -137,6 +236,13 @@ def load_model(
     """
     if isinstance(folder, str | Path) and Path(folder).is_dir():
         check_product(Path(folder))
+        engine = engine_of(folder)
+        if engine is not None:
+            raise ArtefactError(
+                f"{folder} is a model exported for {engine}: `bistil predict` and `bistil evaluate` run it; for all "
+                "else name the folder that it was exported from"
+            )
+        _check_weights(Path(folder), read_config(folder))
     config = config_of(folder) if config is None else config
     named = {task_of(name) for name in config.architectures or ()}
     kind = model_class(config) if auto_class is None else auto_class

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from bistil.errors import ArtefactError, InputError, first_line
 from bistil.pretrained import e5_small_folder
 from bistil.runtime.artefacts import read_json
+from bistil.runtime.documents import check_names
 
 PACKAGED = "e5-small"
 
@@ -68,7 +69,7 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
     for single, others in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
         folder = hub_folder(resolved, [*_DESCRIPTIONS, others])
         index = folder / f"{single}.index.json"
-        shards = set(read_json(index).get("weight_map", {}).values()) if index.is_file() else {single}
+        shards = _shards(index) if index.is_file() else {single}
         lacking = sorted(file for file in shards if not (folder / file).is_file())
         if not lacking:
             return folder
@@ -78,6 +79,30 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
         f"{name} lacks its weights ({lacking[0]}): the hub cannot be reached and its cache has not all of the model, "
         "or the repository holds none that transformers can load"
     )
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index of weights names.
+
+    Raises:
+        ArtefactError: it is damaged.
+        InputError: it names files elsewhere.
+    """
+    stated = read_json(index)
+    names = stated.get("weight_map") if isinstance(stated, dict) else None
+    if not isinstance(names, dict):
+        raise ArtefactError(f"{index} is damaged: 'weight_map' is no table; fetch or make it again")
+    check_names(list(names.values()), where=str(index))
+    return set(names.values())
+
+
+def shards_of(folder: Path) -> set[str]:
+    """The files that all indices of weights in a folder name.
+
+    Raises:
+        InputError, ArtefactError: as `model_folder`.
+    """
+    return {name for index in folder.glob("*.index.json") for name in _shards(index)}
 
 
 def hub_folder(name: str, files: Sequence[str], *, kind: str = "model", revision: str | None = None) -> Path:

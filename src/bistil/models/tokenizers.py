@@ -18,15 +18,19 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from bistil.errors import ArtefactError, InputError, MissingExtraError, first_line
+from bistil.errors import ArtefactError, BistilError, InputError, MissingExtraError, first_line
 from bistil.models.names import model_folder
 from bistil.runtime.artefacts import check_product, read_json, write_json
+from bistil.runtime.documents import check_file
+from bistil.runtime.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spm.model", "spiece.model", "tokenizer.model", "source.spm")
 _VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
+# Ids may have gaps, though not many more than there are tokens.
+SPARE_IDS = 1 << 16
 # What the last call of a tokenizer changes; it decides no ids.
 _PER_CALL = ("padding", "truncation")
 # Settings that would make the plain class rebuild what tokenizer.json says.
@@ -69,11 +73,13 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     if not any((folder / file).is_file() for file in _VOCABULARY_FILES):
         # transformers would make up an empty vocabulary.
         raise ArtefactError(f"{name} has no tokenizer: {TOKENIZER_FILE} is missing")
+    _check_settings(folder)
     if not (folder / TOKENIZER_FILE).is_file():
         return _from_other_files(folder, name)
     stated = _stated(folder, name)
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(folder)
+        with quiet_transformers():
+            loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # whatever a class makes of a file that is none of its own
         loaded = None
     if isinstance(loaded, PreTrainedTokenizerFast) and stated.agrees(loaded):
@@ -86,6 +92,23 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
             f"{name}: {kind} would give other tokens than {TOKENIZER_FILE} says; {TOKENIZER_FILE} is followed"
         )
     return plain
+
+
+def _check_settings(folder: Path) -> None:
+    """Refuse settings beside a tokenizer that its classes would trip over.
+
+    Raises:
+        InputError: a file is no JSON, or beyond what is parsed.
+        ArtefactError: it holds something else than settings.
+    """
+    for name in (CONFIG_FILE, "special_tokens_map.json", "added_tokens.json"):
+        file = folder / name
+        settings = read_json(file) if file.is_file() else {}
+        if not isinstance(settings, dict):
+            raise ArtefactError(f"{file} holds no JSON object: fetch or make it again")
+        longest = settings.get("model_max_length")
+        if name == CONFIG_FILE and not (longest is None or (type(longest) in (int, float) and longest > 0)):
+            raise ArtefactError(f"{file}: 'model_max_length' is {longest!r:.60}, and a length is expected")
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerFast:
@@ -244,8 +267,15 @@ def _stated(folder: Path, name: str) -> _Stated:
     """What the folder's tokenizer.json says."""
     file = folder / TOKENIZER_FILE
     try:
+        check_file(file)
         tokenizer = Tokenizer.from_file(str(file))
-        return _Stated(file, tokenizer, definition(tokenizer), tokenizer.get_vocab(with_added_tokens=True))
+        tokenizer.encode("a")  # a vocabulary that lacks its own unknown token fails here, and not at the first odd word
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        if max(known.values(), default=0) > 2 * len(known) + SPARE_IDS:
+            raise ArtefactError(f"{file} gives {len(known):,} tokens ids up to {max(known.values()):,}: damaged")
+        return _Stated(file, tokenizer, definition(tokenizer), known)
+    except BistilError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
 
@@ -322,7 +352,7 @@ def _from_other_files(folder: Path, name: str) -> PreTrainedTokenizerFast:
             "pip install sentencepiece protobuf"
         )
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(folder)
+        loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except OSError as error:
         raise ArtefactError(f"{name} has no tokenizer: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse

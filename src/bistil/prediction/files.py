@@ -31,6 +31,7 @@ from bistil.runtime.artefacts import (
     write_json,
     write_sealed,
 )
+from bistil.runtime.documents import check_file
 from bistil.runtime.ownership import contents, recorded_predictions, writer
 from bistil.runtime.progress import Progress, say
 
@@ -296,6 +297,7 @@ def _beginning(path: Path) -> list[Any]:
     Raises:
         InputError: the file is missing or cannot be read.
     """
+    check_file(path, most=None)
     try:
         with path.open("rb") as stream:
             return [path.stat().st_size, sha256(stream.read(BEGINNING)).hexdigest()]

@@ -1,6 +1,5 @@
 """What models are asked about: running text, words that are split already, rows; read line by line."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import regex  # type: ignore[import-untyped]
 
 from bistil.errors import InputError
+from bistil.runtime.documents import parse_json
 from bistil.tasks.conll import Line, around_tags, block_of, find_layout, raw_blocks
 from bistil.tasks.parsing.conllu import FORM, read_conllu
 from bistil.tasks.reading import Reading, plain_name, without_surrogates
@@ -196,8 +196,8 @@ def _objects(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         where = f"{lines.name}, line {number}"
         try:
-            value = without_surrogates(json.loads(line))
-        except (ValueError, RecursionError) as error:
+            value = without_surrogates(parse_json(line, lenient=True))
+        except ValueError as error:
             raise InputError(f"{where}: not valid JSON ({error}); one object per line") from error
         if not isinstance(value, dict):
             raise InputError(f"{where}: a JSON object is expected, not {line[:40]}")

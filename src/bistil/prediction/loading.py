@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from bistil.errors import ArtefactError, InputError, first_line
+from bistil.engines import open_engine
+from bistil.errors import ArtefactError, InputError
 from bistil.models.families import check_length, position_limit
 from bistil.models.loading import read_config
 from bistil.models.names import model_folder
@@ -13,10 +12,8 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.prediction.predictor import Predictor
 from bistil.prediction.texts import Answerer, Classifier, MultiLabelClassifier
 from bistil.prediction.words import Tagger, TreeParser
-from bistil.runtime.devices import device_for
 from bistil.sparse.delta import CONFIG as SFT
 from bistil.tasks import get_task, kind_of
-from bistil.tasks.batches import TorchEngine
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,
@@ -43,16 +40,17 @@ def load(
     """A finished model, ready for use.
 
     Args:
-        name: the model's folder, or its name on the hub.
+        name: the model's folder (of transformers, or exported), or its name on the hub.
         task: the kind of task; None: the one that the model's head is for.
         max_length: tokens per window; None: 128, of a question and its passage 384, or as many as the model can read.
-        device: of PyTorch; None: a GPU if there is one.
-        threads: of PyTorch while the model runs; None: as PyTorch is set, all cores.
+        device: of PyTorch; None: a GPU if there is one. An exported model runs on the CPU.
+        threads: while the model runs; None: as PyTorch is set, all cores.
         scheme: of a tagger's tags (`tasks.spans.SCHEMES`); None: it shows in them.
 
     Raises:
         InputError: there is no such model or device, or `max_length` exceeds the model's positions.
         ArtefactError: the model is damaged, is none of a task, or is a sparse fine-tuning that has not been merged.
+        MissingExtraError: the engine that it was exported for is not installed.
 
     Example:
         >>> load("runs/demo/students/lrf2")("Rais alizungumza na watu wa Nairobi.")["entities"]  # doctest: +SKIP
@@ -67,13 +65,8 @@ def load(
         raise InputError(f"models for {kind} cannot be asked yet: of use are those for {', '.join(PREDICTORS)}")
     length = _length(config, MAX_LENGTH.get(like, 128), max_length)
     tokenizer = load_tokenizer(str(folder))
-    model = own.build_model(folder, None)
-    place = device_for(device)
-    try:
-        nn.Module.to(model, place)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the model cannot be put on the device {place!r}: {first_line(error)}") from error
-    return PREDICTORS[like](str(name), own, TorchEngine(model), tokenizer, max_length=length, threads=threads)
+    engine = open_engine(folder, own, device=device, threads=threads)
+    return PREDICTORS[like](str(name), own, engine, tokenizer, max_length=length, threads=threads)
 
 
 def _length(config: Any, usual: int, wanted: int | None) -> int:

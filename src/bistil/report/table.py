@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bistil.errors import printable
 from bistil.report.numbers import (
     giga,
     interval_text,
@@ -100,6 +101,7 @@ def print_rows(
 ) -> None:
     """Print a table; lines whose first cell is among `bold` stand out on a terminal."""
     console = console or Console()
+    title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
     if not console.is_terminal:
         console.print(title + "\n" + plain_table(header, rows), markup=False, highlight=False, soft_wrap=True)
         return

@@ -93,8 +93,9 @@ def check_run_folder(folder: Path) -> None:
     claim(kept=[folder])
     if (folder / "run.json").is_file() and (folder / "stages").is_dir():
         return  # a run, or what is left of one: whose it is, is asked when it is opened
-    # A run that was stopped while it wrote its mark has left that.
-    if folder.exists() and not is_run(folder) and any(not one.match(".run.json.*.partial") for one in folder.iterdir()):
+    # A run that was stopped while it wrote its mark has left these.
+    begun = (".lock", ".run.json.*.partial")
+    if folder.exists() and not is_run(folder) and not all(any(map(one.match, begun)) for one in folder.iterdir()):
         raise InputError(
             f"{folder} already exists: it is not empty and holds no run of bistil; name another output folder"
         )
@@ -145,32 +146,37 @@ class RunFolder:
 
     def _open(self, identity: dict[str, Any]) -> None:
         """Take the folder, and move what lies under other names."""
-        folder, mark = self.folder, self.folder / "run.json"
+        folder = self.folder
         check_run_folder(folder)
-        if mark.exists():
-            known = _identity(mark)
-            other = [key for key in identity if known.get(key) != identity[key]]
-            if other:
-                raise InputError(
-                    f"{folder} holds another run ({other[0]} is {known.get(other[0])!r} there and "
-                    f"{identity[other[0]]!r} here): name another output folder or remove it"
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(mark, {"identity": identity})
+        folder.mkdir(parents=True, exist_ok=True)
         check_plain(folder / ".lock")
-        if not self.shared:
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise InputError(
-                    f"another process is working in {folder}: wait for it or name another folder"
-                ) from None
         try:
+            # Those who share a folder may come at the same time: one of them makes it a run's.
+            self._lock.acquire(timeout=-1 if self.shared else 0)
+        except Timeout:
+            raise InputError(f"another process is working in {folder}: wait for it or name another folder") from None
+        try:
+            self._mark(identity)
             self._move_to_new_names()
         except BaseException:
             self._lock.release()
             raise
+        if self.shared:
+            self._lock.release()
+
+    def _mark(self, identity: dict[str, Any]) -> None:
+        """Say whose run the folder holds, or refuse another's."""
+        folder, mark = self.folder, self.folder / "run.json"
+        if not mark.exists():
+            write_json(mark, {"identity": identity})
+            return
+        known = _identity(mark)
+        other = [key for key in identity if known.get(key) != identity[key]]
+        if other:
+            raise InputError(
+                f"{folder} holds another run ({other[0]} is {known.get(other[0])!r} there and "
+                f"{identity[other[0]]!r} here): name another output folder or remove it"
+            )
 
     def __enter__(self) -> "RunFolder":
         return self

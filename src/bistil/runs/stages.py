@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bistil.distillation.general import distill_general
+from bistil.distillation.kept_teacher import kept_bytes
 from bistil.distillation.student import choose_layers, copy_student, student_config
-from bistil.distillation.task import Fitting
+from bistil.distillation.task import LEAST_REPEATS, Fitting, may_keep
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 from bistil.distillation.terms import terms_of
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
@@ -547,21 +548,30 @@ class FineTune(Stage[Fitted]):
         size, sparse = float(student.parameters["total"]), settings.sparse
         lengths: list[tuple[TrainingSettings, float | None]] = [(training, None)]
         if sparse is not None:
-            lengths = [*zip(phases(sparse, training), (None, sparse.share(size)), strict=True)]
+            lengths = list(zip(phases(sparse, training), (None, sparse.share(size)), strict=True))
+        seen = training.batch_size * sum(planned_steps(epoch, own) for own, _ in lengths)
+        kept, size_kept = False, 0.0
+        if taught is not None and may_keep(taught) and seen >= LEAST_REPEATS * epoch:
+            layers, low = len({layer for own in self.beside for layer in own}) or student.depth, precision == "bf16"
+            size_kept = epoch * kept_bytes(
+                teacher.config, taught.objective, layers=layers, tokens=tokens, low_precision=low
+            )
+            kept = size_kept <= 1e9 * taught.kept_gigabytes
         loops = [
-            _training(planned_steps(epoch, own), step(), look, own, parameters=size, share=share)
+            _training(planned_steps(epoch, own), step(0.0 if kept else 1.0), look, own, parameters=size, share=share)
             for own, share in lengths
         ]
         weights = ahead.weights(self.start)
         return Cost(
             trainings=loops,
+            passes=[replace(step(), flops=epoch * targets)] if kept else [],
             seconds=lesson.seconds + _loading(ahead, self.start, self.start, *([self.teacher] if self.teacher else [])),
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)
             + (held(teacher.parameters["total"], trained=False) if taught else 0.0)
             + _activations([student], training.batch_size, max(lesson.lengths), precision),
             disk=weights + (0.0 if sparse is None else 8.0 * sparse.share(size) * size),
-            work=2 * max(loop.checkpoint_bytes for loop in loops) + 4 * size,
+            work=2 * max(loop.checkpoint_bytes for loop in loops) + 4 * size + (size_kept if kept else 0.0),
         )
 
 
@@ -681,7 +691,7 @@ class Bare(Stage[Nothing]):
         del part
         return self.start.model
 
-    def shape(self, part: str, ahead: Ahead) -> ModelShape:
+    def shape(self, part: str, ahead: Ahead) -> EncoderShape:
         del part
         return self.start.shape(ahead)
 
@@ -829,7 +839,7 @@ class Benchmark(Stage[Costs]):
 # What costs are made of
 
 
-def _head_flops(objective: ObjectiveSettings, student: ModelShape, teacher: ModelShape) -> float:
+def _head_flops(objective: ObjectiveSettings, student: EncoderShape, teacher: EncoderShape) -> float:
     """FLOPs per token of the masked-LM heads in a training step: both models' at every token, the student's again to
     save memory and twice backwards; or the student's at the masked tokens."""
     ours, theirs = (2.0 * one.width * one.vocabulary for one in (student, teacher))

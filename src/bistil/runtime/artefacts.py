@@ -6,7 +6,7 @@ The public names of four modules, each of which builds on the one before.
 from bistil.runtime.claims import check_apart, check_plain, claim
 from bistil.runtime.digests import file_digest, folder_digest, is_as_stamped, json_digest, stamp
 from bistil.runtime.ownership import RECORD
-from bistil.runtime.whole_files import read_json, read_sealed, whole_file, write_json, write_sealed
+from bistil.runtime.whole_files import read_json, read_sealed, sync_tree, whole_file, write_json, write_sealed
 from bistil.runtime.whole_folders import (
     check_product,
     discard_output,
@@ -16,6 +16,7 @@ from bistil.runtime.whole_folders import (
     stamps,
     whole_folder,
     work_beside,
+    work_for,
 )
 
 __all__ = [
@@ -36,9 +37,11 @@ __all__ = [
     "read_sealed",
     "stamp",
     "stamps",
+    "sync_tree",
     "whole_file",
     "whole_folder",
     "work_beside",
+    "work_for",
     "write_json",
     "write_sealed",
 ]

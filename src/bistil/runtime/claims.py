@@ -14,10 +14,11 @@ from typing import Literal
 
 from bistil.errors import InputError
 from bistil.runtime.digests import file_digest
+from bistil.runtime.litter import remove_litter
 from bistil.runtime.ownership import CARD, contents, is_our_file, is_our_folder, is_run, is_work_folder, not_ours
 
 # What the names of temporary files and work folders have beyond the output's name, in bytes.
-_ROOM = 24
+_ROOM = 40
 
 
 def claim(
@@ -60,6 +61,7 @@ def claim(
     outputs += [Output(work, "work")] if work is not None else []
     read = [_Input(str(one)) for one in inputs if one is not None]
     for output in outputs:
+        remove_litter(output.place)
         output.check_place()
         for one in read:
             output.check_apart_from(one)

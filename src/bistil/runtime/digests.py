@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bistil.errors import InputError
+from bistil.runtime.documents import check_file
 
 # A file that was written this short a while ago may change again without a new time of change: file systems count time
 # in steps of some milliseconds.
@@ -22,6 +23,7 @@ def file_digest(path: Path) -> str:
     Raises:
         InputError: the file is missing or cannot be read.
     """
+    check_file(path, most=None)
     try:
         key = _facts(path)
         known = _digests.get(key)

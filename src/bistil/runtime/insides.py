@@ -5,9 +5,13 @@ function, which fails where a version of a library no longer does what is relied
 this file, so heavy libraries are imported within functions.
 """
 
+import json
+import logging
+import platform
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -21,6 +25,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+# --- safetensors
+
+
+def order_metadata(path: Path) -> None:
+    """Give the metadata in a safetensors file, which the library writes in random order, the order of their keys.
+
+    The file is the header's length (8 bytes, little-endian), a JSON header with the metadata first, padded with spaces
+    to a multiple of 8, and the tensors. The header's length stays.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the header was written in another form"
+        file.seek(8)
+        file.write(text.ljust(size))
+
 
 # --- transformers: models
 
@@ -59,6 +82,17 @@ def set_attention_kind(model: Any, name: str) -> None:
     that are made at run time, such as our parsers.
     """
     model.config._attn_implementation = name
+
+
+@contextmanager
+def with_attention(model: Any, name: str) -> "Iterator[None]":
+    """Inside the block a model runs this attention function, where its family goes by the configuration's name."""
+    before = attention_kind(model)
+    set_attention_kind(model, name)
+    try:
+        yield
+    finally:
+        set_attention_kind(model, before)
 
 
 def register_attention(name: str, function: "Callable[..., tuple[Tensor, None]]") -> None:
@@ -266,6 +300,16 @@ def has_bf16_units() -> bool:
     return any(ask is not None and ask() for ask in asked)
 
 
+def has_vnni() -> bool | None:
+    """Whether the processor multiplies bytes in one step (AVX512-VNNI or AVX-VNNI): `torch.cpu` tells; None: no x86."""
+    import torch
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    ask = getattr(torch.cpu, "_is_vnni_supported", None)
+    return ask is not None and bool(ask())
+
+
 @contextmanager
 def bf16_products() -> Iterator[None]:
     """Inside the block oneDNN may multiply float32 matrices on a CPU as bf16 ones, summed up in float32.
@@ -298,6 +342,122 @@ def through_softmax(gradient: "Tensor", probabilities: "Tensor") -> "Tensor":
 def apply(function: "type[torch.autograd.Function]", *arguments: Any) -> Any:
     """Call an autograd function; torch gives `Function.apply` no types."""
     return function.apply(*arguments)
+
+
+# --- ONNX
+
+
+def traced_onnx(
+    module: "nn.Module",
+    inputs: "tuple[Tensor, ...]",
+    file: Path,
+    *,
+    names: tuple[list[str], list[str]],
+    axes: Mapping[str, Mapping[int, str]],
+    opset: int,
+) -> None:
+    """Write a module as an ONNX graph with PyTorch's TorchScript exporter, `dynamo=False` of `torch.onnx.export`.
+
+    It is deprecated, and says so; the newer one's graphs have no attention that `fused_bert_graph` finds.
+
+    Args:
+        names: of the inputs and of the outputs.
+        axes: name -> axis -> name of a dimension that may be of any size.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            inputs,
+            str(file),
+            dynamo=False,
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_axes={name: dict(sizes) for name, sizes in axes.items()},
+            opset_version=opset,
+        )
+
+
+def fused_bert_graph(source: Path, target: Path, *, heads: int, width: int) -> None:
+    """Put onnxruntime's fused operators into a traced encoder: `onnxruntime.transformers.optimizer`.
+
+    Embeddings stay look-ups of their own, for a quantised table has an operator of its own. Attention gets the mask as
+    it is: by default the optimizer makes lengths of it, which would be wrong for masks that are not padding on the
+    right. Layer norms are one operator, but without the sum before them: on CPUs SkipLayerNormalization takes four
+    times as long as its parts (67 and 17 microseconds for 32 x 384 numbers). That sum is written `Sum`, for of an `Add`
+    onnxruntime makes the slow operator when it opens a graph.
+
+    Args:
+        heads, width: of the encoder's attention.
+    """
+    with _quiet_onnx():
+        from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        options = FusionOptions("bert")
+        options.enable_embed_layer_norm = False
+        options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False
+        options.use_raw_attention_mask(True)
+        fused = optimize_model(
+            str(source), "bert", num_heads=heads, hidden_size=width, optimization_options=options, opt_level=0
+        )
+        norms = {node.input[0] for node in fused.model.graph.node if node.op_type == "LayerNormalization"}
+        for node in fused.model.graph.node:
+            if node.op_type == "Add" and node.output[0] in norms:
+                node.op_type = "Sum"
+        fused.save_model_to_file(str(target))
+
+
+def int8_products(source: Path, target: Path, *, kept: Collection[str]) -> None:
+    """Let the products of a graph with constant matrices be of int8: `onnxruntime.quantization.quantize_dynamic`.
+
+    Weights are signed, of one scale per column and of 7 bits (`reduce_range`): so sums of two products with 8-bit
+    activations fit in 16 bits, in which x86 processors without VNNI add them. Types that fused operators do not tell
+    are float32 (`DefaultTensorType`).
+
+    Args:
+        kept: names of nodes that stay in float32.
+    """
+    with _quiet_onnx():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=list(PRODUCTS),
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(kept),
+            extra_options={"DefaultTensorType": 1},
+        )
+
+
+PRODUCTS = ("MatMul", "Gemm", "Attention")
+"""Operators whose constant matrices `int8_products` quantises."""
+
+
+@contextmanager
+def _quiet_onnx() -> Iterator[None]:
+    """onnxruntime's tools tell the root logger, which gets a handler for good where it has none; they look for their
+    own modules in `sys.path`, which is put back."""
+    root, path = logging.getLogger(), list(sys.path)
+    level, handler = root.level, logging.NullHandler()
+    root.addHandler(handler)
+    root.setLevel(logging.CRITICAL)
+    try:
+        import onnxruntime.transformers as tools
+
+        sys.path[:] = [*path, str(Path(tools.__file__).parent)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.path[:] = path
+        root.setLevel(level)
+        root.removeHandler(handler)
 
 
 # --- texts and classes of errors

@@ -3,7 +3,6 @@
 Only what is ours may give way to a new output (`runtime.artefacts.claim`); everything else belongs to somebody.
 """
 
-import json
 import os
 import re
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bistil._version import __version__
+from bistil.runtime.documents import parse_json
 
 # The record of a folder that was written whole; its entry "files" names what was written, with SHA-256.
 RECORD = "bistil.json"
@@ -126,8 +126,8 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > _LONGEST_RECORD:
             return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

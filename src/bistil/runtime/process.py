@@ -8,7 +8,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from bistil.errors import one_line
 from bistil.runtime.memory import let_training_return_memory
 from bistil.runtime.progress import set_progress
 
@@ -51,7 +54,7 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "" if record.name == "bistil.runtime.progress" else "[bistil] "
-        print(f"{mark}{record.getMessage()}", file=sys.stderr, flush=True)
+        print(f"{mark}{one_line(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def _wait_asleep() -> None:
@@ -64,15 +67,67 @@ def _wait_asleep() -> None:
         os.environ.setdefault("KMP_BLOCKTIME", BLOCK_TIME)
 
 
+class Stopping:
+    """A training that a signal asks to stop: at the end of its step, where that is soon.
+
+    Attributes:
+        lost: says from where the same command goes on, and what is lost of the work.
+        asked: the signal's number; None: there was none.
+    """
+
+    def __init__(self, lost: Callable[[], str]) -> None:
+        self.lost = lost
+        self.asked: int | None = None
+
+    def end_if_asked(self) -> None:
+        """After a checkpoint: end the process if a signal came."""
+        if self.asked is not None:
+            _end(self.asked)
+
+
+_stopping: Stopping | None = None
+# From the signal to the end, the step under way and the checkpoint behind it included.
+SAVE_SECONDS = 7.0
+
+
+@contextmanager
+def stopped_gently(lost: Callable[[], str]) -> Iterator[Stopping]:
+    """Within it the signals that `prepare_process` looks after ask first, and end the process `SAVE_SECONDS` later."""
+    global _stopping
+    before, _stopping = _stopping, Stopping(lost)
+    try:
+        yield _stopping
+    finally:
+        if sys.platform != "win32" and _stopping.asked is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        _stopping = before
+
+
+def _end(number: int) -> None:
+    """End the process with one line and exit code 128 + the signal's number."""
+    if is_first_of_run():
+        where = "" if _stopping is None else f", {_stopping.lost()}"
+        print(f"bistil: interrupted; the same command goes on from the last checkpoint{where}", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def _stop_with_a_line() -> None:
-    """Let SIGINT and SIGTERM end the process with exit code 128 + their number and one line."""
+    """Let SIGINT and SIGTERM end the process with exit code 128 + their number and one line.
+
+    A training writes a checkpoint first, where that takes seconds; a second signal does not wait for it.
+    """
     own = os.getpid()
 
     def stop(number: int, _frame: object) -> None:
         # Worker processes inherit this handler and have nothing to say.
-        if os.getpid() == own and is_first_of_run():
-            print("bistil: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(128 + number)
+        if os.getpid() != own:
+            sys.exit(128 + number)
+        if sys.platform == "win32" or _stopping is None or _stopping.asked is not None:
+            _end(number)
+            return
+        _stopping.asked = number
+        signal.signal(signal.SIGALRM, lambda *_: _end(number))
+        signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from bistil.errors import printable
+
 logger = logging.getLogger(__name__)
 
 Mode = Literal["bar", "lines", "off"]
@@ -46,7 +48,7 @@ class Progress:
     """
 
     def __init__(self, label: str, *, total: int | None, unit: Literal["steps", "bytes"] = "steps") -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = printable(label), total, unit
         self.mode = _mode
         self.done = 0
         # (time, done, tokens) of the last minute: a machine's speed changes, and what counts is now.
@@ -59,7 +61,11 @@ class Progress:
         if self.unit == "bytes":
             self.recent.append((self.last_line, self.done, 0))
         if self.mode == "bar":
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[detail]}", markup=False),
+            )
             # Reading text is over soon and leaves nothing to look back at.
             self.bar = Bar(*columns, console=Console(stderr=True), transient=self.unit == "bytes")
             self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, detail="")
@@ -96,7 +102,7 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that stays, such as a held-out figure."""
         if self.bar is not None:
-            self.bar.console.print(f"{self.label}: {text}", highlight=False)
+            self.bar.console.print(f"{self.label}: {printable(text)}", highlight=False, markup=False)
         elif self.mode == "lines":
             logger.info(f"{self.label}: {text}")
 

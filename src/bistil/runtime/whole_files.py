@@ -2,15 +2,39 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.claims import Output
 from bistil.runtime.digests import json_digest
+from bistil.runtime.documents import parse_json, read_document
+from bistil.runtime.litter import PARTIAL, partial_prefix, remove_litter
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk, as far as the system does that: a rename is not on it by itself."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no such thing
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Let all files below a folder, and their names, reach the disk."""
+    for where, _, files in os.walk(folder):
+        for name in files:
+            with (Path(where) / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(where))
 
 
 @contextmanager
@@ -37,8 +61,9 @@ def whole_file(
     output = Output(path, "inner" if inner else "file")
     output.check_free(force=replace, known=known)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_litter(path)
     if grown is None:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=partial_prefix(path), suffix=PARTIAL)
         os.close(handle)
     partial = grown or Path(name)
     if grown is None:
@@ -50,6 +75,7 @@ def whole_file(
             os.fsync(stream.fileno())
         output.check_free(force=replace, known=known)
         os.replace(partial, path)
+        sync_folder(path.parent)
     finally:
         if grown is None:
             partial.unlink(missing_ok=True)
@@ -71,15 +97,15 @@ def write_json(path: Path, value: Any, *, replace: bool = False, inner: bool = F
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file: a record or a configuration.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, no plain file or too large, is not JSON, or is beyond what is parsed
+            (`runtime.documents`).
     """
+    text = read_document(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        return parse_json(text)
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 

@@ -8,11 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import ArtefactError, BistilError, InputError
 from bistil.runtime.claims import Output
 from bistil.runtime.digests import file_digest, stamp
+from bistil.runtime.documents import check_files, check_names
+from bistil.runtime.litter import PARTIAL, RETIRED, partial_prefix, remove_litter
 from bistil.runtime.ownership import CARD, RECORD, WORK, contents, writer
-from bistil.runtime.whole_files import read_json, without_umask, write_json
+from bistil.runtime.process import is_first_of_run
+from bistil.runtime.whole_files import (
+    read_json,
+    sync_folder,
+    sync_tree,
+    without_umask,
+    write_json,
+)
 
 
 @contextmanager
@@ -29,6 +38,7 @@ def whole_folder(path: Path, *, replace: bool = False, record: Mapping[str, Any]
     Raises:
         InputError: something else is there, or it is ours and `replace` is false.
     """
+    remove_litter(path)
     output = Output(path, "folder")
     output.check_free(force=replace)
     with _folder_beside(path) as partial:
@@ -38,8 +48,7 @@ def whole_folder(path: Path, *, replace: bool = False, record: Mapping[str, Any]
             if child.is_file():
                 # safetensors makes files for their owner only.
                 child.chmod(without_umask(0o666))
-                with child.open("rb") as stream:
-                    os.fsync(stream.fileno())
+        sync_tree(partial)
         output.check_free(force=replace)
 
 
@@ -47,13 +56,15 @@ def whole_folder(path: Path, *, replace: bool = False, record: Mapping[str, Any]
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place, whatever is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    remove_litter(path)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=partial_prefix(path), suffix=PARTIAL))
     partial.chmod(without_umask(0o777))
     try:
         yield partial
         # Two renames: whoever looks in between finds no folder, never half of one.
         with _retired(path):
             os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -64,7 +75,7 @@ def _retired(path: Path) -> Iterator[None]:
     if not path.exists():
         yield
         return
-    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".retired"))
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=partial_prefix(path), suffix=RETIRED))
     os.replace(path, retired / "old")
     try:
         yield
@@ -108,8 +119,10 @@ def check_product(folder: Path) -> None:
     Files beside the written ones do not matter. Each file is read once per process.
 
     Raises:
+        InputError: it holds a pipe or a device, or its record names files elsewhere.
         ArtefactError: a file is missing or is not what was written.
     """
+    check_files(folder)
     record = folder / RECORD
     if not record.is_file():
         return
@@ -120,6 +133,7 @@ def check_product(folder: Path) -> None:
     files = known.get("files", {}) if isinstance(known, dict) else {}
     if not isinstance(files, dict):
         raise ArtefactError(f'{folder} is damaged: "files" in {RECORD} is no list of files; make it again')
+    check_names(list(files), where=str(record))
     for name, digest in files.items():
         path = folder / name
         if not path.is_file():
@@ -129,6 +143,10 @@ def check_product(folder: Path) -> None:
                 f"{folder} is damaged: {name} is not what was written; make it again (or, if you changed it yourself, "
                 f'remove it from "files" in {RECORD})'
             )
+
+
+CHECKPOINT_MARK = "complete"
+"""In a checkpoint's folder: without it the checkpoint does not exist for us."""
 
 
 def work_beside(output: Path) -> Path:
@@ -162,6 +180,26 @@ def discard_work(folder: Path) -> None:
     Output(folder, "work").check_free(force=True)
     with _retired(folder):
         pass
+
+
+@contextmanager
+def work_for(output: Path) -> Iterator[Path]:
+    """The work folder beside an output, for a command: it stays where the same command can go on from it.
+
+    The first process of a run removes it at the end, and where a call is refused (exit code 2) before there was a first
+    checkpoint.
+    """
+    work = work_beside(output)
+    earlier = work.exists()
+    try:
+        yield work
+    except BistilError as error:
+        began = earlier or any(work.rglob(CHECKPOINT_MARK))
+        if error.exit_code == 2 and not began and work.exists() and is_first_of_run():
+            discard_work(work)
+        raise
+    if is_first_of_run():
+        discard_work(work)
 
 
 def discard_output(path: Path, *, written: Collection[Path] | None = None) -> None:

@@ -1,14 +1,14 @@
 """Plain values, as TOML and command lines have them, to settings and back."""
 
 import difflib
-import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from bistil.errors import RecipeError
+from bistil.errors import InputError, RecipeError
+from bistil.runtime.documents import parse_toml, read_document
 
 Settings = TypeVar("Settings")
 
@@ -142,8 +142,8 @@ def plain_value(hint: Any, text: str) -> Any:
 def _toml(text: str) -> Any:
     """A TOML value; the text itself where it is none."""
     try:
-        values = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        values = parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return values["value"] if len(values) == 1 else text
 
@@ -164,8 +164,8 @@ def assigned(settings: type, values: Mapping[str, Any], assignments: Iterable[st
 def _assignment(text: str) -> tuple[list[str], str]:
     key, sign, value = text.partition("=")
     try:
-        tables: Any = tomllib.loads(f"{key} = 0") if sign and "\n" not in key else None
-    except tomllib.TOMLDecodeError:
+        tables: Any = parse_toml(f"{key} = 0") if sign and "\n" not in key else None
+    except ValueError:
         tables = None
     if not tables:
         raise RecipeError(f"--set {text!r}: write KEY=VALUE, such as phase1.training.steps=300")
@@ -213,10 +213,12 @@ def load_toml(path: Path) -> dict[str, Any]:
         RecipeError: the file is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = read_document(path)
+    except InputError as error:
+        raise RecipeError(str(error).replace("cannot read ", "cannot read recipe ", 1)) from error
+    try:
+        return parse_toml(text)
+    except ValueError as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
 
 

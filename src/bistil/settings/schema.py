@@ -153,6 +153,10 @@ class TrainingSettings(Checked):
         cosmetic=True,
     )  # fmt: skip
     checkpoint_steps: int = option(100, "steps between checkpoints; at most this much work is ever lost", least=1)
+    # A run that goes on from another checkpoint makes the same.
+    checkpoint_minutes: float = option(
+        10.0, "minutes after which a checkpoint is written too, where steps are slow", above=0, cosmetic=True
+    )
     evaluate_steps: int | None = option(
         None, "steps between evaluations on held-out data; none: only at the end", least=1
     )

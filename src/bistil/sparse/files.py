@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bistil.errors import ArtefactError, BistilError
+from bistil.errors import ArtefactError, BistilError, first_line
 from bistil.runtime.artefacts import read_json, write_json
 from bistil.sparse.card import card
 from bistil.sparse.delta import CONFIG, FLOATS, FORMAT, TENSORS, Parts, Provenance, SparseDelta
@@ -52,7 +52,7 @@ def read_files(folder: Path, name: str) -> Parts:
         ArtefactError: missing or damaged files.
     """
     config = _read_config(folder / CONFIG)
-    tensors = _read_tensors(folder / TENSORS)
+    tensors = read_tensors(folder / TENSORS)
     shapes: Mapping[str, list[int]] = config["shapes"]
     deltas: dict[str, SparseDelta] = {}
     dense: dict[str, Tensor] = {}
@@ -107,15 +107,35 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: an SFT's, or an adapter's.
+
+    Raises:
+        ArtefactError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise ArtefactError(f"{path} is missing: this is no folder of a sparse fine-tuning")
     try:
         # safetensors checks header size, offsets and formats against the file's length before any tensor is made.
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, OSError) as error:
-        raise ArtefactError(f"{path} is damaged or no safetensors file ({error}): fetch or make it again") from error
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except Exception as error:  # safetensors' own, torch's for formats that it lacks, the operating system's
+        raise ArtefactError(
+            f"{path} is damaged or no safetensors file ({first_line(error)}): fetch or make it again"
+        ) from error
+    check_values(tensors, path)
+    return tensors
+
+
+def check_values(tensors: Mapping[str, Tensor], where: object) -> None:
+    """Make sure that tensors out of a file are plain ones of real numbers.
+
+    Raises:
+        ArtefactError: one is not.
+    """
+    for name, value in tensors.items():
+        if value.layout is not torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
+            raise ArtefactError(f"{where}: {name:.200} is no plain tensor of real numbers: damaged")
 
 
 def _decode_delta(tensors: Mapping[str, Tensor], name: str, shapes: Mapping[str, list[int]]) -> SparseDelta:

@@ -20,6 +20,7 @@ from bistil.errors import ArtefactError, InputError, first_line
 from bistil.runtime.artefacts import whole_file
 from bistil.runtime.insides import numpy_scalar_maker
 from bistil.sparse.delta import Parts, Provenance, SparseDelta
+from bistil.sparse.files import check_values
 
 if not TYPE_CHECKING:
     __getattr__ = left_names("bistil.sparse.legacy")
@@ -52,16 +53,21 @@ def read_parts(path: Path) -> Parts:
     except pickle.UnpicklingError as error:
         reason = first_line(error)
         raise ArtefactError(f"{path} holds more than tensors and numbers and is not loaded ({reason})") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch's unpickler takes its opcodes on trust and raises whatever follows
         raise ArtefactError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):
         raise ArtefactError(f"{path} has no table 'diffs': it is no sparse fine-tuning of the official code")
-    if content.get("block_sparses"):
+    blocks = content.get("block_sparses")
+    if isinstance(blocks, Tensor) or blocks:
         raise ArtefactError(f"{path} holds block-sparse tensors, which no published description covers: not read")
-    deltas = {name: _decode(encoded, f"{path}, {name}") for name, encoded in content["diffs"].items()}
-    dense = content.get("abs") or {}
+    dense = content.get("abs")
+    dense = {} if dense is None else dense
     if not isinstance(dense, dict) or not all(isinstance(value, Tensor) for value in dense.values()):
         raise ArtefactError(f"{path}: 'abs' is not a table of tensors")
+    if not all(isinstance(name, str) for name in (*content["diffs"], *dense)):
+        raise ArtefactError(f"{path}: the names of its parameters are no texts: damaged")
+    check_values(dense, path)
+    deltas = {name: _decode(encoded, f"{path}, {name}") for name, encoded in content["diffs"].items()}
     return Parts(
         deltas,
         {name: value.detach().float() for name, value in dense.items()},
@@ -72,16 +78,18 @@ def read_parts(path: Path) -> Parts:
 
 def _decode(encoded: Any, where: str) -> SparseDelta:
     if isinstance(encoded, Tensor):
+        check_values({"a tensor": encoded}, where)
         flat = encoded.detach().float().reshape(-1)
         indices = torch.nonzero(flat).flatten()
         return SparseDelta(indices, flat[indices], tuple(encoded.shape))
     try:
         shape = tuple(int(n) for n in encoded["size"])
         steps = np.asarray([int(step) for step in encoded["index_steps"]], dtype=np.int64)
+        check_values({"values": encoded["values"]}, where)
         values = encoded["values"].detach().float().reshape(-1)
         if min(shape, default=0) < 0 or math.prod(shape) >= 2**63:
             raise ValueError(f"the shape is {shape}")
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, IndexError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, IndexError, RuntimeError) as error:
         raise ArtefactError(f"{where}: not an encoded sparse tensor ({error!r})") from None
     columns = np.cumsum(steps)
     size = math.prod(shape)

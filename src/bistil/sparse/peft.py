@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bistil.errors import ArtefactError, InputError, MissingExtraError
@@ -13,6 +12,7 @@ from bistil.runtime.artefacts import read_json, whole_folder
 from bistil.runtime.insides import PEFT_PREFIX, shira_keys, shira_module
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.delta import RECORD, Provenance, SparseDelta
+from bistil.sparse.files import read_tensors
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -109,10 +109,10 @@ def read_shira(folder: Path, model: nn.Module) -> SparseFineTuning:
     if not isinstance(config, dict) or config.get("peft_type") != "SHIRA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise ArtefactError(f"{folder} holds an adapter of type {kind}; only SHIRA adds to single entries")
-    try:
-        tensors = load_file(folder / _WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"{folder / _WEIGHTS} is damaged or missing ({error})") from None
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise ArtefactError(f"{folder / _CONFIG}: 'base_model_name_or_path' is {base!r:.60}, which is no name: damaged")
+    tensors = read_tensors(folder / _WEIGHTS)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     deltas: dict[str, SparseDelta] = {}
     dense: dict[str, Tensor] = {}
@@ -127,7 +127,9 @@ def read_shira(folder: Path, model: nn.Module) -> SparseFineTuning:
         places = tensors.get(shira_keys(layers[key])[1])
         if name not in shapes or len(shapes[name]) != 2:
             raise ArtefactError(f"{folder}: {type(model).__name__} has no matrix {name}: an adapter of another model")
-        if places is None or places.shape != (2, len(value)):
+        if value.ndim != 1 or not value.is_floating_point():
+            raise ArtefactError(f"{folder / _WEIGHTS}: the deltas of {name} are no vector of floats: damaged")
+        if places is None or places.is_floating_point() or places.shape != (2, len(value)):
             raise ArtefactError(f"{folder / _WEIGHTS}: {name} has no indices for its {len(value)} deltas: damaged")
         rows, columns = shapes[name]
         # A column beyond the matrix would turn up in the next row.
@@ -136,5 +138,5 @@ def read_shira(folder: Path, model: nn.Module) -> SparseFineTuning:
         indices, order = torch.sort(places[0].long() * columns + places[1].long())
         values = value.float()[order]
         deltas[name] = SparseDelta(indices[values != 0], values[values != 0], (rows, columns))
-    provenance = Provenance(base=config.get("base_model_name_or_path"), parents=[f"SHiRA adapter {folder.name}"])
+    provenance = Provenance(base=base, parents=[f"SHiRA adapter {folder.name}"])
     return SparseFineTuning(deltas, dense, provenance, str(folder))

@@ -317,6 +317,11 @@ def phases(settings: SparseSettings, training: TrainingSettings) -> list[Trainin
 
 
 def _with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
+    """The settings of one phase.
+
+    Raises:
+        InputError: it has no length.
+    """
     if steps is None and epochs is None:
         raise InputError(f"the {phase} phase has no length: give {phase}_steps or {phase}_epochs")
     # Epochs have a default, so steps, which do not, win.

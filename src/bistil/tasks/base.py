@@ -15,7 +15,7 @@ from bistil._moved import left_names
 from bistil.errors import InputError
 from bistil.models.loading import ModelSource, task_of
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.batches import Batch, Collator, Feature, Outputs, PerExample, TorchEngine, run
+from bistil.tasks.batches import Batch, Collator, Engine, Feature, Outputs, PerExample, TorchEngine, run
 from bistil.tasks.hub import Rows, Source
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
@@ -268,7 +268,7 @@ class Task(ABC):
 
     def predict(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Engine,
         tokenizer: PreTrainedTokenizerBase,
         examples: Sequence[Any],
         features: Sequence[Feature],
@@ -276,7 +276,7 @@ class Task(ABC):
         batch_size: int = 32,
     ) -> list[Any]:
         """Predictions, one per example and in their order, in the task's own type."""
-        engine = TorchEngine(model)
+        engine = TorchEngine(model) if isinstance(model, torch.nn.Module) else model
         outputs = run(engine, features, self.collate(tokenizer, positions=engine.positions), batch_size=batch_size)
         return [one.value for one in self.decode(examples, features, outputs, engine.labels)]
 

@@ -19,13 +19,22 @@ from bistil.models.complete import tokenizer_of
 from bistil.models.families import position_limit
 from bistil.models.heads import build_head
 from bistil.models.loading import ModelSource
+from bistil.runtime.documents import parse_json
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
 from bistil.tasks.batches import TOKEN_AXIS, Feature, Outputs, PerExample, as_array, softmax
 from bistil.tasks.boundaries import boundaries
 from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
-from bistil.tasks.reading import NoLabelError, Reading, RowReport, mended_text, plain_name, read_text
+from bistil.tasks.reading import (
+    NoLabelError,
+    Reading,
+    RowReport,
+    mended_text,
+    plain_name,
+    read_text,
+    require_short,
+)
 from bistil.tasks.rows import read_rows
 from bistil.tasks.words import PLAIN, run_of_words
 from bistil.text import IGNORED
@@ -474,8 +483,8 @@ def _squad_items(path: Path) -> list[tuple[int, Mapping[str, Any], Any]] | None:
     """
     text = read_text(path)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text, lenient=True)
+    except ValueError as error:
         first = text.lstrip().split("\n", 1)[0]
         if first.startswith("{") and '"question"' in first:
             return None
@@ -509,11 +518,13 @@ def _question(item: Mapping[str, Any], context: Any, path: Source, line: int, me
     try:
         question, identity = item["question"], str(item["id"])
         answers = _given_answers(item.get("answers") or ())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{where}: question {item.get('id')!r} is incomplete: {error}") from error
     where = f"{where}: question {identity!r}"
     if not all(isinstance(text, str) for text in (context, question, *(answer for answer, _ in answers))):
         raise InputError(f"{where}: context, question and answers must be texts")
+    require_short(context, where)
+    require_short(question, where)
     told = [(answer, start) for answer, start in answers if answer.strip()]
     if told and item.get("is_impossible"):
         raise InputError(f"{where}: it is_impossible, but has the answer {told[0][0][:60]!r}; correct one of them")

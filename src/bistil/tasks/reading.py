@@ -2,9 +2,7 @@
 
 import csv
 import difflib
-import gzip
 import io
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bistil.errors import InputError
+from bistil.runtime.documents import LONGEST_LINE, MOST_BYTES, check_file, parse_json, too_large
+from bistil.text.files import BATCH_BYTES, open_text
 
 # Of a file, so many odd rows are left out: whichever is more. Beyond that something else is wrong with it.
 ODD_ROWS, ODD_SHARE = 10, 0.01
@@ -184,13 +184,20 @@ def read_text(path: str | Path) -> str:
     """A whole UTF-8 file, unpacked where its name ends in `.gz`, without a byte order mark.
 
     Raises:
-        InputError: it is missing, unreadable or not UTF-8 (with the line).
+        InputError: it is missing, no plain file, unreadable, damaged, too large (unpacked too) or not UTF-8 (with the
+            line).
     """
     path = Path(path)
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    check_file(path)
+    blocks, size = [], 0
+    with open_text(path) as (stream, _):
+        while block := stream.read(BATCH_BYTES):
+            blocks.append(block)
+            size += len(block)
+            if size > MOST_BYTES:
+                raise InputError(too_large(path))
+    data = b"".join(blocks)
+    del blocks
     if b"\0" in data[:1000]:
         raise InputError(f"{path} holds NUL characters: it is UTF-16 or no text; convert it to UTF-8, as with iconv")
     try:
@@ -237,10 +244,21 @@ def mended_text(value: Any, key: int, line: int, report: RowReport) -> Any:
     return cleaned
 
 
+def require_short(text: str, where: str) -> None:
+    """Refuse a row, or a text in one, that no example can be made of.
+
+    Raises:
+        InputError: it has more than `LONGEST_LINE` characters.
+    """
+    if len(text) > LONGEST_LINE:
+        raise InputError(f"{where}: {len(text):,} characters, and {LONGEST_LINE:,} are the most: cut it up")
+
+
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        require_short(line, where)
+        value = parse_json(line, lenient=True)
+    except ValueError as error:
         raise InputError(f"{where}: not valid JSON ({error}); one object per line") from error
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON object is expected, not {line[:40]}")

@@ -1,12 +1,12 @@
 """Rows of labelled files and data sets: of the wanted language, and which of their columns are used."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from bistil.errors import InputError
+from bistil.runtime.documents import parse_json
 from bistil.tasks.hub import Source, is_dataset, is_file, read_dataset
 from bistil.tasks.reading import (
     Reading,
@@ -109,8 +109,8 @@ def _starts_with(path: Path, mark: str) -> bool:
 def _json_list(path: Path, report: RowReport) -> Iterator[tuple[int, Row]]:
     """The objects of one JSON list; they count as lines."""
     try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        values = parse_json(read_text(path), lenient=True)
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     for number, value in enumerate(values, 1):
         if isinstance(value, dict):

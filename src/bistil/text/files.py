@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bistil.errors import InputError, MissingExtraError
+from bistil.runtime.documents import LONGEST_LINE, check_file, parse_json
 from bistil.text.sources import TextLines, TextSource
 
 BATCH_BYTES = 1 << 20
-# A line longer than this is cut at a space, so that memory stays bounded on a file without line ends.
-LONGEST_LINE = 8 << 20
 # So many lines show whether a file is plain text; fewer than the latter are no table.
 LINES_LOOKED_AT, FEWEST_ROWS = 1000, 5
 CONLLU_LINE, CONLLU_TABS = re.compile(r"[0-9]+(?:[-.][0-9]+)?\t"), 9
@@ -31,9 +29,10 @@ def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         The stream of text, and the file below it, whose position tells how much is read.
 
     Raises:
-        InputError: the file is missing, cannot be read, or is not of the format that its name says.
+        InputError: the file is missing, no plain file, cannot be read, or is not of the format that its name says.
         MissingExtraError: a `.zst` file and zstandard is not installed.
     """
+    check_file(path, most=None)
     damaged: tuple[type[Exception], ...] = (gzip.BadGzipFile, zlib.error, EOFError)
     try:
         with path.open("rb") as raw:
@@ -85,6 +84,9 @@ def line_batches(path: TextSource, *, progress: Callable[[int], None] | None = N
 def batches_read(read: Callable[[], bytes], name: str | Path) -> Iterator[list[str]]:
     """Batches of consecutive lines out of what `read` gives, one for each of its blocks that ends a line.
 
+    A line of more than `LONGEST_LINE` bytes is cut, at its last space in there or else between two characters, so that
+    time is linear and memory bounded on text without line ends.
+
     Args:
         read: gives the next bytes; none at the end.
         name: of the text, for messages.
@@ -98,23 +100,45 @@ def batches_read(read: Callable[[], bytes], name: str | Path) -> Iterator[list[s
             block, first = block.removeprefix(b"\xef\xbb\xbf"), False
         block = rest + block
         end = block.rfind(b"\n") + 1
-        if not end and len(block) >= LONGEST_LINE:
-            end = block.rfind(b" ") + 1
-        if not end:
-            rest = block
-            continue
-        rest = block[end:]
-        lines = _decode(block[:end], name, done)
+        lines, rest = _decode(block[:end], name, done) if end else [], block[end:]
         done += len(lines)
-        yield lines
+        while len(rest) > LONGEST_LINE:
+            end = _cut(rest)
+            lines += _decode(rest[:end], name, done)
+            rest = rest[end:]
+        if lines:
+            yield [piece for line in lines for piece in _pieces(line)]
     if rest:
-        yield _decode(rest, name, done)
+        yield _pieces(_decode(rest, name, done)[0])
+
+
+def _cut(line: bytes) -> int:
+    """Where a line that is too long is cut: behind a space, or before the first byte of a character."""
+    end = line.rfind(b" ", 0, LONGEST_LINE) + 1
+    if end:
+        return end
+    end = LONGEST_LINE
+    while end > LONGEST_LINE - 4 and line[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _pieces(line: str) -> list[str]:
+    """A line, cut where it has more characters than a line of `LONGEST_LINE` bytes can have."""
+    if len(line) <= LONGEST_LINE:
+        return [line]
+    pieces = []
+    while len(line) > LONGEST_LINE:
+        end = line.rfind(" ", 0, LONGEST_LINE) + 1 or LONGEST_LINE
+        pieces.append(line[:end])
+        line = line[end:]
+    return [*pieces, line]
 
 
 def _in_memory(lines: TextLines, progress: Callable[[int], None] | None) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
-    for line in lines:
+    for line in (piece for whole in lines for piece in _pieces(whole)):
         batch.append(line)
         size += len(line) + 1
         if size >= BATCH_BYTES:
@@ -163,26 +187,27 @@ def _is_json_object(line: str) -> bool:
     if not line.lstrip().startswith("{"):
         return False
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line, lenient=True), dict)
+    except ValueError:
         return False
 
 
 class _ZstdStream(io.RawIOBase):
     """The frames of a zstd file, one after the other. zstandard's own reader takes a file that is cut off for whole."""
 
-    COMPRESSED_AT_ONCE = 1 << 14
+    # A block of three bytes can hold 128 kB: so few bytes give 45 MB at most.
+    COMPRESSED_AT_ONCE = 1 << 10
 
     def __init__(self, raw: BinaryIO, decompressor: Any) -> None:
         self._raw, self._decompressor = raw, decompressor
         self._frame: Any = None
-        self._rest, self._text = b"", b""
+        self._rest, self._text = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._text:
+        while not len(self._text):
             self._rest = self._rest or self._raw.read(self.COMPRESSED_AT_ONCE)
             if not self._rest:
                 if self._frame is not None:
@@ -190,7 +215,7 @@ class _ZstdStream(io.RawIOBase):
                 return 0
             if self._frame is None:
                 self._frame = self._decompressor.decompressobj()
-            self._text = self._frame.decompress(self._rest)
+            self._text = memoryview(self._frame.decompress(self._rest))
             self._rest = b""
             if self._frame.eof:
                 self._rest, self._frame = self._frame.unused_data, None

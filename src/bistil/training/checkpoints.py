@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.artefacts import file_digest, open_work, read_sealed, whole_file, write_sealed
+from bistil.runtime.whole_folders import CHECKPOINT_MARK
 
 logger = logging.getLogger(__name__)
 
 # Written into a checkpoint folder after everything else: without it the checkpoint does not exist for us.
-COMPLETE = "complete"
+COMPLETE = CHECKPOINT_MARK
 # Says which training a work folder belongs to.
 IDENTITY = "identity.json"
 # What a finished run leaves: the weights, then the record that counts on them.

@@ -215,7 +215,7 @@ def train(
         if hasattr(module, "prepare"):
             prepared: Any = module
             prepared.prepare(trainer.args.device, low_precision=settings.precision == "bf16")
-        with recorder.progress:
+        with recorder.progress, recorder.stoppable():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # The first process kept the best weights, and removes them when all have read them.
     trainer.accelerator.wait_for_everyone()

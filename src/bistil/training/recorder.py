@@ -2,18 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bistil.errors import DivergenceError
+from bistil.runtime.process import Stopping, stopped_gently
 from bistil.runtime.progress import Progress
 from bistil.settings.recipe import TrainingSettings
 from bistil.training.checkpoints import TrainingResult, set_trained, trained
+from bistil.training.processes import processes
 from bistil.training.stores import Best, Store
 
 BestBy = tuple[str, Literal["min", "max"]]
@@ -53,7 +57,9 @@ class Recorder(TrainerCallback):
         self.averaged: list[int] = []
         self.tokens = 0
         self.earlier_seconds = 0.0
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
+        self.step = self.saved_step = 0
+        self.stopping: Stopping | None = None
 
     @property
     def seconds(self) -> float:
@@ -61,13 +67,36 @@ class Recorder(TrainerCallback):
 
     def open(self, checkpoint: Path | None) -> None:
         """Take up the records as they were at the checkpoint; later lines belong to work that is lost."""
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
         saved = self.store.take_up(checkpoint)
         if saved is not None:
             self.tokens, self.earlier_seconds = saved["tokens"], saved["seconds"]
             self.best, self.history = saved["best"], saved["history"]
             self.averaged = saved.get("averaged", [])
             self.progress.start_at(saved["step"])
+            self.step = self.saved_step = saved["step"]
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Within it a signal of the command line lets the step under way end, and a checkpoint be written."""
+        if self.store.folder is None or processes().num_processes > 1:
+            yield
+            return
+        with stopped_gently(self._lost) as self.stopping:
+            yield
+
+    def _lost(self) -> str:
+        lost = self.step - self.saved_step
+        return f"step {self.saved_step} of {self.steps}; {lost} step{'' if lost == 1 else 's'} behind it are lost"
+
+    def _checkpoint_is_due(self) -> bool:
+        """Whether so much time has passed since the last one, as the first process sees it, or a signal came."""
+        if self.store.folder is None:
+            return False
+        due = time.monotonic() - self.saved >= 60 * self.settings.checkpoint_minutes
+        if processes().num_processes > 1:
+            (due,) = broadcast_object_list([due])
+        return due or (self.stopping is not None and self.stopping.asked is not None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -78,6 +107,9 @@ class Recorder(TrainerCallback):
         every = self.settings.evaluate_steps
         if self.evaluate is not None and (step == self.steps or (every is not None and step % every == 0)):
             self._evaluate(step, control, main=args.should_save)
+        self.step = step
+        if self._checkpoint_is_due():
+            control.should_save = True
         return control
 
     def _evaluate(self, step: int, control: TrainerControl, *, main: bool) -> None:
@@ -173,6 +205,9 @@ class Recorder(TrainerCallback):
         }
         average = [self._average()] if self.averaged else []
         self.store.complete(records, [*average, *(self._best(prefix) for prefix in self.best)])
+        self.saved, self.saved_step = time.monotonic(), state.global_step
+        if self.stopping is not None:
+            self.stopping.end_if_asked()
         return control
 
     def result(self) -> TrainingResult:

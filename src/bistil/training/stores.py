@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bistil.errors import ArtefactError
-from bistil.runtime.artefacts import file_digest, json_digest, manifest, read_sealed, whole_file, write_sealed
+from bistil.runtime.artefacts import (
+    file_digest,
+    json_digest,
+    manifest,
+    read_sealed,
+    sync_tree,
+    whole_file,
+    write_sealed,
+)
 from bistil.training.checkpoints import (
     BEST,
     COMPLETE,
@@ -176,6 +184,8 @@ class WorkFolder(Store):
         if not processes().is_main_process:
             return
         checkpoint = self.folder / f"checkpoint-{records['step']}"
+        # All of it is on the disk before the mark that says so.
+        sync_tree(checkpoint)
         files = sorted(self._best_file(best).name for best in kept)
         write_sealed(
             checkpoint / COMPLETE,

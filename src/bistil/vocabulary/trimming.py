@@ -30,6 +30,8 @@ from bistil.models.names import model_folder
 from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
+from bistil.runtime.documents import check_names
+from bistil.runtime.insides import order_metadata
 from bistil.settings.recipe import TrimSettings, to_dict
 from bistil.text.sources import TextSource, as_texts
 from bistil.vocabulary import weights
@@ -444,11 +446,13 @@ def _trimmed_before(folder: Path, settings: TrimSettings, counted: Mapping[str, 
     record = folder / REPORT_FILE
     if not record.is_file():
         return False
-    report = read_json(record)
-    before = {corpus: sorted(one["sources"]) for corpus, one in report["corpora"].items()}
-    return report["settings"] == to_dict(settings) and before == {
-        corpus: sorted(one.sources) for corpus, one in counted.items()
-    }
+    now = {corpus: sorted(one.sources) for corpus, one in counted.items()}
+    try:
+        report = read_json(record)
+        before = {corpus: sorted(one["sources"]) for corpus, one in report["corpora"].items()}
+        return bool(report["settings"] == to_dict(settings) and before == now)
+    except (InputError, AttributeError, KeyError, TypeError):  # a record of something else
+        return False
 
 
 def _check_corpora(
@@ -499,9 +503,23 @@ def _write_model(
         if (source / extra).is_file():
             shutil.copyfile(source / extra, folder / extra)
     if (source / "modules.json").is_file():
-        for module in read_json(source / "modules.json"):
+        for module in _modules(source / "modules.json"):
             if module.get("path") and (source / module["path"]).is_dir():
                 shutil.copytree(source / module["path"], folder / module["path"])
+
+
+def _modules(file: Path) -> list[dict[str, Any]]:
+    """What modules.json of a sentence-transformers folder lists.
+
+    Raises:
+        ArtefactError: it lists something else.
+        InputError: a module is outside of the folder.
+    """
+    modules = read_json(file)
+    if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
+        raise ArtefactError(f"{file} is no list of modules: fetch or make it again")
+    check_names([one["path"] for one in modules if one.get("path")], where=str(file))
+    return modules
 
 
 def _write_tokenizer(
@@ -528,13 +546,9 @@ def _write_tokenizer(
 
 
 def _write_records(report: TrimReport, cut: Cut, folder: Path) -> None:
-    save_file(
-        {"kept_ids": torch.from_numpy(cut.kept)},
-        folder / MAP_FILE,
-        metadata={
-            "full_size": str(cut.full_size), "parameters": json.dumps(report.parameters), "fingerprint": cut.base
-        },
-    )  # fmt: skip
+    facts = {"full_size": str(cut.full_size), "parameters": json.dumps(report.parameters), "fingerprint": cut.base}
+    save_file({"kept_ids": torch.from_numpy(cut.kept)}, folder / MAP_FILE, metadata=facts)
+    order_metadata(folder / MAP_FILE)
     write_json(folder / REPORT_FILE, report.to_dict())
     write_json(folder / "bistil.json", _record(report))
     write_model_card(folder, **_card(report))

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from bistil._moved import left_names
-from bistil.errors import ArtefactError
+from bistil.errors import ArtefactError, first_line
 from bistil.models import loading
 from bistil.models.loading import model_class, read_config
 
@@ -42,8 +42,11 @@ def blank_model(name: str) -> PreTrainedModel:
     """
     config = read_config(name)
     kind = model_class(config)
-    with torch.device("meta"):
-        made: Any = kind.from_config(config) if kind is AutoModel else kind(config)
+    try:
+        with torch.device("meta"):
+            made: Any = kind.from_config(config) if kind is AutoModel else kind(config)
+    except Exception as error:  # whatever a class makes of a configuration
+        raise ArtefactError(f"no model can be built of the config.json of {name}: {first_line(error)}") from error
     model: PreTrainedModel = made.to(config.dtype or torch.float32)
     return model
 

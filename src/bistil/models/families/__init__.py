@@ -263,6 +263,10 @@ def check_length(config: Any, length: int, *, name: str = "max_length") -> None:
     Raises:
         InputError: with the longest length that works.
     """
-    limit = position_limit(config)
+    check_positions(position_limit(config), length, name=name)
+
+
+def check_positions(limit: int | None, length: int, *, name: str = "max_length") -> None:
+    """`check_length` where the limit is known (None: no limit)."""
     if limit is not None and length > limit:
         raise InputError(f"{name} is {length}, but the model has {limit} positions: choose at most that")

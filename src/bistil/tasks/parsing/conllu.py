@@ -14,6 +14,7 @@ from bistil.tasks.reading import RowReport, numbered_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8
 COLUMNS = 10
+_MOST_DIGITS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +92,25 @@ def _sentence(path: str | Path, start: int, comments: list[str], rows: list[list
         if not row[FORM]:
             raise InputError(f"{where}: the form is empty; write _ for an unknown one")
         if re.fullmatch(r"[0-9]+", row[ID]):
-            if int(row[ID]) != len(words) + 1:
+            if _number(row[ID]) != len(words) + 1:
                 raise InputError(f"{where}: word id {row[ID]} where {len(words) + 1} is expected")
             words.append(i)
         elif span := re.fullmatch(r"([0-9]+)-([0-9]+)", row[ID]):
-            if int(span[1]) != len(words) + 1 or int(span[2]) < int(span[1]):
+            if _number(span[1]) != len(words) + 1 or _number(span[2]) < _number(span[1]):
                 raise InputError(f"{where}: multiword token {row[ID]} does not start at the next word {len(words) + 1}")
         elif not re.fullmatch(r"[0-9]+\.[0-9]+", row[ID]):
             raise InputError(f"{where}: {row[ID]!r} is no word id (1), multiword token (1-2) or empty node (1.1)")
     if not words:
         raise InputError(f"{path}, line {start}: a sentence without words; remove its comment lines or add its words")
     for i, row in enumerate(rows):
-        if "-" in row[ID] and int(row[ID].split("-")[1]) > len(words):
+        if "-" in row[ID] and _number(row[ID].split("-")[1]) > len(words):
             raise InputError(f"{path}, line {lines[i]}: multiword token {row[ID]} ends behind word {len(words)}")
     return Sentence(file=str(path), line=start, comments=comments, rows=rows, lines=lines, words=words)
+
+
+def _number(digits: str) -> int:
+    """A number of CoNLL-U; one of more digits than any sentence has words stands for all that are too large."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else 10**_MOST_DIGITS
 
 
 def heads(sentence: Sentence) -> list[int]:
@@ -115,8 +121,10 @@ def heads(sentence: Sentence) -> list[int]:
     """
     found = []
     for i, value in enumerate(sentence.column(HEAD)):
-        if not re.fullmatch(r"[0-9]+", value) or int(value) > len(sentence.words):
-            raise InputError(f"{sentence.where(i)}: head {value!r} is not a number from 0 to {len(sentence.words)}")
+        if not re.fullmatch(r"[0-9]+", value) or _number(value) > len(sentence.words):
+            raise InputError(
+                f"{sentence.where(i)}: head {value[:40]!r} is not a number from 0 to {len(sentence.words)}"
+            )
         found.append(int(value))
     roots = [i for i, head in enumerate(found) if head == 0]
     if len(roots) != 1:
@@ -124,13 +132,13 @@ def heads(sentence: Sentence) -> list[int]:
         raise InputError(f"{place}: the sentence has {len(roots)} roots (head 0); exactly one is allowed")
     settled: set[int] = set()
     for i in range(len(found)):
-        path, word = [], i
+        path, word = set[int](), i
         while word not in settled and found[word] != 0:
             if word in path:
                 raise InputError(
                     f"{sentence.where(word)}: the heads form a cycle through word {word + 1}; correct them"
                 )
-            path.append(word)
+            path.add(word)
             word = found[word] - 1
         settled.update(path)
     return found

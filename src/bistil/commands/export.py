@@ -1,0 +1,84 @@
+"""`bistil export`: a finished model as a few megabytes that run without PyTorch."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from bistil.commands.options import FORCE, Table, takes
+from bistil.settings.recipe import TaskSettings, parse
+
+READING = ("label_map", "columns", "language", "scheme", "separator", "strict")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    @takes(values=Table(TaskSettings, only=READING))
+    def export(
+        model: Annotated[str, typer.Argument(help="Folder of a task model, or its name on the hub.")],
+        output: Path = typer.Option(..., "--output", "-o", help="New folder for the exported model."),
+        precision: Annotated[Literal["int8", "float32"], typer.Option(help="Of the matrices.")] = "int8",
+        labelled: Annotated[
+            list[Path],
+            typer.Option(help="Labelled file that int8 must keep the score on, not one of training; repeatable."),
+        ] = [],  # noqa: B006
+        text: Annotated[
+            Path | None, typer.Option(help="Without labelled files: plain lines to compare predictions on.")
+        ] = None,
+        most_loss: Annotated[float, typer.Option(help="Points of the task's score that int8 may lose.", min=0)] = 0.5,
+        embeddings: Annotated[
+            Literal["auto", "int8", "int4", "float32"],
+            typer.Option(help="Of the token table. auto: 4 bits where the score on labelled files allows, else 8."),
+        ] = "auto",
+        task: Annotated[
+            str | None, typer.Option(help="Kind of task. Default: the one that the model's head is for.")
+        ] = None,
+        max_length: Annotated[
+            int | None,
+            typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
+        ] = None,
+        force: bool = FORCE,
+        *,
+        values: dict[str, Any],
+    ) -> None:
+        """Write a task model as ONNX for onnxruntime, after it has proven that nothing was lost.
+
+        Example:
+        bistil export runs/demo/students/lrf2 --labelled dev.sw.conll --output deployed
+        """
+        from bistil.export.folder import export_model, statements
+        from bistil.tasks.reading import Reading
+
+        # Of the settings only how files are read counts; "train" must name something.
+        wanted = {**values, "kind": task or "token-classification", "train": list(map(str, labelled)) or ["none"]}
+        settings = parse(TaskSettings, wanted, "bistil export")
+        how = {name: getattr(settings, name) for name in ("columns", "language", "scheme", "separator", "strict")}
+        record = export_model(
+            model,
+            output,
+            precision=precision,
+            embeddings=embeddings,
+            labelled=labelled,
+            text=text,
+            most_loss=most_loss,
+            task=task,
+            max_length=max_length,
+            label_map=settings.label_map,
+            how=Reading(**how),
+            replace=force,
+        )
+        total = sum(one.stat().st_size for one in output.iterdir())
+        typer.echo(f"{output}: {total / 1e6:.1f} MB, {record['precision']}, embeddings {record['embeddings']}")
+        score = record["proof"].get("score")
+        if score is not None:
+            low, high = score["loss_interval"]
+            typer.echo(
+                f"{score['metric']} {score['score']:.2f}, of the PyTorch model {score['float32_score']:.2f}: "
+                f"{score['loss']:.2f} points lost (95% interval {low:.2f} to {high:.2f})"
+            )
+        if record["kept_in_float32"]:
+            typer.echo(f"in float32: {', '.join(record['kept_in_float32'])}")
+        for line in statements(record):
+            typer.echo(line)

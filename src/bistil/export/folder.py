@@ -1,0 +1,342 @@
+"""`export_model`: from a model's folder to the folder of an exported one, with what was proven about it."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCard
+from safetensors.numpy import save_file
+
+from bistil.engines.onnx import CONSTANTS, GRAPH, SCALES, OnnxEngine
+from bistil.errors import ArtefactError, InputError
+from bistil.export.choice import Chosen, Scorer, Sensitivity, agreement, by_score
+from bistil.export.graph import Graph, make_graph, require_onnx
+from bistil.export.proof import TOLERANCE, Windows, batches_of, cases_of, prove
+from bistil.export.quantise import Embeddings, Precision, quantise, smooth
+from bistil.models.cards import write_model_card
+from bistil.models.exported import KIND, engine_of
+from bistil.models.names import model_folder
+from bistil.models.tokenizers import PROBE, write_tokenizer
+from bistil.prediction.inputs import Input, Lines, read_inputs
+from bistil.prediction.loading import load
+from bistil.prediction.predictor import Predictor, Wanted
+from bistil.runtime.artefacts import RECORD, claim, json_digest, manifest, whole_folder, write_json
+from bistil.runtime.insides import has_vnni
+from bistil.runtime.progress import say
+from bistil.tasks.batches import Batch, TorchEngine
+from bistil.tasks.hub import source_of
+from bistil.tasks.reading import Reading
+
+ENGINE = "onnxruntime"
+# So many lines or examples are enough to compare outputs on, and texts to compare tokens on.
+LINES, TEXTS = 500, 100
+BUILT_IN = "sentences of bistil's own"
+USAGE = """import bistil
+
+model = bistil.load({folder})
+print(model("a sentence of yours"))"""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an export is measured on.
+
+    Attributes:
+        windows: for comparing outputs.
+        inputs: for comparing predictions; none with labelled examples.
+        examples: labelled ones; none: no score is measured.
+        name: of the files.
+    """
+
+    windows: Windows
+    inputs: Sequence[Input]
+    examples: Sequence[Any]
+    name: str
+
+
+def export_model(
+    model: str | Path,
+    output: Path,
+    *,
+    precision: Precision = "int8",
+    embeddings: Embeddings = "auto",
+    labelled: Sequence[str | Path] = (),
+    text: Path | None = None,
+    most_loss: float = 0.5,
+    task: str | None = None,
+    max_length: int | None = None,
+    label_map: Mapping[str, str] | None = None,
+    how: Reading | None = None,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Write a task model as a folder that runs without PyTorch, after it has proven itself.
+
+    The float32 graph must give the PyTorch model's outputs to `export.proof.TOLERANCE`, in a fresh process that has
+    no PyTorch. An int8 graph must keep the task's score on `labelled`; products whose quantisation costs most stay in
+    float32 where that is needed. Without labelled files the score is not known, and the record says so.
+
+    Args:
+        model: folder of a task model, or its name on the hub.
+        output: a new folder.
+        precision: of the matrices: int8, or float32.
+        embeddings: of the token table; "auto": with labelled files 4 bits where the score allows and else 8, without
+            them 8; in a float32 model as it is.
+        labelled: files or data sets (`tasks.hub`) that the score is measured on; held-out ones, for they choose.
+        text: plain lines to compare outputs on, where there are no labelled files.
+        most_loss: points of the task's score that int8 may lose.
+        task: the kind of task; None: the one that the model's head is for.
+        max_length: tokens per window; None: as `load`.
+        label_map: labels to rename on reading.
+        how: what the labelled files do not say themselves.
+        replace: a folder of ours gives way.
+
+    Returns:
+        The record of the folder: "engine", "task", "precision", "embeddings", "kept_in_float32", "proof", "bytes" and
+        "parents".
+
+    Raises:
+        InputError: an argument is not what it must be, `output` may not be written, or int8 loses more than it may.
+        ArtefactError: the model is none of a task, is damaged, is exported already, or cannot be exported faithfully.
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    claim(folders=[output], inputs=[model, text, *map(source_of, labelled)], force=replace)
+    _check(precision, embeddings, labelled, text, most_loss)
+    require_onnx()
+    if engine_of(model) is not None:
+        raise ArtefactError(f"{model} is exported already: name the folder that it was exported from")
+    how = how or Reading()
+    predictor = load(model, task=task, max_length=max_length, device="cpu", scheme=how.scheme)
+    examples = predictor.task.read([*labelled], label_map=label_map, how=how) if labelled else []
+    material = _material(predictor, examples, ", ".join(map(str, labelled)), text)
+    with whole_folder(output, replace=replace) as folder, TemporaryDirectory(dir=folder) as work:
+        record = _export(predictor, folder, Path(work), material, precision, embeddings, most_loss)
+        source = model_folder(str(model))
+        parent = {"name": source.name, "digest": json_digest(manifest(source))}
+        record |= {"parents": {"model": parent}, "bytes": _bytes(folder)}
+        _write_card(folder, output.name, source, record, predictor)
+        write_json(folder / RECORD, record, inner=True)
+    return record
+
+
+def _check(
+    precision: Precision, embeddings: Embeddings, labelled: Sequence[str | Path], text: Path | None, most_loss: float
+) -> None:
+    """Refuse what does not go together."""
+    if precision == "float32" and embeddings not in ("auto", "float32"):
+        raise InputError(f"embeddings is {embeddings}, but precision is float32: leave one of them out")
+    if not most_loss >= 0:
+        raise InputError(f"most_loss is {most_loss}; it must be 0 or more points of the score")
+    if labelled and text is not None:
+        raise InputError("labelled files and plain text are given: labelled files are enough, leave text out")
+
+
+def _material(predictor: Predictor, examples: Sequence[Any], name: str, text: Path | None) -> Material:
+    """Labelled examples, or the lines of a text, or sentences of our own.
+
+    Raises:
+        InputError: there is nothing to read.
+    """
+    task, inputs = predictor.task, list[Input]()
+    texts = [task.text_of(one) for one in examples[:TEXTS]]
+    chosen = examples[:LINES]
+    if not examples:
+        if text is None:
+            name, inputs = BUILT_IN, [predictor.asked(_question(predictor, i)) for i in range(len(PROBE))]
+        else:
+            name, read = str(text), read_inputs(Lines(text), "text", texts=predictor.texts, columns={})
+            inputs = list(islice((one for one in read if one.text.strip()), LINES))
+        texts = [one.text for one in inputs[:TEXTS]]
+        chosen = [one for given in inputs for one, _ in predictor.examples(given, Wanted())]
+    features = task.encode(chosen, predictor.tokenizer, predictor.max_length, labels=predictor.labels)
+    if not features:
+        raise InputError(f"{name} has no text to compare outputs on")
+    return Material(Windows(features, texts, name), inputs, examples, name)
+
+
+def _question(predictor: Predictor, number: int) -> str | tuple[str, str]:
+    """One of our own sentences; to what answers questions, a part of another one, with all of them as the passage."""
+    if predictor.texts != "question":
+        return PROBE[number]
+    return PROBE[number][:40], " ".join(PROBE)
+
+
+def _traced_on(predictor: Predictor) -> tuple[Batch, Batch]:
+    """Two batches that differ in every size."""
+    collate = predictor.task.collate(predictor.tokenizer, positions=predictor.engine.positions)
+    found = []
+    for rows, text in ((2, "The cat sat."), (3, " ".join(PROBE))):
+        asked = predictor.asked(("Who?", text) if predictor.texts == "question" else text)
+        examples = [one for one, _ in predictor.examples(asked, Wanted())]
+        longest = max(
+            predictor.task.encode(examples, predictor.tokenizer, predictor.max_length, labels=predictor.labels),
+            key=lambda feature: len(feature["input_ids"]),
+        )
+        found.append(collate([longest] * rows))
+    return found[0], found[1]
+
+
+def _export(
+    predictor: Predictor,
+    folder: Path,
+    work: Path,
+    material: Material,
+    precision: Precision,
+    embeddings: Embeddings,
+    most_loss: float,
+) -> dict[str, Any]:
+    """Write graph, configuration and tokenizer, and prove them; returns the record so far."""
+    engine = predictor.engine
+    assert isinstance(engine, TorchEngine)
+    model = engine.model
+    model.config.save_pretrained(folder)
+    write_tokenizer(predictor.tokenizer, folder)
+    graph = make_graph(model, _traced_on(predictor), work / "float32.onnx")
+    shutil.copyfile(graph.file, folder / GRAPH)
+    cases = cases_of(graph, predictor, batches_of(predictor, material.windows.features))
+    proof: dict[str, Any] = {"float32": prove(folder, cases, material.windows, predictor.tokenizer)}
+    largest = proof["float32"]["largest_difference"]
+    if not largest <= TOLERANCE:
+        raise ArtefactError(
+            f"the graph of {predictor.name} gives other outputs than the model, by up to {largest:.3g} where "
+            f"{TOLERANCE:g} is allowed: {type(model).__name__} cannot be exported faithfully"
+        )
+    say(f"float32 graph: outputs as PyTorch's to {largest:.1e}, in a process of its own without PyTorch")
+    chosen = Chosen("float32", [], {})
+    _write_constants(graph, folder / CONSTANTS, int8=precision == "int8")
+    if precision == "int8":
+        chosen = _quantised(predictor, graph, folder, work, material, cases, embeddings, most_loss)
+        proof["int8"] = prove(folder, cases, material.windows, predictor.tokenizer)
+    elif material.examples:
+        chosen = Chosen("float32", [], Scorer(predictor, material.examples, material.name, most_loss).figures(
+            OnnxEngine(folder)))  # fmt: skip
+    proof["score" if material.examples else "agreement"] = chosen.figures or None
+    return {
+        "kind": KIND,
+        "engine": ENGINE,
+        "task": predictor.task.kind,
+        "precision": precision,
+        "embeddings": chosen.embeddings,
+        "kept_in_float32": chosen.kept,
+        "max_length": predictor.max_length,
+        "proof": {name: value for name, value in proof.items() if value is not None},
+        "vnni": has_vnni(),
+        "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch", "transformers", "tokenizers")},
+    }
+
+
+def _quantised(
+    predictor: Predictor,
+    graph: Graph,
+    folder: Path,
+    work: Path,
+    material: Material,
+    cases: Sequence[Mapping[str, np.ndarray]],
+    embeddings: Embeddings,
+    most_loss: float,
+) -> Chosen:
+    """Put an int8 graph into the folder: the one that is chosen by its score, or the usual one."""
+
+    def opened(file: Path) -> OnnxEngine:
+        # The engine opens a folder: the rest of it is there already.
+        if file != folder / GRAPH:
+            shutil.move(file, folder / GRAPH)
+        return OnnxEngine(folder)
+
+    target, even = work / "int8.onnx", work / "smooth.onnx"
+    smooth(graph.file, even, cases)
+    if material.examples:
+        scorer = Scorer(predictor, material.examples, material.name, most_loss)
+        return by_score(even, target, scorer, embeddings, Sensitivity(cases), opened=opened)
+    own: Embeddings = "int8" if embeddings == "auto" else embeddings
+    quantise(even, target, embeddings=own)
+    return Chosen(own, [], agreement(predictor, opened(target), material.inputs))
+
+
+def _write_constants(graph: Graph, file: Path, *, int8: bool) -> None:
+    """Write what the graph does not give because it is always the same; in int8 with a scale per row."""
+    stored: dict[str, np.ndarray] = {}
+    for name, tensor in graph.constants.items():
+        values = np.ascontiguousarray(tensor.float().numpy())
+        if int8:
+            scales = np.abs(values).max(axis=-1, keepdims=True) / 127
+            stored[name + SCALES] = np.where(scales == 0, 1, scales).astype(np.float32)
+            values = np.rint(values / stored[name + SCALES]).astype(np.int8)
+        stored[name] = values
+    if stored:
+        save_file(stored, file)
+
+
+def _bytes(folder: Path) -> dict[str, int]:
+    """Of each file; the card and the record, which come last, are small."""
+    return {one.name: one.stat().st_size for one in sorted(folder.iterdir()) if one.is_file()}
+
+
+def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any], predictor: Predictor) -> None:
+    """The card, with what was proven and what was not."""
+    known = _card_of(source)
+    proof, kept = record["proof"], record["kept_in_float32"]
+    exact = proof["float32"]
+    made = [
+        f"exported for {ENGINE} from `{source.name}`: {record['precision']}, embeddings {record['embeddings']}",
+        f"float32 graph: outputs as PyTorch's to {exact['largest_difference']:.1e} on {exact['windows']}, "
+        f"{exact['batches']} batches of {exact['tokens'][0]} to {exact['tokens'][1]} tokens",
+        *([f"in float32 for the score's sake: {', '.join(kept)}"] if kept else []),
+        *statements(record),
+    ]
+    score = proof.get("score")
+    metrics = {} if score is None else {
+        f"{score['metric']} on {score['file']}": score["score"],
+        "of the PyTorch model": score["float32_score"],
+        "points lost": score["loss"],
+    }  # fmt: skip
+    write_model_card(
+        folder,
+        title=title,
+        summary=f"A model for {record['task']} that runs without PyTorch: `model.onnx` for {ENGINE}.",
+        languages=known.get("language", []),
+        license=known.get("license"),
+        library="bistil",
+        tags=["onnx"],
+        pipeline_tag=predictor.task.pipeline_tag,
+        made=made,
+        metrics=metrics,
+        usage=USAGE,
+    )
+
+
+def statements(record: Mapping[str, Any]) -> list[str]:
+    """What must be said of an exported model beside its figures."""
+    if record["precision"] != "int8":
+        return []
+    found = []
+    if "score" not in record["proof"]:
+        same = record["proof"]["agreement"]
+        found.append(
+            f"the score in int8 was not measured, for no labelled file was given; on {same['same_predictions']} of "
+            f"{same['inputs']} inputs it predicts what the PyTorch model predicts"
+        )
+    here = {True: "with VNNI", False: "without VNNI", None: "that is no x86"}[record["vnni"]]
+    found.append(
+        f"measured on a processor {here}; int8 weights have 7 bits, so that an x86 processor without VNNI adds without "
+        "overflow and loses nothing of the score, but it multiplies int8 more slowly"
+    )
+    return found
+
+
+def _card_of(folder: Path) -> dict[str, Any]:
+    """Languages and license that the source's card names; nothing where it has none that can be read."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=True).data
+    except Exception:  # whatever people write
+        return {}
+    languages = data.get("language") or []
+    return {"language": [languages] if isinstance(languages, str) else languages, "license": data.get("license")}
