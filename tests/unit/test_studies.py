@@ -189,6 +189,7 @@ BAD = [
     ('ha = { test = "sw.conll" }', 'ha = { dev = "sw.conll" }', "targets.ha has no test set"),
     ('ha = { test = "sw.conll" }', 'en = { test = "sw.conll" }', "targets has the source, 'en'"),
     ('reference = "LTSFT"', 'reference = "LTSF"', "reference: no system or variant is called 'LTSF'"),
+    ('dev = ["en.conll"]', "dev = []", "task.dev names no files"),
     ("[1e-3, 5e-3]", "[1e-3, 0]", "learning_rates has 0.0; a learning rate is between"),
     ("[targets]", '[text]\nswa = ["x"]\n[targets]', "text: no language is called 'swa'; did you mean 'sw'"),
     ("[targets]", '[groups]\nall = ["sw", "xx"]\n[targets]', "groups.all: no target is called 'xx'"),

@@ -216,6 +216,8 @@ class StudySettings(Checked):
     def __post_init__(self) -> None:
         """Completes groups and students; raises RecipeError for names that nothing has, or that two things have."""
         super().__post_init__()
+        if not self.task.dev:
+            raise RecipeError("task.dev names no files: the source's dev set chooses learning rates and checkpoints")
         if not self.targets:
             raise RecipeError("targets has no language: add targets.LANGUAGE = { test = FILE }")
         if not self.groups:

@@ -22,7 +22,7 @@ from bistil.models.masked_lm import has_masked_lm_head, supported_config
 from bistil.models.names import model_folder
 from bistil.runs.data import DEV, Exam, Labelled, TargetText
 from bistil.runs.folder import Name, RunFolder
-from bistil.runs.inputs import labelled_digests, text_files
+from bistil.runs.inputs import labelled_digests, labelled_files, text_files
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import Bare, Benchmark, Distil, Evaluate, Exchange, FineTune
 from bistil.runtime.artefacts import check_product, json_digest
@@ -30,7 +30,7 @@ from bistil.settings.recipe import Phase1Settings, StudentSettings, TaskSettings
 from bistil.settings.study import StudySettings, Variant
 from bistil.sparse.language import check_adapt
 from bistil.study.points import Only, Point, points_of, seeds_of
-from bistil.tasks.hub import labelled_digest
+from bistil.tasks.hub import labelled_digest, source_of
 
 # Cost is measured on so many examples.
 MEASURED = 50
@@ -122,6 +122,12 @@ class Study:
                 one_language=len(stage.texts) == 1,
             )  # fmt: skip
         check_fit(configuration, self.settings.finetune, max_length=length)
+
+    def read(self) -> list[str]:
+        """Names of everything that the study reads."""
+        languages = (self.settings.source, *self.settings.targets)
+        texts = [str(path) for language in languages for path in self._text(language)]
+        return [str(self.teacher), *texts, *map(source_of, labelled_files(self._task()))]
 
     def _text(self, language: str) -> list[Path]:
         return [self.data / file for file in self.settings.text.get(language) or [f"text/{language}.txt"]]

@@ -5,18 +5,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bistil.report.study_page import present
-from bistil.runs.folder import RunFolder
+from bistil.report.studies import RECORDS
+from bistil.report.study_page import PAGE, present
+from bistil.runs.folder import RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster
 from bistil.runs.stage import Stage
 from bistil.runs.stages import Bare, Exchange, FineTune, Restore
-from bistil.study.jobs import Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
+from bistil.runtime.artefacts import check_apart
+from bistil.study.jobs import LOGS, Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
 from bistil.study.plan import Study
 from bistil.study.points import Point
 from bistil.study.records import PointBook, closure
 
 logger = logging.getLogger(__name__)
 
+# Everything that a study writes in its folder.
+WRITTEN = ("made", "stages", "work", LOGS, "run.json", ".lock", RECORDS, f".{RECORDS}.lock", PAGE)
 # Kinds of stages whose products go when they are scored.
 PASSING = (FineTune.KIND, Exchange.KIND, Restore.KIND, Bare.KIND)
 
@@ -86,7 +90,7 @@ def measure_shapes(study: Study, output: Path) -> None:
 
 
 def forecast(study: Study, points: Sequence[Point], output: Path | None = None) -> Forecast:
-    """What it will take to make, score and measure_shapes points: steps, time, memory and disk per stage.
+    """What it will take to make, score and measure points: steps, time, memory and disk per stage.
 
     Args:
         output: the study's folder, there or not: what it has is not done again.
@@ -137,6 +141,8 @@ def carry_out(
         forecast(study, points, output).print()
         return
     assert output is not None
+    check_run_folder(output)
+    check_apart([output / part for part in WRITTEN], [str(file), *study.read()])
     text = file.read_text(encoding="utf-8")
     todo = jobs_of(study, points)
     if jobs > 1 and len(todo) > 1:
