@@ -5,7 +5,7 @@ Nothing here needs torch. A line that is damaged is named and skipped; of two li
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -450,9 +450,9 @@ def _order(study: StudyRecord) -> Any:
     return key
 
 
-def known_points(folder: Path) -> Iterator[PointRecord]:
-    """The points on record in a study's folder, if there are any."""
+def known_records(folder: Path) -> StudyRecords | None:
+    """`read_records`; None where nothing says what the study is."""
     try:
-        yield from read_records(folder).points
+        return read_records(folder)
     except InputError:
-        return
+        return None

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
-from bistil.errors import InputError
 from bistil.report.paper import DISTILMBERT, LRF2, LRF3, LTSFT
 from bistil.report.studies import (
     RECORDS,
@@ -16,6 +15,7 @@ from bistil.report.studies import (
     SystemRecord,
     WithdrawnRecord,
     append_record,
+    known_records,
     read_records,
 )
 from bistil.runs.data import DEV
@@ -318,7 +318,7 @@ class PointBook:
             text: the study's file.
         """
         header = study_record(self.study, text)
-        known = read_records(self.run.folder) if self.file.exists() and self._is_headed() else None
+        known = known_records(self.run.folder)
         if known is None or known.study != header:
             append_record(self.file, header)
         planned = {tuple(identity(self.study, point).values()): point for point in self.study.points()}
@@ -329,13 +329,6 @@ class PointBook:
             if point is None or point_key(self.study, point) != record.key:
                 names = {f.name: getattr(record, f.name) for f in fields(WithdrawnRecord)}
                 append_record(self.file, WithdrawnRecord(**names))
-
-    def _is_headed(self) -> bool:
-        try:
-            read_records(self.run.folder)
-        except InputError:
-            return False
-        return True
 
     def add(self, point: Point) -> None:
         """Put a finished point on record, if that is not there."""
