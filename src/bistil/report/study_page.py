@@ -185,7 +185,7 @@ def scores_table(records: StudyRecords) -> list[ScoreLine]:
                 name=row.name,
                 role=ROLES.get(row.kind, "baseline"),
                 serves=_serves(row),
-                source=_spread(row.values(f"{study.source}/dev")),
+                source=_mean(row.values(f"{study.source}/dev")),
                 cells=[*cells, average],
                 gap="" if gap is None else _points(gap[0]),
                 gap_interval="" if gap is None else f"[{_points(gap[1])} {_points(gap[2])}]",
@@ -242,11 +242,15 @@ def _millions(value: float | None) -> str:
 
 def _machines(records: StudyRecords) -> list[str]:
     said = (
-        f"{point.machine['processor']}, {point.machine.get('threads', '?')} threads, {' and '.join(point.precision)}"
+        f"{point.machine['processor']}, threads: {point.machine.get('threads', '?')}, {' and '.join(point.precision)}"
         for point in records.points
         if "processor" in point.machine
     )
     return sorted(set(said))
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.1f}" if values else ""
 
 
 def _spread(values: Sequence[float]) -> str:
