@@ -1,6 +1,7 @@
 """Studies: their files, points, stages and jobs; nothing is trained here but in the sparse studies."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -54,6 +55,16 @@ def test_the_committed_studies_have_every_system(file):
     settings = load_study(file)
     assert {variant.kind for variant in settings.variants.values()} == set(SYSTEMS)
     assert len(settings.search.learning_rates) == 3
+
+
+def test_the_file_of_the_docs_is_read(tmp_path):
+    page = (BENCHMARKS.parent / "docs/studies.md").read_text()
+    file = tmp_path / "study.toml"
+    file.write_text(re.search(r"```toml\n(.*?)```", page, flags=re.S)[1])
+    study = load_study(file)
+    assert [variant.kind for variant in study.variants.values()] == ["lt-sft", "bistil", "distilmbert"]
+    assert study.groups == {"all": ["swa", "kin"], "swa": ["swa"], "kin": ["kin"]}
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.M)) >= set(SYSTEMS)
 
 
 @pytest.fixture(scope="module")
