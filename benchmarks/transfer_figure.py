@@ -1,4 +1,4 @@
-"""Draw what `transfer.py --table` found: the gap to the task teacher per row, with its interval, one panel per study.
+"""Draw what `transfer.py` found: the gap to the task teacher per row, with its interval, one panel per study.
 
 python benchmarks/transfer_figure.py benchmarks/records/transfer-*.json --output docs/transfer.svg
 python benchmarks/transfer_figure.py benchmarks/records/transfer-*.json --length --output docs/transfer-length.svg

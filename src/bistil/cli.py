@@ -14,7 +14,9 @@ from bistil.runtime.insides import is_torch_writer_s, system_error_number, usage
 from bistil.runtime.process import prepare_process
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
-COMMANDS = ("demo", "run", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "adapt", "sft")
+COMMANDS = (
+    "demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "adapt", "sft",
+)  # fmt: skip
 
 # What the operating system refuses because of the user's disk, rights or paths.
 _REFUSED = {

@@ -30,8 +30,10 @@ from bistil.runs.stages import (
     Distil,
     Dressed,
     Evaluate,
+    Exchange,
     FineTune,
     Guess,
+    Headed,
     Restore,
     Sfts,
     Texts,
@@ -51,6 +53,7 @@ from bistil.settings.recipe import (
     TrimSettings,
     phase2_of,
     to_dict,
+    with_rate,
 )
 from bistil.settings.study import Variant
 from bistil.tasks.hub import source_of
@@ -91,6 +94,8 @@ class Method:
     adapted: tuple[str, ...] = ()
     """Languages whose SFT is learnt by the run."""
     force_sfts: bool = False
+    head: AdaptSettings | None = None
+    """How a masked-LM head is learnt where one is needed; none: the teacher has one, or it is not made."""
     seed: int = 0
     """Of trimming's draws, language SFTs and phase 1."""
     teacher_seed: int | None = None
@@ -114,17 +119,31 @@ class Method:
         """What a language adds to the trimmed teacher."""
         assert self.adapt is not None
         return Adapt(
-            model=self.trimmed().product("model"), language=language, text=self.texts[language],
-            settings=self.adapt, seed=self.seed,
-        )  # fmt: skip
+            model=self.masked_lm(), language=language, text=self.texts[language], settings=self.adapt, seed=self.seed
+        )
 
-    def bilingual(self, languages: tuple[str, ...], settings: Phase1Settings | None = None) -> Distil:
-        """All students of a group of languages, from one pass of the trimmed teacher per batch."""
+    def masked_lm(self) -> Product:
+        """The trimmed teacher with a masked-LM head: its own, or one that is made."""
+        trimmed = self.trimmed().product("model")
+        if self.head is None:
+            return trimmed
+        return Headed(model=trimmed, texts=self.texts, settings=self.head, seed=self.seed).product("model")
+
+    def bilingual(
+        self,
+        languages: tuple[str, ...],
+        settings: Phase1Settings | None = None,
+        students: tuple[StudentSettings, ...] | None = None,
+    ) -> Distil:
+        """All students (or some) of a group of languages, from one pass of the trimmed teacher per batch."""
+        students, settings = students or self.students, settings or self.phase1
+        objectives = [student.objective or settings.objective for student in students]
+        with_head = any(one.prediction or one.hard_labels for one in objectives)
         return Distil(
-            teacher=self.trimmed().product("model"),
-            students=self.students,
+            teacher=self.masked_lm() if with_head else self.trimmed().product("model"),
+            students=students,
             texts={language: self.texts[language] for language in languages},
-            settings=settings or self.phase1,
+            settings=settings,
             sfts={language: sft for language, sft in self.language_sfts().items() if language in languages},
             force_sfts=self.force_sfts,
             seed=self.seed,
@@ -132,14 +151,24 @@ class Method:
 
     # 3.3: task distillation.
 
-    def fine_tuned_teacher(self) -> FineTune:
+    def fine_tuned_teacher(
+        self,
+        settings: FinetuneSettings | None = None,
+        seed: int | None = None,
+        sfts: Mapping[str, File | Product] | None = None,
+    ) -> FineTune:
         """The trimmed teacher fine-tuned on labels, wearing the source language's SFT if there is one.
 
         With labels in several languages it wears in each batch the SFT of its language, and none at the end.
+
+        Args:
+            settings, seed: others than those of the students' teacher.
+            sfts: others than those of phase 1.
         """
         assert self.labelled is not None
-        model, sfts = self.trimmed().product("model"), self.language_sfts()
-        sources = sources_of(self.labelled.task) if self.finetune.sparse else {}
+        model, sfts = self.trimmed().product("model"), self.language_sfts() if sfts is None else sfts
+        settings, seed = settings or self.finetune, self.of_teacher if seed is None else seed
+        sources = sources_of(self.labelled.task) if settings.sparse else {}
         worn = {language: sfts[language] for language in sources if language in sfts} if len(sources) > 1 else {}
         start: Product | Dressed = model
         if self.source in sfts and not worn:
@@ -147,12 +176,35 @@ class Method:
         return FineTune(
             start=start,
             labelled=self.labelled,
-            settings=self.finetune,
+            settings=settings,
             sfts=worn,
             force_sfts=self.force_sfts and bool(worn),
-            seed=self.seed if self.teacher_seed is None else self.teacher_seed,
+            seed=seed,
             languages=tuple(self.texts),
         )
+
+    @property
+    def of_teacher(self) -> int:
+        """The task teacher's seed."""
+        return self.seed if self.teacher_seed is None else self.teacher_seed
+
+    def lt_sft(self, settings: FinetuneSettings, seed: int) -> FineTune:
+        """The trimmed teacher with the source's language SFT, and a task SFT on top (LT-SFT, section 3.2)."""
+        sft = self.language_sft(self.source).product("sft")
+        return self.fine_tuned_teacher(settings, seed, {self.source: sft})
+
+    def exchanged(self, learnt: FineTune, language: str) -> Product:
+        """What `lt_sft` gave, with another language's SFT in place of the source's."""
+        return Exchange(
+            model=learnt.product("model"),
+            task=learnt.product("sft"),
+            language=self.language_sft(language).product("sft"),
+            base=self.trimmed().product("model"),
+        ).product("model")
+
+    def restored(self, model: Product) -> Product:
+        """A task model of the trimmed teacher with its whole vocabulary."""
+        return Restore(model=model, trimmed=self.trimmed().product("model"), base=self.teacher).product("model")
 
     def task_teacher(self) -> Product:
         """The teacher of phase 2: it wears the source language's SFT for good."""
@@ -168,29 +220,42 @@ class Method:
         """The same task teacher with its whole vocabulary: what the students are compared with."""
         return Restore(model=self.task_teacher(), trimmed=self.trimmed().product("model"), base=self.teacher)
 
+    def copied(self, number: int) -> Copied:
+        """A student that is not distilled."""
+        # Its loss has no say in what is copied.
+        own = replace(self.students[number], objective=None, start="copy")
+        return Copied(model=self.trimmed().product("model"), layers=self.layers[number], student=own)
+
     def student(
-        self, number: int, variant: Variant, *, languages: tuple[str, ...], text: TargetText | None, seed: int,
-    ) -> FineTune:  # fmt: skip
+        self,
+        number: int,
+        variant: Variant,
+        *,
+        languages: tuple[str, ...],
+        text: TargetText | None,
+        seed: int,
+        distilled: Product | None = None,
+        learning_rate: float | None = None,
+    ) -> FineTune:
         """A student fine-tuned on the source's labels, by the task teacher and on its targets' text as a variant says.
 
         Args:
             number: of the student.
             languages: of its phase 1.
             text: plain text of its targets.
+            distilled: what it starts from; none: what the phase 1 of all students leaves.
+            learning_rate: another than the settings'.
         """
         labelled = self.labelled_for_students or self.labelled
         assert labelled is not None
-        start: Product | Copied
+        start: Product | Copied = self.copied(number)
         if variant.phase1:
-            start = self.bilingual(languages, variant.phase1_settings(self.phase1)).product(str(number))
-        else:
-            # Its loss has no say in what is copied.
-            own = replace(self.students[number], objective=None, start="copy")
-            start = Copied(model=self.trimmed().product("model"), layers=self.layers[number], student=own)
+            everyone = self.bilingual(languages, variant.phase1_settings(self.phase1))
+            start = distilled or everyone.product(str(number))
         return FineTune(
             start=start,
             labelled=labelled,
-            settings=variant.settings(phase2_of(self.students[number], self.phase2)),
+            settings=with_rate(variant.settings(phase2_of(self.students[number], self.phase2)), learning_rate),
             teacher=self.task_teacher() if variant.teacher else None,
             target_text=text if variant.teacher and variant.target_text else None,
             seed=seed,

@@ -201,6 +201,15 @@ def test_one_language_or_bad_names_are_refused(tmp_path, texts):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_language_is_enough_where_it_is_asked_for(tmp_path, texts):
+    teacher = teacher_folder(tmp_path / "teacher")
+    options = {"settings": phase1(steps=4), "seed": 0, "work": tmp_path / "w", "one_language": True}
+    report = distill_general(teacher, STUDENTS[:1], {"sw": texts["sw"]}, tmp_path / "out", **options)
+    assert list(report["blocks"]) == ["sw"] and (tmp_path / "out/lrf2/config.json").exists()
+    with pytest.raises(InputError, match="one language or more; given: none"):
+        distill_general(teacher, STUDENTS[:1], {}, tmp_path / "none", **options)
+
+
 def test_a_tokenizer_without_mask_token_serves_but_for_masked_lm(tmp_path, texts):
     teacher = teacher_folder(tmp_path / "teacher")
     tokenizer = AutoTokenizer.from_pretrained(teacher)

@@ -121,6 +121,25 @@ def test_the_teacher_is_outside_the_module_tree():
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def test_a_teacher_that_no_term_looks_at_does_not_run():
+    teacher, ids = tiny.masked_lm("bert"), torch.randint(5, 25, (2, 10))
+    ran = []
+    teacher.bert.register_forward_hook(lambda *_: ran.append(1))
+    alone = ObjectiveSettings(attention=0, hidden=0, hard_labels=1.0)
+    student = make_student(teacher, [3, 6])
+    with_both = {"a": alone, "b": ObjectiveSettings()}
+    for objectives, times in (({"a": alone}, 0), (with_both, 1)):
+        ran.clear()
+        students = dict.fromkeys(objectives, student)
+        module = Distiller(teacher, students, objectives=objectives, layers={name: [3, 6] for name in objectives})
+        loss = module(input_ids=ids, labels=ids)["a/hard_labels"]
+        module.close()
+        # The student is made of other modules, so the hook counts the teacher alone.
+        assert len(ran) == times
+        expected = student(input_ids=ids, labels=ids).loss
+        torch.testing.assert_close(loss, expected)
+
+
 def test_no_output_layer_and_no_map_unless_asked(monkeypatch):
     teacher = tiny.masked_lm("bert")
     module = distiller(teacher, {"s": [2, 4, 6]}, hidden=1.0)

@@ -135,6 +135,31 @@ def test_the_work_of_a_step_is_what_its_passes_do(recipe):
     assert sum(loop.evaluations for loop in forecaster.cost(stage).trainings) == 2
 
 
+@pytest.mark.parametrize(
+    ("weights", "taught"),
+    [({"prediction": 1.0}, 1), ({"hard_labels": 1.0}, 0), ({"prediction": 5.0, "hard_labels": 2.0, "cosine": 1.0}, 1)],
+)
+def test_the_work_of_masked_lm_heads_is_what_pytorch_counts(weights, taught):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bistil.runs.stages import _head_flops, _is_taught
+
+    objective = ObjectiveSettings(attention=0, hidden=0, **weights)
+    teacher = tiny.masked_lm("bert")
+    student = make_student(teacher, [2, 4, 6])
+    for model in (teacher, student):  # fused attention is not counted
+        model.set_attn_implementation("eager")
+    module = Distiller(teacher, {"s": student}, objectives={"s": objective}, layers={"s": [2, 4, 6]}, fast=False)
+    ids = torch.randint(5, 20, (8, 100))
+    labels = torch.where(torch.arange(100) % 20 < 3, ids, -100)  # 15%
+    with FlopCounterMode(display=False) as counter:
+        module(input_ids=ids, labels=labels)["loss"].backward()
+    theirs, ours = EncoderShape.of(teacher.config), EncoderShape.of(student.config)
+    assert _is_taught(objective) == bool(taught)
+    step = taught * theirs.flops(100) + 3 * ours.flops(100) + 100 * _head_flops(objective, ours, theirs)
+    assert 8 * step == pytest.approx(counter.get_total_flops(), rel=0.07)
+
+
 def test_what_is_done_begun_and_done_again_is_told_with_its_reason(recipe, finished, tmp_path):
     assert {one.state.word for one in forecast_recipe(recipe).stages} == {"to do"}
     whole = forecast_recipe(recipe, finished)

@@ -58,6 +58,16 @@ def test_matrices_that_lie_side_by_side_are_cut_each_by_itself():
     assert torch.equal(ours["layers.0.mlp.Wi.weight"], theirs["layers.0.mlp.Wi.weight"][gate][:, :16])
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_student_from_scratch_has_nothing_of_its_teacher(family):
+    teacher = tiny.masked_lm(family)
+    student, again = (make_student(teacher, [3, 6], StudentSettings(reduction=3, start="scratch")) for _ in range(2))
+    theirs = dict(teacher.named_parameters())
+    matrices = {name: own for name, own in student.named_parameters() if own.dim() > 1}
+    assert matrices and not any(torch.equal(own, theirs[name]) for name, own in matrices.items())
+    assert all(torch.equal(own, other) for own, other in zip(student.parameters(), again.parameters(), strict=True))
+
+
 def test_fewer_heads_of_the_same_size_attend_as_the_teachers_leading_heads_do():
     teacher = tiny.model("bert", layers=1, initializer_range=0.3)
     student = make_student(teacher, [1], StudentSettings(depth=1, hidden_size=16, attention_heads=2))

@@ -52,6 +52,7 @@ OUTPUTS = {
     "predict --output": "file",
     "predict --record": "file",
     "run --output": "run",
+    "study --output": "run",
     "sft compose --output": "folder",
     "sft convert --output": "folder",
     "sft merge --output": "folder",
@@ -70,6 +71,8 @@ INPUTS = {
     "finetune --text",
     "predict file",
     "run recipe",
+    "study file",
+    "study --data",
     "trim --sft",
 }
 FOLDERS = [name for name, kind in OUTPUTS.items() if kind == "folder"]
@@ -96,6 +99,7 @@ CASES = {
     "predict --output": ("predict TAGGER EN --record predicted.json", "TAGGER EN"),
     "predict --record": ("predict TAGGER EN --output predicted", "TAGGER EN"),
     "run --output": ("run RECIPE", "EN SW"),
+    "study --output": ("study STUDY", "EN SW"),
     "sft compose --output": ("sft compose LANG TASK", "LANG TASK"),
     "sft convert --output": ("sft convert LANG --to legacy", "LANG"),
     "sft merge --output": ("sft merge MODEL LANG TASK", "MODEL LANG TASK"),
@@ -104,7 +108,7 @@ CASES = {
     "trim --plot": ("trim --model MODEL --text en=EN --dry-run", "MODEL EN"),
 }
 NAMES = {"trim --plot": "out.svg"}
-WITHOUT_FORCE = ("demo --output", "run --output")
+WITHOUT_FORCE = ("demo --output", "run --output", "study --output")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,12 @@ def made(tmp_path_factory):
     (folder / "recipe.toml").write_text(
         'teacher = "model"\nsource = "en"\ntarget = "sw"\ntext = { en = "en.txt", sw = "sw.txt" }\n'
     )
+    (folder / "study.toml").write_text(
+        'name = "x"\nteacher = "model"\nsource = "en"\ntext = { en = "en.txt", sw = "sw.txt" }\n'
+        'targets = { sw = { test = "test.conll" } }\nsystems = { "trim only" = { kind = "trim-only" } }\n'
+        "phase1 = {}\nfinetune = {}\nphase2 = {}\n"
+        f'task = {{ kind = "{TAGS}", train = "train.conll", dev = "test.conll" }}\n'
+    )
     return folder
 
 
@@ -154,7 +164,7 @@ def place(made, tmp_path, monkeypatch):
 PATHS = {
     "MODEL": "in/model", "TAGGER": "in/tagger", "LANG": "in/lang", "TASK": "in/task", "EN": "in/en.txt",
     "SW": "in/sw.txt", "KEEP": "in/keep.txt", "TRAIN": "in/train.conll", "TEST": "in/test.conll",
-    "RECIPE": "in/recipe.toml",
+    "RECIPE": "in/recipe.toml", "STUDY": "in/study.toml",
 }  # fmt: skip
 
 

@@ -1,67 +1,25 @@
-"""The studies' files under benchmarks/transfer; studies are planned and carried out by what carries out recipes."""
+"""Studies: their files, points, stages and jobs; nothing is trained here but in the sparse studies."""
 
 import json
+import re
+import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_study
 
-from bistil.runs.stages import FineTune, Score
-from bistil.settings.study import Variant, load_study
-from bistil.study import Point, Study, mean_gap
+from bistil.errors import RecipeError
+from bistil.runs.forecast import Forecast
+from bistil.runs.stages import Exchange, FineTune, Headed, Restore
+from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
+from bistil.study import Only, Point, Study, jobs, study_at
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STUDIES = sorted(file for file in (BENCHMARKS / "transfer").glob("*.toml") if file.stem != "variants")
-
-STUDY = """
-name = "tiny"
-source = "en"
-reductions = [2, 3]
-seeds = [0]
-dev_examples = 4
-
-[task]
-kind = "token-classification"
-train = ["en.conll"]
-dev = ["en.conll"]
-max_length = 32
-
-[targets]
-sw = { dev = "sw.conll", test = "sw.conll" }
-ha = { test = "sw.conll" }
-
-[groups]
-all = ["sw", "ha"]
-sw = ["sw"]
-
-[variants.taught]
-teacher = false
-students = ["lrf2"]
-
-[variants.forced]
-groups = ["all", "sw"]
-students = ["lrf2"]
-
-[phase1]
-block_length = 16
-held_out_blocks = 2
-[phase1.training]
-steps = 2
-batch_size = 4
-[finetune]
-sparse = false
-[finetune.training]
-steps = 2
-batch_size = 4
-[phase2]
-target_text = 1.0
-sparse = false
-[phase2.training]
-steps = 2
-batch_size = 4
-"""
+COMMITTED = sorted((BENCHMARKS / "studies").glob("*.toml"))
 
 
 @pytest.fixture
@@ -92,111 +50,236 @@ def test_a_study_has_the_rows_of_all_studies_and_its_own(file: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_the_committed_studies_have_every_system(file):
+    settings = load_study(file)
+    assert {variant.kind for variant in settings.variants.values()} == set(SYSTEMS)
+    assert len(settings.search.learning_rates) == 3
+
+
+def test_the_file_of_the_docs_is_read(tmp_path):
+    page = (BENCHMARKS.parent / "docs/studies.md").read_text()
+    file = tmp_path / "study.toml"
+    file.write_text(re.search(r"```toml\n(.*?)```", page, flags=re.S)[1])
+    study = load_study(file)
+    assert [variant.kind for variant in study.variants.values()] == ["lt-sft", "bistil", "distilmbert"]
+    assert study.groups == {"all": ["swa", "kin"], "swa": ["swa"], "kin": ["kin"]}
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.M)) >= set(SYSTEMS)
+
+
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    tiny.model("bert", layers=6).save_pretrained(folder / "teacher")
-    tiny.tokenizer("bert").save_pretrained(folder / "teacher")
-    (folder / "text").mkdir()
-    for language, text in (("en", tiny.ENGLISH), ("sw", tiny.SWAHILI), ("ha", tiny.SWAHILI)):
-        (folder / f"text/{language}.txt").write_text(text * 3)
-        sentences = [
-            "\n".join(f"{word} {'B-PER' if word[0].isupper() else 'O'}" for word in line.split())
-            for line in text.splitlines()
-        ]
-        (folder / f"{language}.conll").write_text("\n\n".join(sentences) + "\n")
-    (folder / "study.toml").write_text(STUDY)
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    tiny_study.write_study(folder)
     return folder
 
 
-@pytest.fixture
-def study(data):
-    return Study(load_study(data / "study.toml"), data, data / "teacher")
+@pytest.fixture(scope="module")
+def study(folder):
+    return study_at(folder / "study.toml", load_study(folder / "study.toml"))
 
 
-def made_now(study, output, points=None):
-    """Kinds of the stages that a call had to do, which is what was foretold."""
-    before = {path.name for path in (output / "stages").glob("*.json")}
-    points = list(study.points()) if points is None else points
-    foretold = sorted(one.kind for one in study.forecast(points, output).to_do)
-    study.run(output, points)
-    made = sorted(path.name.split("-")[0] for path in (output / "stages").glob("*.json") if path.name not in before)
-    assert foretold == made
-    return made
+def kinds_of(study, point):
+    """Kinds of all stages that a point stands on."""
+    from bistil.study.records import closure
+
+    return {stage.KIND for stage in closure(study.scores(point))}
 
 
-def test_what_points_share_is_made_once_and_a_changed_study_redoes_what_follows(study, tmp_path):
-    output = tmp_path / "study"
-    points = list(study.points())
-    assert points == [Point("all", 0, "taught", 0), Point("all", 0, "forced", 0), Point("sw", 0, "forced", 0)]
-    # One trimmed vocabulary and one teacher for all; a phase 1 and a student for each group.
-    assert made_now(study, output) == ["evaluate"] * 3 + ["finetune"] * 4 + ["phase1"] * 2 + ["trim"]
-    assert made_now(study, output) == []
-    assert not list(output.glob("made/finetune-*/model/model.safetensors"))[1:]  # the teacher alone
-    own = study.settings
-    renamed = Study(replace(own, name="other"), study.data, study.teacher)
-    assert made_now(renamed, output) == []
-    more = {**own.variants, "again": Variant(groups=["sw"], students=["lrf3"], seeds=[1])}
-    assert made_now(Study(replace(own, variants=more), study.data, study.teacher), output) == ["evaluate", "finetune"]
-    longer = replace(own.phase2, training=replace(own.phase2.training, steps=3))
-    changed = Study(replace(own, phase2=longer), study.data, study.teacher)
-    assert made_now(changed, output) == ["evaluate"] * 3 + ["finetune"] * 3
-    # A variant that says as much as the study's own settings is the same student.
-    twin = {**own.variants, "twin": Variant(students=["lrf2"])}
-    assert made_now(Study(replace(own, variants=twin), study.data, study.teacher), output) == []
-    # Test sets are scored on, and text that stands in one is not learnt from.
-    assert isinstance(study.score(points[0]).model.stage, FineTune)
-    assert study.student(points[0]).target_text is None
+def first(study, system):
+    return replace(next(point for point in study.points() if point.variant == system), learning_rate=1e-3)
 
 
-@pytest.mark.usefixtures("benchmarks")
-def test_the_table_is_made_of_the_records(data, tmp_path, monkeypatch, capsys):
-    import transfer
+# Points
 
-    output = tmp_path / "study"
-    monkeypatch.setattr(transfer, "e5_small_folder", lambda: data / "teacher")
-    arguments = ["transfer.py", str(data / "study.toml"), "--data", str(data), "--output", str(output)]
-    lines = {}
-    for option in ([], ["--speed"], ["--table"]):
-        monkeypatch.setattr(sys, "argv", [*arguments, *option])
-        transfer.main()
-        lines[tuple(option)] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    table = lines["--table",]
-    assert [(row["group"], row["student"], row["variant"]) for row in table["rows"]] == [
-        ("all", "teacher", "undistilled"), ("all", "teacher", "trim only"), ("all", "lrf2", "taught"),
-        ("all", "lrf2", "forced"), ("sw", "teacher", "undistilled"), ("sw", "teacher", "trim only"),
-        ("sw", "lrf2", "forced"),
+
+def test_points_are_systems_times_groups_times_students_times_seeds(study):
+    assert list(study.points()) == [
+        Point("all", None, "LTSFT", 0), Point("all", None, "LTSFT", 1), Point("all", None, "trim only", 0),
+        Point("sw", 0, "TF", 0), Point("ha", 0, "TF", 0), Point("all", 0, "ST", 0), Point("sw", 0, "SCRATCH", 0),
+        Point("sw", 0, "monolingual", 0), Point("all", 0, "DistilmBERT-style", 0),
+        Point("all", 1, "MiniLMv2-style", 0),
     ]  # fmt: skip
-    trimmed = table["rows"][1]
-    assert trimmed["gap"] == 0 and trimmed["interval"] == [0, 0]
-    assert set(trimmed["scores"]) == {"en/dev", "sw/dev", "sw/test", "ha/test"}
-    row = table["rows"][2]
-    assert row["gap"] == pytest.approx(row["means"][0] - trimmed["means"][0])
-    assert row["interval"][0] <= row["gap"] <= row["interval"][1]
-    assert table["phase1"]["all"]["tokens"] == row["phase1_tokens"] > 0
-    assert [one["name"] for one in table["speed"]] == ["undistilled", "trim only", "lrf2", "lrf3"]
-    assert lines[()]["rows"] == table["rows"] and lines[()]["speed"] == []
-    monkeypatch.setattr(sys, "argv", [*arguments, "--plan", "--student", "lrf2"])
-    transfer.main()
-    assert capsys.readouterr().out.splitlines()[-1].startswith("all ")
 
 
-def test_the_mean_gap_of_seeds_and_sets():
-    def score(value, resamples):
-        return Score(metric="f1", score=value, scores={}, interval=[], examples=1, resamples=resamples)
+def test_only_takes_what_all_of_its_words_name(study):
+    def chosen(*words):
+        return [(point.variant, point.group, point.seed) for point in study.points(Only.of(words, study.settings))]
 
-    reference = [score(50, [40, 60]), score(10, [10, 10])]
-    rows = [[score(52, [44, 62]), score(9, [9, 9])], [score(54, [42, 66]), score(11, [11, 11])]]
-    gap, low, high = mean_gap(rows, reference)
-    # By hand: gaps 2, -1, 4, 1; resamples of the mean gap (4 - 1 + 2 + 1) / 4 and (2 - 1 + 6 + 1) / 4.
-    assert gap == 1.5
-    assert (low, high) == pytest.approx((1.5 + 0.0125, 2.0 - 0.0125))
+    assert chosen("TF", "ha") == [("TF", "ha", 0)]
+    assert chosen("LTSFT", "seed=1") == chosen("1") == [("LTSFT", "all", 1)]
+    assert chosen("narrow") == [("MiniLMv2-style", "all", 0)]
+    assert chosen("narrow", "TF") == []
+    assert len(chosen("TF", "ST")) == 3 and len(chosen()) == 10
+    for word, near in (("TFF", "TF"), ("seed=3", "seed=1"), ("MiniLM-style", "MiniLMv2-style")):
+        with pytest.raises(RecipeError, match=f"called '{word}'; did you mean '{near}'"):
+            chosen(word)
+
+
+# Systems as stages
+
+
+def test_each_system_stands_on_what_its_kind_is_made_of(study):
+    made = {name: kinds_of(study, first(study, name)) for name in study.settings.variants}
+    assert made["trim only"] == {"trim", "finetune", "evaluate"}
+    assert made["LTSFT"] == {"trim", "masked-lm-head", "adapt", "finetune", "exchange", "restore", "evaluate"}
+    assert made["TF"] == made["ST"] == made["monolingual"] == {"trim", "phase1", "finetune", "evaluate"}
+    assert made["SCRATCH"] == made["DistilmBERT-style"] == made["TF"] | {"masked-lm-head"}
+    assert made["MiniLMv2-style"] == made["TF"]
+    texts = {name: [*phase.texts] for name in made if (phase := study.bilingual(first(study, name)))}
+    assert texts["TF"] == ["en", "sw"] and texts["monolingual"] == ["sw"]
+    assert texts["DistilmBERT-style"] == texts["MiniLMv2-style"] == ["en", "sw", "ha"]
+    scratch = study.bilingual(first(study, "SCRATCH"))
+    assert scratch.students[0].start == "scratch" and isinstance(scratch.teacher.stage, Headed)
+    assert study.fine_tuned(first(study, "ST")).teacher is None
+    assert study.fine_tuned(first(study, "TF")).teacher is not None
+
+
+def test_lt_sft_is_scored_with_each_targets_sft_and_the_whole_vocabulary(study):
+    models = study.models(first(study, "LTSFT"))
+    assert isinstance(models["dev"].stage, FineTune) and models["dev"].stage.settings.sparse is not None
+    assert models["sw/dev"] == models["sw/test"] != models["ha/test"]
+    restored = models["sw/test"].stage
+    assert isinstance(restored, Restore) and isinstance(restored.model.stage, Exchange)
+    assert restored.model.stage.language.stage.language == "sw"
+    assert [stage.exam.parts for stage in study.scores(first(study, "LTSFT"))] == [
+        ("dev",), ("sw/dev", "sw/test"), ("ha/test",)
+    ]  # fmt: skip
+
+
+def test_students_share_a_phase_1_if_all_that_it_depends_on_is_alike(study):
+    own = study.settings
+    more = {
+        "other": Variant(students=["lrf2", "narrow"], phase1_objective=PRESETS["minilmv2"].phase1_objective),
+        "self-taught": Variant(students=["lrf2"], teacher=False),
+        "masked": Variant(students=["lrf2"], phase1_objective=PRESETS["scratch"].phase1_objective),
+    }
+    wider = Study(replace(own, variants={**own.variants, **more}), study.data, study.teacher)
+    phases = {name: wider.bilingual(first(wider, name)) for name in (*more, "ST", "TF", "DistilmBERT-style")}
+    assert [one.name for one in phases["other"].students] == ["lrf2", "narrow"]
+    assert phases["self-taught"].key == phases["ST"].key == study.bilingual(first(study, "ST")).key
+    assert len({phases[name].key for name in ("masked", "ST", "TF", "DistilmBERT-style")}) == 4
+    # A system that is added makes no other anew.
+    assert study.scores(first(study, "TF"))[0].key == wider.scores(first(wider, "TF"))[0].key
+
+
+def test_the_search_is_of_a_students_first_seed_and_group_on_the_sources_dev_set_alone(study):
+    point = next(one for one in study.points() if one.group == "ha" and one.variant == "TF")
+    trials = study.trials(point)
+    assert [*trials] == [1e-3, 5e-3]
+    assert {tried.group for tried, _ in trials.values()} == {"sw"}
+    assert {stage.exam.parts for _, stage in trials.values()} == {("dev",)}
+    rates = [tried.learning_rate for tried, _ in trials.values()]
+    assert [study.fine_tuned(tried).settings.training.learning_rate for tried, _ in trials.values()] == rates
+    assert study.rates(first(study, "ST")) == [1e-3]
+
+
+def test_a_rate_of_its_own_leaves_the_teacher_as_it_is(study):
+    teacher = study.method.fine_tuned_teacher()
+    assert study.fine_tuned(replace(first(study, "TF"), learning_rate=0.5)).teacher == teacher.product("model")
+
+
+# Files
+
+
+def changed(old, new):
+    assert old in tiny_study.STUDY
+    return tiny_study.STUDY.replace(old, new, 1)
+
+
+BAD = [
+    ('kind = "distilmbert"', 'kind = "distillbert"', "no system is called 'distillbert'; did you mean 'distilmbert'"),
+    ('kind = "distilmbert"\n', "", "systems.DistilmBERT-style: 'kind' is missing; it is one of bistil"),
+    ("[systems.ST]", "[systems.ST]\ntaecher = true", "did you mean 'teacher'"),
+    ('groups = ["all"]', 'groups = ["al"]', "systems.ST.groups: no group is called 'al'; did you mean 'all'"),
+    ('students = ["narrow"]', 'students = ["lrf2"]', "minilmv2's students are narrower"),
+    ('students = ["narrow"]', 'students = ["narow"]', "no student is called 'narow'; did you mean 'narrow'"),
+    ("[systems.LTSFT]", "[variants.TF]\n[systems.LTSFT]", "a system and a variant are both called 'TF'"),
+    ('name = "narrow"', 'name = "lrf2"', "two students are called 'lrf2'"),
+    ('name = "narrow"', 'name = "ST"', "a system or variant and a student are both called 'ST'"),
+    ('ha = { test = "sw.conll" }', 'ha = { dev = "sw.conll" }', "targets.ha has no test set"),
+    ('ha = { test = "sw.conll" }', 'en = { test = "sw.conll" }', "targets has the source, 'en'"),
+    ('reference = "LTSFT"', 'reference = "LTSF"', "reference: no system or variant is called 'LTSF'"),
+    ('dev = ["en.conll"]', "dev = []", "task.dev names no files"),
+    ("[1e-3, 5e-3]", "[1e-3, 0]", "learning_rates has 0.0; a learning rate is between"),
+    ("[targets]", '[text]\nswa = ["x"]\n[targets]', "text: no language is called 'swa'; did you mean 'sw'"),
+    ("[targets]", '[groups]\nall = ["sw", "xx"]\n[targets]', "groups.all: no target is called 'xx'"),
+    ("[targets]", '[groups]\neach = ["sw"]\n[targets]', "groups has 'each'"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD)
+def test_bad_files_are_one_line(old, new, message, tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(changed(old, new))
+    with pytest.raises(RecipeError) as error:
+        load_study(file)
+    assert message in str(error.value) and "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_presets_say_how_each_system_is_made_and_files_change_that(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(changed('kind = "distilmbert"', 'kind = "distilmbert"\nteacher = true\nphase1_length = 2'))
+    own = load_study(file).variants["DistilmBERT-style"]
+    assert own == replace(PRESETS["distilmbert"], kind="distilmbert", students=["lrf2"], teacher=True, phase1_length=2)
+
+
+def test_what_is_missing_is_said_before_any_work(folder, tmp_path, command_line):
+    code, _, said = command_line("study", folder / "study.toml", "--data", tmp_path, "--dry-run")
+    assert code == 2 and said.count("\n") == 1
+    (tmp_path / "teacher").symlink_to(folder / "teacher")
+    code, _, said = command_line("study", folder / "study.toml", "--data", tmp_path, "--dry-run")
+    assert code == 2 and said.count("\n") == 1 and "'en' has no text" in said and "text.en" in said
+    code, _, said = command_line("study", folder / "study.toml")
+    assert code == 2 and "--output is missing" in said
+    code, _, said = command_line("study", folder / "study.toml", "--only", "TF", "--only", "narrow", "--dry-run")
+    assert code == 2 and "no point of the study is all of this" in said
+
+
+# Jobs
+
+
+def test_jobs_are_disjoint_and_say_their_points_again(study):
+    points = list(study.points())
+    todo = jobs.jobs_of(study, points)
+    taken = [[*study.points(Only.of(job.only, study.settings))] for job in todo]
+    assert sorted(repr(point) for own in taken for point in own) == sorted(map(repr, points))
+    some = [point for point in points if point.variant == "LTSFT" and point.seed == 1]
+    assert [job.only for job in jobs.jobs_of(study, some)] == [("LTSFT", "all", "seed=1")]
+
+
+def test_printed_jobs_are_commands_and_a_script_that_bash_reads(study, tmp_path):
+    todo = jobs.jobs_of(study, study.points())
+    words = [job.words(Path("my study.toml"), Path("out"), Path("data")) for job in todo]
+    lines = jobs.shell_lines(words)
+    assert [shlex.split(line)[1:] for line in lines] == words
+    assert all("my study.toml" in own and "--no-report" in own for own in words)
+    script = tmp_path / "jobs.sh"
+    script.write_text(jobs.slurm_script(words, name="tiny", memory=1.2 * 2**30))
+    assert f"--array=0-{len(lines) - 1}" in script.read_text() and "--mem=2G" in script.read_text()
+    echo = script.read_text().replace("eval ", "echo ")
+    said = subprocess.run(
+        ["bash", "-c", echo], env={"SLURM_ARRAY_TASK_ID": "1"}, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == lines[1]
+
+
+def test_as_many_jobs_run_as_cores_and_memory_allow(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(jobs, "cores", lambda: 4)
+    monkeypatch.setattr(jobs.psutil, "virtual_memory", lambda: SimpleNamespace(available=7.0))
+    needs = SimpleNamespace(memory=2.0)
+    assert jobs.side_by_side(8, 10, needs) == (3, "memory for 3")
+    assert jobs.side_by_side(2, 10, needs) == (2, "")
+    assert jobs.side_by_side(8, 1, Forecast([])) == (1, "jobs for 1")
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_the_sparse_studies_run_on_two_languages(data, tmp_path, monkeypatch, capsys):
+def test_the_sparse_studies_run_on_two_languages(folder, tmp_path, monkeypatch, capsys):
     import sparse_transfer
 
+    data = folder
     for language in ("eng", "swa", "hau"):
         source = "en" if language == "eng" else "sw"
         (tmp_path / "text").mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ def check_folder(
     *,
     settings: Phase1Settings,
     language_sfts: Mapping[str, Any],
+    one_language: bool = False,
 ) -> None:
     """`check_general` of the teacher in a folder; its weights are not read.
 
@@ -32,7 +33,9 @@ def check_folder(
         BistilError: as `distillation.general.distill`.
     """
     configuration = supported_config(teacher)
-    if check_general(configuration, students, languages, settings=settings, language_sfts=language_sfts):
+    if check_general(
+        configuration, students, languages, settings=settings, language_sfts=language_sfts, one_language=one_language
+    ):
         check_mask_token(load_tokenizer(str(teacher)), str(teacher))
 
 
@@ -43,12 +46,14 @@ def check_general(
     *,
     settings: Phase1Settings,
     language_sfts: Mapping[str, Any],
+    one_language: bool = False,
 ) -> bool:
     """Find what `distillation.general.distill` would refuse, as far as settings and the teacher's configuration tell.
 
     Args:
         configuration: of the teacher; trimmed or not makes no difference.
         languages: that there is text of.
+        one_language: one is enough.
 
     Returns:
         Whether tokens are masked.
@@ -56,7 +61,7 @@ def check_general(
     Raises:
         BistilError: as `distillation.general.distill`.
     """
-    _check_names(students, languages, language_sfts)
+    _check_names(students, languages, language_sfts, least=1 if one_language else 2)
     _check_held_out(settings, languages)
     check_training(settings.training)
     check_probabilities(settings.probabilities, languages)
@@ -81,11 +86,13 @@ def check_mask_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         raise ArtefactError(f"the tokenizer of {name} has no mask token: hard_labels (masked-LM) need one")
 
 
-def _check_names(students: Sequence[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any]) -> None:
-    if len(texts) < 2:
+def _check_names(
+    students: Sequence[StudentSettings], texts: Collection[str], sfts: Mapping[str, Any], *, least: int
+) -> None:
+    if len(texts) < least:
         raise InputError(
-            f"phase 1 needs text in two languages or more; given: {', '.join(texts) or 'none'} "
-            "(a model of one language forgets what its labels are learnt in)"
+            f"phase 1 needs text in {'two languages' if least == 2 else 'one language'} or more; given: "
+            f"{', '.join(texts) or 'none'} (a model of one language forgets what its labels are learnt in)"
         )
     unknown = set(sfts) - set(texts)
     if unknown:

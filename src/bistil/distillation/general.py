@@ -55,6 +55,7 @@ def distill(
     settings: Phase1Settings | PresetName | None = None,
     language_sfts: Mapping[str, SparseFineTuning | str | Path] | None = None,
     force_sfts: bool = False,
+    one_language: bool = False,
     seed: int = 0,
     folder: Path | None = None,
     label: str = "phase 1",
@@ -72,6 +73,8 @@ def distill(
         language_sfts: per language, the sparse fine-tuning (or its folder) that the teacher wears on that language's
             batches.
         force_sfts: wear them although they were made for another base.
+        one_language: text of one language is enough; otherwise it is refused, for such a student forgets the language
+            that its labels are learnt in.
         seed: of the held-out split, the order of training, random layers and masking.
         folder: work folder: token blocks and checkpoints, from which the same call goes on after an interruption. None:
             everything is in memory.
@@ -88,8 +91,9 @@ def distill(
         settings = Phase1Settings() if settings is None else phase1_preset(settings)
     fast, sources, students = tokenizer_of(teacher, tokenizer), as_texts(texts), list(students)
     mask_tokens = check_general(
-        teacher.config, students, list(texts), settings=settings, language_sfts=language_sfts or {}
-    )
+        teacher.config, students, list(texts), settings=settings, language_sfts=language_sfts or {},
+        one_language=one_language,
+    )  # fmt: skip
     if mask_tokens:
         check_mask_token(fast, "the teacher")
     family, batch_size = family_of(teacher), settings.training.batch_size
@@ -177,6 +181,7 @@ def distill_general(
     work: Path,
     language_sfts: Mapping[str, str | Path] | None = None,
     force_sfts: bool = False,
+    one_language: bool = False,
     replace: bool = False,
     label: str = "phase 1",
 ) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def distill_general(
 
     Args:
         teacher: folder or name of the (trimmed) multilingual model, with or without a masked-LM head.
-        students, settings, seed, language_sfts, force_sfts, label: as for `distill`.
+        students, settings, seed, language_sfts, force_sfts, one_language, label: as for `distill`.
         texts: files per language, two languages or more.
         output: gets one model folder per student, and `phase1.json`.
         work: token blocks and checkpoints; the caller may remove it afterwards.
@@ -197,7 +202,9 @@ def distill_general(
         BistilError: as `distill`; or an output that may not be written (`runtime.artefacts.claim`).
     """
     folder = model_folder(str(teacher))
-    check_folder(folder, students, list(texts), settings=settings, language_sfts=language_sfts or {})
+    check_folder(
+        folder, students, list(texts), settings=settings, language_sfts=language_sfts or {}, one_language=one_language
+    )
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
     # What the folder knows of the model comes with it, as with a model that `trim` gave.
@@ -210,6 +217,7 @@ def distill_general(
         settings=settings,
         language_sfts=language_sfts,
         force_sfts=force_sfts,
+        one_language=one_language,
         seed=seed,
         folder=work,
         label=label,

@@ -91,6 +91,7 @@ class Distiller(nn.Module):
         self._plans = [
             self._plan(name, student, objectives[name], (layers or {}).get(name)) for name, student in students.items()
         ]
+        self._taught = any(term.TAUGHT for plan in self._plans for term, _ in plan.terms)
         self._target_needs = self._teacher_needs()
         self._target_capture = self._capture(self.teacher, self._target_needs)
 
@@ -187,6 +188,8 @@ class Distiller(nn.Module):
         if next(self.teacher.parameters()).device != device:
             self.teacher.to(device)
         with torch.no_grad():
+            if not self._taught:
+                return Captured()
             head = self._target_needs.head and self._pairs is not None
             return self._target_capture.run(_inputs_of(self.teacher, inputs, head=head), head=head)
 

@@ -117,9 +117,10 @@ def make_student(
     Args:
         teacher: any supported model, with or without a head.
         layers: 1-based teacher layers, ascending.
-        settings: the student's widths, and how its layers start: "copy" copies them, "random" leaves them as the
-            architecture initialises them. None: as wide as the teacher, copied.
-        seed: of the random layers.
+        settings: the student's widths, and how it starts: "copy" copies the layers, "random" leaves them as the
+            architecture initialises them, "scratch" all of the model, embeddings too. None: as wide as the teacher,
+            copied.
+        seed: of what is random.
 
     Raises:
         RecipeError: widths that this teacher cannot give.
@@ -129,7 +130,9 @@ def make_student(
         torch.manual_seed(seed)
         student = type(teacher)(config)
     student.to(dtype=next(teacher.parameters()).dtype)
-    _copy(teacher, student, layers, with_layers=settings is None or settings.start == "copy")
+    start = "copy" if settings is None else settings.start
+    if start != "scratch":
+        _copy(teacher, student, layers, with_layers=start == "copy")
     return student.eval()
 
 

@@ -150,7 +150,8 @@ def phase1_figure(summary: Summary) -> str | None:
                     curve.steps,
                     losses,
                     color=list(ROLE_COLOURS.values())[(3 - i) % len(ROLE_COLOURS)],
-                    linestyle=LINE_STYLES[j % len(LINE_STYLES)],
+                    # Beyond the colours that there are, other strokes.
+                    linestyle=LINE_STYLES[(j + i // len(ROLE_COLOURS)) % len(LINE_STYLES)],
                     marker="o",
                     markersize=3,
                     label=f"{name}, {language}",

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bistil.models.cards import usage_code
 from bistil.report import numbers
 from bistil.report.schema import ModelRecord, Summary
 from bistil.runtime.artefacts import claim, whole_file
@@ -47,13 +47,6 @@ def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None
     # matplotlib is slow to import, and only a page needs it.
     from bistil.report.figures import phase1_figure, scores_figure, tradeoff_figure
 
-    environment = Environment(
-        loader=PackageLoader("bistil.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = {
         name: None if drawn is None else Markup(drawn)
         for name, drawn in (
@@ -62,7 +55,8 @@ def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None
             ("phase1", phase1_figure(summary)),
         )
     }
-    page = environment.get_template("report.html.jinja").render(
+    page = rendered(
+        "report.html.jinja",
         summary=summary,
         headline=headline(summary),
         cards=[_card(student, summary) for student in summary.students],
@@ -78,6 +72,18 @@ def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None
     )
     with whole_file(path, replace=replace) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page of this package's templates; what it is given is escaped but for `Markup`."""
+    environment = Environment(
+        loader=PackageLoader("bistil.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(values)
 
 
 def best_student(summary: Summary) -> ModelRecord | None:
@@ -116,6 +122,9 @@ def headline(summary: Summary) -> str:
 
 def loading_code(summary: Summary) -> str | None:
     """Python that loads and runs the best student, from the folder of the report."""
+    # It brings torch, which reading records does not need.
+    from bistil.models.cards import usage_code
+
     student = best_student(summary)
     if student is None or student.folder is None:
         return None

@@ -59,7 +59,7 @@ def print_table(summary: Summary, *, console: Console | None = None) -> None:
         for m in summary.models
     ]
     title = f"{summary.name}: {summary.source} to {summary.target}, {summary.metric} in %, seed {summary.seed}"
-    _print(title, header, rows, bold={m.name for m in summary.students}, console=console)
+    print_rows(title, header, rows, bold={m.name for m in summary.students}, console=console)
 
 
 def print_benchmark(models: "Sequence[BenchmarkRow]", *, console: Console | None = None) -> None:
@@ -79,7 +79,7 @@ def print_benchmark(models: "Sequence[BenchmarkRow]", *, console: Console | None
         rows.append(row)
     title = f"{first.examples} examples, {first.rounds} rounds, batch 1, CPU threads: {first.threads}"
     title += f"; ex/s at batch {first.batch_size}" if batch else ""
-    _print(title, header, rows, bold=set(), console=console)
+    print_rows(title, header, rows, bold=set(), console=console)
 
 
 def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH) -> str:
@@ -96,9 +96,10 @@ def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH)
     return "\n".join(lines)
 
 
-def _print(
+def print_rows(
     title: str, header: list[str], rows: list[list[str]], *, bold: set[str], console: Console | None = None
 ) -> None:
+    """Print a table; lines whose first cell is among `bold` stand out on a terminal."""
     console = console or Console()
     title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
     if not console.is_terminal:

@@ -282,12 +282,15 @@ class RunFolder:
     def drop(self, stage: Stage[Any]) -> None:
         """Remove what a stage left, to save room; its record stays, and it is done again where it is needed again."""
         self._made.pop(stage.key, None)
-        record = self._record(stage.KIND, stage.key) if self._first else {}
-        if record.get("key") == stage.key and not record.get("dropped"):
-            written = [self.folder / name for name in record["files"]]
-            self._write_record(record | {"dropped": True, "places": {}, "files": {}})
-            for place in record["places"].values():
-                discard_output(self.folder / place, written=written)
+        if not self._first:
+            return
+        with self._alone(stage):
+            record = self._record(stage.KIND, stage.key)
+            if record.get("key") == stage.key and not record.get("dropped"):
+                written = [self.folder / name for name in record["files"]]
+                self._write_record(record | {"dropped": True, "places": {}, "files": {}})
+                for place in record["places"].values():
+                    discard_output(self.folder / place, written=written)
 
     def path(self, of: Product | File) -> Path:
         """Where a product lies, or is to be written, or where a file is."""

@@ -7,7 +7,8 @@ from the stages that are wanted to what they stand on as `RunFolder.make` does, 
 
 import gc
 import logging
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,8 @@ PROCESS_BYTES = 0.55 * 2**30
 LEFT_BEHIND = 0.7
 # A checkpoint is written and hashed.
 CHECKPOINT_PER_BYTE = 2.5e-9
+# Columns of a table that is not on a terminal.
+WIDTH = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,16 @@ class Forecast:
         """Bytes that the disk must have room for: all that is left there, and the most that is there meanwhile."""
         return sum(one.disk for one in self.to_do) + max((one.work for one in self.to_do), default=0.0)
 
+    def without_lasting(self, passing: Collection[str]) -> "Forecast":
+        """The same where what some stages leave goes before the end: it takes its room meanwhile only.
+
+        Args:
+            passing: their keys.
+        """
+        return Forecast(
+            [replace(one, disk=0.0, work=one.work + one.disk) if one.key in passing else one for one in self.stages]
+        )
+
     def line(self) -> str:
         """All of it in one line."""
         if not self.to_do:
@@ -115,7 +128,8 @@ class Forecast:
                 numbers = [f"{one.steps:,}" if one.steps else "", rough_duration(one.seconds), _bytes(one.memory)]
                 numbers.append(_bytes(one.disk) if one.disk else "")
             table.add_row(one.name, *numbers, _said(one.state))
-        Console(soft_wrap=True, highlight=False).print(table)
+        # In a file or a pipe nothing is cut off.
+        Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
         print(self.line())
 
 
@@ -214,9 +228,13 @@ class Forecaster:
     def _of(self, passes: Passes | None) -> float:
         return 0.0 if passes is None else self.rates.seconds(passes)
 
-    def announce(self, stages: Iterable[Stage[Any]]) -> None:
-        """Say what a run will take at its start, and keep nothing of it but the costs of its stages."""
-        logger.info(f"plan: {self.forecast(stages).line()}")
+    def announce(self, stages: Iterable[Stage[Any]], *, passing: Collection[str] = ()) -> None:
+        """Say what a run will take at its start, and keep nothing of it but the costs of its stages.
+
+        Args:
+            passing: see `Forecast.without_lasting`.
+        """
+        logger.info(f"plan: {self.forecast(stages).without_lasting(passing).line()}")
         self.ahead.forget()
         gc.collect()
         return_freed_heap()

@@ -13,10 +13,13 @@ from bistil.distillation.kept_teacher import kept_bytes
 from bistil.distillation.student import choose_layers, copy_student, student_config
 from bistil.distillation.task import LEAST_REPEATS, Fitting, may_keep
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
+from bistil.distillation.terms import terms_of
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
 from bistil.measuring.evaluation import measure
 from bistil.measuring.shape import EncoderShape
 from bistil.models.families import family_of
+from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.models.writing import save_weights
 from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
 from bistil.runs.data import Exam, Labelled, TargetText
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic
@@ -25,15 +28,16 @@ from bistil.runtime.devices import device_for
 from bistil.settings.recipe import (
     AdaptSettings,
     FinetuneSettings,
+    ObjectiveSettings,
     Phase1Settings,
     Phase2Settings,
     StudentSettings,
     TrainingSettings,
     TrimSettings,
 )
-from bistil.sparse.language import MOST_HELD_OUT, adapt, paper_steps
+from bistil.sparse.language import MOST_HELD_OUT, adapt, add_masked_lm_head, paper_steps
 from bistil.sparse.training import phases
-from bistil.sparse.wearing import dressed_copy
+from bistil.sparse.wearing import dressed_copy, exchanged_copy
 from bistil.tasks.metrics import Metrics, interval, resampled
 from bistil.text.lines import read_sentences
 from bistil.training.loop import planned_steps
@@ -198,6 +202,45 @@ class Adapt(Stage[Adapted]):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Headed(Stage[Adapted]):
+    """A masked-LM head for an encoder that has none, learnt on text of several languages. Leaves "model"."""
+
+    KIND: ClassVar[str] = "masked-lm-head"
+    JOINT: ClassVar[bool] = True
+
+    model: Product
+    texts: Texts
+    settings: AdaptSettings
+    seed: int
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Adapted:
+        head = add_masked_lm_head(
+            str(place.path(self.model)),
+            [path for own in paths(self.texts).values() for path in own],
+            place.output("model"),
+            languages=[*self.texts],
+            settings=self.settings,
+            work=place.work / "head",
+            seed=self.seed,
+        )
+        return Adapted(metrics=head.provenance.metrics)
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.model
+
+    def cost(self, ahead: Ahead) -> Cost:
+        files = tuple(file for own in self.texts.values() for file in own)
+        alone = Adapt(
+            model=self.model, language="", text=files, settings=self.settings, head_only=True, seed=self.seed
+        )  # fmt: skip
+        return replace(alone.cost(ahead), disk=ahead.weights(self.model))
+
+
 # Phase 1: general bilingual distillation (section 3.2)
 
 
@@ -256,6 +299,8 @@ class Distil(Stage[Distilled]):
             seed=self.seed,
             language_sfts={language: place.path(sft) for language, sft in self.sfts.items()} or None,
             force_sfts=self.force_sfts,
+            # Whoever plans a phase 1 of one language wants one.
+            one_language=len(self.texts) == 1,
             work=place.work / "training",
             replace=True,
             label=place.label,
@@ -295,18 +340,21 @@ class Distil(Stage[Distilled]):
         top = max(max(choose_layers(teacher.depth, student)) for student in self.students)
         run = teacher if self.sfts or top == teacher.depth else teacher.with_layers([*range(1, top + 1)])
         small = sum(student.flops(length) for student in students)
+        objectives = [student.objective or settings.objective for student in self.students]
+        above = sum(map(_head_flops, objectives, students, [teacher] * len(students))) * length
+        taught = any(_is_taught(objective) for objective in objectives)
         precision, device = ahead.settled(training)
         shared: dict[str, Any] = {
             "teacher": teacher, "students": students, "tokens": length, "precision": precision, "device": device,
         }  # fmt: skip
         step = Passes(
-            kind="phase1", objective=settings.objective, flops=training.batch_size * (run.flops(length) + 3 * small),
-            sequences=training.batch_size, **shared,
+            kind="phase1", objective=objectives[0], sequences=training.batch_size,
+            flops=training.batch_size * (taught * run.flops(length) + 3 * small + above), **shared,
         )  # fmt: skip
         measured = all(out.values())
         look = Passes(
-            kind="score", flops=sum(out.values()) * (run.flops(length) + small), sequences=training.batch_size,
-            **shared,
+            kind="score", flops=sum(out.values()) * (taught * run.flops(length) + small + above / 3),
+            sequences=training.batch_size, **shared,
         ) if measured else None  # fmt: skip
         trained = float(sum(student.parameters["total"] for student in students))
         loop = _training(steps, step, look, training, parameters=trained)
@@ -587,7 +635,72 @@ class Wear(Stage[Nothing]):
         return Cost(seconds=_loading(ahead, self.model, self.model), memory=2.0 * size, disk=size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exchange(Stage[Nothing]):
+    """A task model for a target: base, target's SFT and task's SFT (LT-SFT, section 3.2). Leaves "model"."""
+
+    KIND: ClassVar[str] = "exchange"
+
+    model: Product
+    """Learnt wearing the source's SFT."""
+    task: Product
+    """The SFT that was learnt."""
+    language: File | Product
+    base: Product
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Nothing:
+        model, task, language, base = map(place.path, (self.model, self.task, self.language, self.base))
+        exchanged_copy(model, task, language, base=base, output=place.output("model"))
+        return Nothing()
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.model
+
+    def cost(self, ahead: Ahead) -> Cost:
+        size = ahead.weights(self.model)
+        return Cost(seconds=_loading(ahead, self.model, self.base), memory=3.0 * size, disk=size)
+
+
 # Measuring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare(Stage[Nothing]):
+    """A student that has learnt nothing under a head of the task, to measure: what a model costs is its shape's."""
+
+    KIND: ClassVar[str] = "bare"
+
+    start: Copied
+    labelled: Labelled
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> Nothing:
+        data, start = self.labelled.everything(place), self.start.folder(place)
+        with whole_folder(place.output("model"), record={"kind": "task model"}) as folder:
+            save_weights(data.task.build_model(start, data.labels), folder)
+            write_tokenizer(load_tokenizer(str(start)), folder)
+        return Nothing()
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.start.model
+
+    def shape(self, part: str, ahead: Ahead) -> EncoderShape:
+        del part
+        return self.start.shape(ahead)
+
+    def cost(self, ahead: Ahead) -> Cost:
+        return Cost(
+            seconds=_loading(ahead, self.start.model, self.product("model")),
+            memory=2.0 * ahead.weights(self.start.model),
+            disk=ahead.weights(self.product("model")),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -724,6 +837,17 @@ class Benchmark(Stage[Costs]):
 
 
 # What costs are made of
+
+
+def _head_flops(objective: ObjectiveSettings, student: EncoderShape, teacher: EncoderShape) -> float:
+    """FLOPs per token of the masked-LM heads in a training step: both models' at every token, the student's again to
+    save memory and twice backwards; or the student's at the masked tokens."""
+    ours, theirs = (2.0 * one.width * one.vocabulary for one in (student, teacher))
+    return bool(objective.prediction) * (theirs + 4 * ours) + bool(objective.hard_labels) * 0.15 * 3 * ours
+
+
+def _is_taught(objective: ObjectiveSettings) -> bool:
+    return any(term.TAUGHT for term, _ in terms_of(objective))
 
 
 def _loading(ahead: Ahead, *models: Any) -> float:

@@ -37,6 +37,7 @@ from bistil.settings.schema import (
     on_device,
     option,
     phase2_of,
+    with_rate,
     without_target_text,
 )
 from bistil.settings.trust import require_trust
@@ -75,6 +76,7 @@ __all__ = [
     "phase2_of",
     "task_preset",
     "to_dict",
+    "with_rate",
     "without_target_text",
 ]
 

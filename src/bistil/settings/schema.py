@@ -268,9 +268,11 @@ class StudentSettings(Checked):
         None, "width of the feed-forward layers; none: in the teacher's proportion to the hidden states", least=1
     )
     attention_heads: int | None = option(None, "number of attention heads; none: as many as the teacher", least=1)
-    start: Literal["copy", "random"] = option(
-        "copy", "copied weights, of a narrower student their leading rows and columns, or random ones"
-    )
+    start: Literal["copy", "random", "scratch"] = option(
+        "copy",
+        "copied weights, of a narrower student their leading rows and columns; random layers under copied embeddings; "
+        "or from scratch: all of it is random",
+    )  # fmt: skip
     objective: ObjectiveSettings | None = option(
         None, "this student's own weights of the phase 1 losses, instead of phase1.objective"
     )
@@ -579,6 +581,14 @@ def on_device(settings: AnySettings, device: Device) -> AnySettings:
         return cast(AnySettings, replace(whole, device=device))
     tables = {one.name: getattr(whole, one.name) for one in fields(whole) if is_dataclass(getattr(whole, one.name))}
     return cast(AnySettings, replace(whole, **{name: on_device(table, device) for name, table in tables.items()}))
+
+
+def with_rate(settings: AnySettings, learning_rate: float | None) -> AnySettings:
+    """The same fine-tuning with another peak learning rate; None: with its own."""
+    if learning_rate is None:
+        return settings
+    whole: Any = settings
+    return cast(AnySettings, replace(whole, training=replace(whole.training, learning_rate=learning_rate)))
 
 
 def without_target_text(settings: Phase2Settings) -> Phase2Settings:

@@ -1,43 +1,74 @@
-"""Variants of a student, and studies: groups of languages x students x variants x seeds."""
+"""Variants of a student, and studies: groups of languages x students x systems x seeds."""
 
+import difflib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+from bistil.errors import RecipeError
 from bistil.settings.recipe import (
+    AdaptSettings,
+    Checked,
     FinetuneSettings,
+    ObjectiveSettings,
     Phase1Settings,
     Phase2Settings,
     SparseSettings,
     StudentSettings,
     TaskSettings,
+    TrainingSettings,
     load_toml,
     option,
     parse,
+    to_dict,
     without_target_text,
 )
 from bistil.settings.schema import PrecisionName
 
 COMMON = "variants.toml"
 """Beside a study's file, the variants of all studies."""
+ALL, EACH = "all", "each"
+"""Of groups: the one of every target, and every group of one target."""
+SYSTEMS = ("bistil", "lt-sft", "trim-only", "scratch", "monolingual", "distilmbert", "minilmv2")
+"""What a system may be; `PRESETS` says how each is made."""
 
 
 @dataclass(kw_only=True, frozen=True)
-class Variant:
-    """How a student is trained; what is not given is the recipe's or the study's."""
+class Variant(Checked):
+    """How a student (or the teacher itself) is trained; what is not given is the recipe's or the study's."""
 
+    kind: str | None = option(None, "which system this is", cosmetic=True)
+    model: Literal["student", "teacher"] = option(
+        "student", "what is fine-tuned: a student, or the trimmed teacher itself, from labels"
+    )
+    language_sfts: bool = option(
+        False, "of a teacher: its task SFT is learnt on the source's language SFT, and used on each target's (LT-SFT)"
+    )
+    whole_vocabulary: bool = option(False, "of a teacher: scored with its whole vocabulary")
     teacher: bool = option(True, "teacher-forced; false: self-taught")
     target_text: bool = option(False, "batches of target text; without them labelled batches take their place")
     equal_steps: bool = option(True, "without target text, as many steps as with it, over more epochs")
     phase1: bool = option(True, "false: copied layers")
-    phase1_length: float = option(1.0, "times the steps of phase 1")
+    phase1_length: float = option(1.0, "times the steps of phase 1", above=0)
     phase1_group: str | None = option(None, "start from another group's phase 1")
-    epochs: float | None = option(None, "another length of phase 2")
-    target_sentences: int | None = option(None, "another number of target sentences per group")
+    phase1_languages: Literal["group", "targets"] = option(
+        "group", "text of phase 1: source and targets, or targets alone (monolingual distillation)"
+    )
+    phase1_objective: ObjectiveSettings | None = option(None, "weights of the losses of phase 1")
+    task_objective: ObjectiveSettings | None = option(None, "weights of the losses of phase 2")
+    start: Literal["copy", "random", "scratch"] | None = option(None, "how students start, instead of their own start")
+    epochs: float | None = option(None, "another length of phase 2", above=0)
+    target_sentences: int | None = option(None, "another number of target sentences per group", least=1)
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
     precision: PrecisionName | None = option(None, "number format of the matrix products in both phases")
     average_last: int | None = option(None, "in phase 2, the mean of so many snapshots instead of the best on dev")
-    groups: list[str] = option(factory=lambda: ["all"], help="for these groups")
+    learning_rates: list[float] = option(
+        factory=list, help="of the fine-tuning: tried on dev, instead of search.learning_rates; one is taken as it is"
+    )
+    groups: list[str] = option(factory=lambda: [ALL], help="for these groups; each: for every group of one target")
     students: list[str] = option(factory=list, help="only these students")
     seeds: list[int] = option(factory=list, help="of the student; none: the study's")
 
@@ -46,62 +77,300 @@ class Variant:
         own = phase2
         if self.sparse is not None:
             own = replace(own, sparse=self.sparse)
-        if self.epochs is not None:
-            own = replace(own, training=replace(own.training, epochs=self.epochs))
-        if self.precision is not None:
-            own = replace(own, training=replace(own.training, precision=self.precision))
-        if self.average_last is not None:
-            own = replace(own, training=replace(own.training, average_last=self.average_last))
+        own = replace(own, training=self._training(own.training))
+        if self.task_objective is not None:
+            own = replace(own, objective=self.task_objective)
         if not self.target_text:
             own = without_target_text(own) if self.equal_steps else replace(own, target_text=0.0, target_sentences=None)
         return own if self.teacher else FinetuneSettings(sparse=own.sparse, training=own.training)
+
+    def teacher_settings(self, finetune: FinetuneSettings) -> FinetuneSettings:
+        """The fine-tuning of a teacher as this variant has it; each phase of a sparse one is as long as a dense one."""
+        training, sparse = self._training(finetune.training), self.sparse or finetune.sparse
+        if not self.language_sfts:
+            return replace(finetune, sparse=sparse, training=training)
+        if sparse is None:
+            sparse = SparseSettings(
+                dense_epochs=training.epochs, sparse_epochs=training.epochs,
+                dense_steps=training.steps, sparse_steps=training.steps,
+            )  # fmt: skip
+        return FinetuneSettings(sparse=sparse, training=replace(training, steps=None, epochs=3.0))
+
+    def _training(self, training: TrainingSettings) -> TrainingSettings:
+        given = {name: getattr(self, name) for name in ("epochs", "precision", "average_last")}
+        return replace(training, **{name: value for name, value in given.items() if value is not None})
 
     def phase1_settings(self, phase1: Phase1Settings) -> Phase1Settings:
         """Phase 1 as this variant has it."""
         if self.precision is not None:
             phase1 = replace(phase1, training=replace(phase1.training, precision=self.precision))
+        if self.phase1_objective is not None:
+            phase1 = replace(phase1, objective=self.phase1_objective)
         if self.phase1_length == 1:
             return phase1
         assert phase1.training.steps is not None, "another length is in steps"
         steps = round(self.phase1_length * phase1.training.steps)
         return replace(phase1, training=replace(phase1.training, steps=steps))
 
+    def student(self, student: StudentSettings) -> StudentSettings:
+        """A student as this variant starts it, and as it learns in phase 1."""
+        if self.start is not None:
+            student = replace(student, start=self.start)
+        return student if self.phase1_objective is None else replace(student, objective=None)
+
+
+def _only(**weights: float) -> ObjectiveSettings:
+    """An objective of these terms."""
+    return ObjectiveSettings(**{"attention": 0.0, "hidden": 0.0, **weights})  # type: ignore[arg-type]
+
+
+PRESETS: Mapping[str, Variant] = {
+    # Ansell et al. 2023, section 3: one bilingual student per target.
+    "bistil": Variant(groups=[EACH]),
+    # The undistilled teacher with language and task SFTs (section 4.4).
+    "lt-sft": Variant(model="teacher", language_sfts=True, whole_vocabulary=True),
+    # The task teacher with the vocabulary that all systems have.
+    "trim-only": Variant(model="teacher"),
+    # A student's shape, nothing of the teacher: masked language modelling on both languages, then labels (section 4.4).
+    "scratch": Variant(groups=[EACH], teacher=False, start="scratch", phase1_objective=_only(hard_labels=1.0)),
+    # Phase 1 on text of the target alone.
+    "monolingual": Variant(groups=[EACH], phase1_languages="targets"),
+    # Sanh et al. 2019, section 3: copied layers, soft predictions, masked LM and cosine, on text of many languages; the
+    # weights are those of its code.
+    "distilmbert": Variant(
+        teacher=False, phase1_group=ALL, phase1_objective=_only(prediction=5.0, hard_labels=2.0, cosine=1.0)
+    ),
+    # Wang et al. 2021: relations of one layer, random layers, on text of many languages.
+    "minilmv2": Variant(teacher=False, phase1_group=ALL, start="random", phase1_objective=_only(relations=1.0)),
+}
+"""How each system is made, as far as a study's file does not say otherwise."""
+
 
 @dataclass(kw_only=True, frozen=True)
-class StudySettings:
+class SearchSettings(Checked):
+    """The same small search for every system: its first seed tries all rates on the source's dev set."""
+
+    learning_rates: list[float] = option(help="peak learning rates of the fine-tuning that are tried")
+
+    def __post_init__(self) -> None:
+        """Also refuses rates that are none."""
+        super().__post_init__()
+        _check_rates(self.learning_rates)
+
+
+def _check_rates(rates: Iterable[float]) -> None:
+    for rate in rates:
+        if not 0 < rate < 1:
+            raise RecipeError(f"learning_rates has {rate}; a learning rate is between 0 and 1")
+
+
+HEAD = AdaptSettings(
+    steps=300,
+    block_length=128,
+    training=TrainingSettings(steps=1, batch_size=16, learning_rate=1e-3, evaluate_steps=None),
+)
+LANGUAGE = AdaptSettings(
+    steps=300,
+    block_length=128,
+    training=TrainingSettings(steps=1, batch_size=16, learning_rate=3e-4, evaluate_steps=None),
+)
+
+
+@dataclass(kw_only=True, frozen=True)
+class StudySettings(Checked):
     """A study's file."""
 
     name: str = option(help="of the study", cosmetic=True)
+    teacher: str = option("e5-small", "hub name or folder of the multilingual model; e5-small is the packaged one")
     source: str = option(help="language with labels")
+    text: dict[str, list[str]] = option(
+        factory=dict, help="per language, files of plain text; a language's default is text/LANGUAGE.txt"
+    )
     targets: dict[str, dict[str, str]] = option(help="per language, dev and test files")
-    groups: dict[str, list[str]] = option(help="targets that share a student")
-    reductions: list[int] = option(help="the students: layer reduction factors")
-    variants: dict[str, Variant] = option(help="ways to train a student, on top of those of all studies")
+    groups: dict[str, list[str]] = option(
+        factory=dict, help="targets that share a student; none: all of them, and each by itself"
+    )
+    reductions: list[int] = option(factory=list, help="students by their layer reduction factors")
+    students: list[StudentSettings] = option(factory=list, help="students with more to say than a reduction")
+    variants: dict[str, Variant] = option(factory=dict, help="ways to train a student, on top of those of all studies")
+    reference: str | None = option(
+        None, "the system or variant that gaps are to; none: lt-sft if there is one, else trim-only", cosmetic=True
+    )
     task: TaskSettings = option(help="training data")
     phase1: Phase1Settings = option(help="general distillation of a group")
     finetune: FinetuneSettings = option(help="the task teacher")
     phase2: Phase2Settings = option(help="the students")
+    head: AdaptSettings = option(factory=lambda: HEAD, help="the masked-LM head of a teacher that has none")
+    language: AdaptSettings = option(factory=lambda: LANGUAGE, help="the language SFTs of lt-sft")
+    search: SearchSettings | None = option(None, "learning rates to choose from; none: those of finetune and phase2")
     seeds: list[int] = option(factory=lambda: [0, 1], help="of the students")
     teacher_seed: int = option(0, "of the task teacher, the same for all students")
-    teacher_examples: int | None = option(None, "labelled examples that the teacher learns from; none: all")
-    student_examples: int | None = option(None, "labelled examples that students learn from; none: all")
-    target_sentences: int | None = option(None, "target sentences per group, equally many per language; none: all")
-    dev_examples: int | None = option(None, "of the source's dev set; none: all")
-    test_examples: int | None = option(None, "of each target's dev and test set; none: all")
+    teacher_examples: int | None = option(None, "labelled examples that the teacher learns from; none: all", least=1)
+    student_examples: int | None = option(None, "labelled examples that students learn from; none: all", least=1)
+    target_sentences: int | None = option(
+        None, "target sentences per group, equally many per language; none: all", least=1
+    )
+    dev_examples: int | None = option(None, "of the source's dev set; none: all", least=1)
+    test_examples: int | None = option(None, "of each target's dev and test set; none: all", least=1)
+
+    def __post_init__(self) -> None:
+        """Completes groups and students; raises RecipeError for names that nothing has, or that two things have."""
+        super().__post_init__()
+        if not self.task.dev:
+            raise RecipeError("task.dev names no files: the source's dev set chooses learning rates and checkpoints")
+        if not self.targets:
+            raise RecipeError("targets has no language: add targets.LANGUAGE = { test = FILE }")
+        if not self.groups:
+            found = {ALL: [*self.targets]} | ({one: [one] for one in self.targets} if len(self.targets) > 1 else {})
+            object.__setattr__(self, "groups", found)
+        self._check_languages()
+        self._check_students()
+        self._check_names()
+        for name, variant in self.variants.items():
+            self._check_variant(name, variant)
+        if self.reference is not None:
+            require(self.reference, self.variants, "reference", "system or variant")
 
     @property
-    def students(self) -> list[StudentSettings]:
-        """One per reduction."""
-        return [StudentSettings(name=f"lrf{factor}", reduction=factor) for factor in self.reductions]
+    def shapes(self) -> list[StudentSettings]:
+        """All students: those of the reductions, and those that are given whole."""
+        reduced = [StudentSettings(name=f"lrf{factor}", reduction=factor) for factor in self.reductions]
+        return [*reduced, *self.students]
+
+    def groups_of(self, variant: Variant) -> list[str]:
+        """The groups that a variant is made for, without `each`; of a teacher, one that stands for all targets."""
+        if variant.model == "teacher":
+            return [self.whole]
+        alone = [name for name, targets in self.groups.items() if len(targets) == 1]
+        found = [one for name in variant.groups for one in (alone or [self.whole] if name == EACH else [name])]
+        return list(dict.fromkeys(found))
+
+    @property
+    def whole(self) -> str:
+        """The group of all targets, or the first one."""
+        return next(
+            (name for name, own in self.groups.items() if set(own) == set(self.targets)), next(iter(self.groups))
+        )
+
+    def _check_languages(self) -> None:
+        for language in (self.source, *self.targets):
+            if not re.fullmatch(r"[\w-]+", language):
+                raise RecipeError(f"targets has the language {language!r}; codes are letters, digits, - and _")
+        if self.source in self.targets:
+            raise RecipeError(f"targets has the source, {self.source!r}: leave it out, its dev set is scored anyway")
+        for target, files in self.targets.items():
+            if "test" not in files:
+                raise RecipeError(f'targets.{target} has no test set: add test = "FILE"')
+        for language in self.text:
+            require(language, (self.source, *self.targets), "text", "language")
+        for name, targets in self.groups.items():
+            if not targets:
+                raise RecipeError(f"groups.{name} is empty: name targets")
+            for target in targets:
+                require(target, self.targets, f"groups.{name}", "target")
+            if len(set(targets)) < len(targets):
+                raise RecipeError(f"groups.{name} is {targets}: name each target once")
+        if EACH in self.groups:
+            raise RecipeError(f"groups has {EACH!r}, which stands for every group of one target: choose another name")
+
+    def _check_students(self) -> None:
+        names = [student.name for student in self.shapes]
+        for name in names:
+            if names.count(name) > 1:
+                raise RecipeError(f"two students are called {name!r}: give each a name of its own")
+        if not names and any(variant.model == "student" for variant in self.variants.values()):
+            raise RecipeError("students has none: give reductions = [2], or [[students]]")
+
+    def _check_names(self) -> None:
+        """A word of the command line must say which of a study's parts it names."""
+        kinds = {
+            "system or variant": [*self.variants], "group": [*self.groups],
+            "student": [one.name for one in self.shapes],
+        }  # fmt: skip
+        seen: dict[str, str] = {}
+        for kind, names in kinds.items():
+            for name in names:
+                if name in seen:
+                    raise RecipeError(f"a {seen[name]} and a {kind} are both called {name!r}: rename one of them")
+                seen[name] = kind
+
+    def _check_variant(self, name: str, variant: Variant) -> None:
+        where = f"variants.{name}" if variant.kind is None else f"systems.{name}"
+        for group in variant.groups:
+            if group != EACH and variant.model == "student":
+                require(group, self.groups, f"{where}.groups", "group")
+        if variant.phase1_group is not None:
+            require(variant.phase1_group, self.groups, f"{where}.phase1_group", "group")
+        for student in variant.students:
+            require(student, [one.name for one in self.shapes], f"{where}.students", "student")
+        _check_rates(variant.learning_rates)
+        if variant.kind == "minilmv2":
+            self._check_narrow(name, variant)
+        if variant.phase1_length != 1 and self.phase1.training.steps is None:
+            raise RecipeError(f"{where}.phase1_length is {variant.phase1_length:g}: give phase1.training.steps")
+
+    def _check_narrow(self, name: str, variant: Variant) -> None:
+        chosen = [one for one in self.shapes if not variant.students or one.name in variant.students]
+        wide = [one.name for one in chosen if one.hidden_size is None]
+        if wide:
+            raise RecipeError(
+                f"systems.{name}: minilmv2's students are narrower than the teacher, and {wide[0]!r} is not: add "
+                "[[students]] with hidden_size, and name it in students"
+            )
+
+
+def require(name: str, known: Iterable[str], where: str, what: str) -> None:
+    """Make sure that a name is known.
+
+    Raises:
+        RecipeError: it is not; the message names the nearest one.
+    """
+    names = [str(one) for one in known]
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+    raise RecipeError(f"{where}: no {what} is called {name!r}; {hint}")
 
 
 def load_study(file: Path) -> StudySettings:
     """Read a study's file, with the variants of all studies that lie beside it.
 
+    `[systems.NAME]` and `[variants.NAME]` are one thing: what a `kind` presets, and what the file says otherwise; a
+    system must have a kind.
+
     Raises:
-        RecipeError: unreadable file, unknown key, wrong type.
+        RecipeError: unreadable file, unknown key, wrong type, a name that nothing or that two things have.
     """
     own = load_toml(file)
     common = file.with_name(COMMON)
-    own["variants"] = (load_toml(common) if common.exists() else {}) | own.get("variants", {})
+    tables = {"systems": own.pop("systems", {}), "variants": own.pop("variants", {})}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise RecipeError(f"{file}.{name} must be a table, not {table!r}")
+    for name in tables["systems"]:
+        if name in tables["variants"]:
+            raise RecipeError(f"{file}: a system and a variant are both called {name!r}: rename one of them")
+    of_all = load_toml(common) if common.exists() and common != file else {}
+    found = {name: _made(values, f"{file}.systems.{name}", preset=True) for name, values in tables["systems"].items()}
+    for name, values in (of_all | tables["variants"]).items():
+        where = f"{file if name in tables['variants'] else common}.variants.{name}"
+        found[name] = _made(values, where, preset=isinstance(values, dict) and "kind" in values)
+    own["variants"] = {name: _given(variant) for name, variant in found.items()}
     return parse(StudySettings, own, str(file))
+
+
+def _made(values: Any, where: str, *, preset: bool) -> Variant:
+    """A system or variant of a study's file."""
+    if not preset or not isinstance(values, dict):
+        return parse(Variant, values, where)
+    kind = values.get("kind")
+    if not isinstance(kind, str):
+        raise RecipeError(f"{where}: 'kind' is missing; it is one of {', '.join(SYSTEMS)}")
+    require(kind, SYSTEMS, f"{where}.kind", "system")
+    return parse(Variant, values, where, base=PRESETS[kind])
+
+
+def _given(variant: Variant) -> dict[str, Any]:
+    """A variant as a file would have it."""
+    return {name: value for name, value in to_dict(variant).items() if value is not None}

@@ -16,8 +16,9 @@ from bistil.errors import ArtefactError
 from bistil.models.families import check_length, family_of
 from bistil.models.masked_lm import masked_lm_loss, masked_lm_model, start_at_frequencies, supported_config
 from bistil.models.names import model_folder
-from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import claim, open_work
+from bistil.models.tokenizers import load_tokenizer, write_tokenizer
+from bistil.models.writing import save_weights
+from bistil.runtime.artefacts import claim, open_work, whole_folder
 from bistil.runtime.fast_linear import fast_linear
 from bistil.settings.schema import AdaptSettings, SparseSettings
 from bistil.sparse import SparseFineTuning, train_sparse
@@ -180,3 +181,52 @@ def adapt(
         sft.save(output, replace=replace)
     processes().wait_for_everyone()
     return sft
+
+
+def add_masked_lm_head(
+    model: str,
+    files: Sequence[Path],
+    output: Path,
+    *,
+    languages: Sequence[str],
+    settings: AdaptSettings,
+    work: Path,
+    seed: int = 0,
+    replace: bool = False,
+) -> SparseFineTuning:
+    """Give an encoder a masked-LM head: `adapt` trains the head alone, and nothing of the encoder changes.
+
+    The output embeddings are the input embeddings again, so that students do not carry two tables. The same call goes
+    on after an interruption.
+
+    Args:
+        model: folder or name of the encoder.
+        files: plain text of all languages that it is to be used with.
+        output: gets the model with its head and its tokenizer.
+        languages: their codes, for the record.
+        settings: of `adapt`; its density does not matter.
+        work: token blocks and checkpoints; the caller may remove it afterwards.
+        seed: as for `adapt`.
+        replace: an output folder of ours gives way.
+
+    Returns:
+        The head, as an SFT without sparse entries.
+
+    Raises:
+        BistilError: as `adapt`.
+    """
+    claim(folders=[output], work=work, inputs=[model, *files], force=replace)
+    head = adapt(
+        model, files, work / "head", language="+".join(languages), settings=settings, work=work / "training", seed=seed,
+        mask={}, replace=True,
+    )  # fmt: skip
+    whole, _ = masked_lm_model(model, seed=seed)
+    head.merge(whole)
+    whole.config.tie_word_embeddings = True
+    whole.tie_weights()
+    if processes().is_main_process:
+        with whole_folder(output, replace=replace, record={"kind": "encoder with a new masked-LM head"}) as folder:
+            save_weights(whole, folder)
+            write_tokenizer(load_tokenizer(model), folder)
+    processes().wait_for_everyone()
+    return head

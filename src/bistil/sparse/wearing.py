@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from bistil.models.families import family_of
@@ -84,6 +85,41 @@ def dressed_copy(
     own_sft(sft, multilingual, kept_in(trimmed or model), force=force_sfts).apply(multilingual, heads=False)
     with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
         save_weights(multilingual, folder)
+        write_tokenizer(load_tokenizer(str(model)), folder)
+    return output
+
+
+def exchanged_copy(
+    model: Path, task: str | Path, language: str | Path, *, base: Path, output: Path, replace: bool = False
+) -> Path:
+    """Write a task model for another language: base + the language's SFT + the task's (LT-SFT, section 3.2).
+
+    The task SFT was learnt on top of another language's SFT, which this one takes the place of.
+
+    Args:
+        model: folder of the task model that came of learning the task SFT; its head is used.
+        task: folder of the task SFT.
+        language: folder of the language SFT that is to be worn.
+        base: folder of the model that both languages' SFTs were learnt on.
+        output: gets the model with its tokenizer.
+        replace: a folder of ours gives way.
+
+    Raises:
+        InputError: `output` may not be written (`runtime.artefacts.claim`).
+        ArtefactError: the language SFT was made for another base, or one of the two does not fit the model.
+    """
+    claim(folders=[output], inputs=[model, task, language, base], force=replace)
+    fine_tuned, _ = load_model(model)
+    bare = load_encoder(base)
+    own = own_sft(language, bare, None)
+    encoder, original = family_of(fine_tuned).encoder(fine_tuned), family_of(bare).encoder(bare).state_dict()
+    with torch.no_grad():
+        for name, value in encoder.state_dict().items():
+            value.copy_(original[name])
+    own.apply(fine_tuned, heads=False)
+    SparseFineTuning.load(task).apply(fine_tuned)
+    with whole_folder(output, replace=replace, record={"kind": "task model with a language SFT"}) as folder:
+        save_weights(fine_tuned, folder)
         write_tokenizer(load_tokenizer(str(model)), folder)
     return output
 

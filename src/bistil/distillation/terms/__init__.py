@@ -122,6 +122,8 @@ class Term(ABC):
 
     NAME: ClassVar[str]
     """Of its weight, and in logs."""
+    TAUGHT: ClassVar[bool] = True
+    """Whether it looks at the teacher; where no term does, the teacher does not run."""
     KEEPABLE: ClassVar[bool] = False
     """Whether all that `loss` reads of the teacher is named by `teacher_needs`, or is what the task compares: phase 2
     may then keep it from epoch to epoch. Beyond an example's own tokens it is 0 there."""
@@ -304,6 +306,7 @@ class HardLabels(Term):
     """The task's own loss on labelled examples (phase 2), or masked language modelling (phase 1)."""
 
     NAME = "hard_labels"
+    TAUGHT = False
     KEEPABLE = True
 
     def needs(self, layers: Sequence[int]) -> Needs:

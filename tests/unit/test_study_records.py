@@ -1,0 +1,223 @@
+"""Records of studies: written durably, read without torch, damaged lines named; tables and the page out of them."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bistil.errors import InputError
+from bistil.report.paper import LTSFT, paper_figure
+from bistil.report.studies import (
+    RECORDS,
+    PartRecord,
+    PointRecord,
+    SpeedRecord,
+    SpeedRecords,
+    StudyRecord,
+    SystemRecord,
+    WithdrawnRecord,
+    append_record,
+    mean_gap,
+    read_records,
+)
+from bistil.report.study_page import PAGE, present, scores_table, write_study_page
+
+STUDY = StudyRecord(
+    name="tiny", task="token-classification", source="eng", targets=["swa", "kin"], points=6,
+    systems={
+        "SCRATCH": SystemRecord(kind="scratch", what="random"), "TF": SystemRecord(kind="bistil", what="forced"),
+        "upper <bound>": SystemRecord(kind="lt-sft", what="teacher"),
+    },
+    students={"lrf2": "half"}, budgets={"phase 1": "2 steps"}, file='name = "tiny"',
+)  # fmt: skip
+
+
+def part(score, resamples):
+    scores = {"f1": score, "f1/PER": score + 1}
+    return PartRecord(score=score, interval=[score - 1, score + 1], examples=9, scores=scores, resamples=resamples)
+
+
+def point(system, group, scores, *, seed=0, student="lrf2", **options):
+    values = {
+        "key": "k", "targets": [target for target in STUDY.targets if group in ("all", target)], "metric": "f1",
+        "shape": student or "teacher", "tokens": {"phase 1": 100, "fine-tuning": 10},
+        "seconds": {"phase 1": 3.0, "fine-tuning": 1.0, "scoring": 9.0}, "learning_rate": 1e-3,
+    }  # fmt: skip
+    parts = {f"{target}/test": part(*one) for target, one in scores.items()} | {"eng/dev": part(90, [90, 90])}
+    return PointRecord(system=system, group=group, student=student, seed=seed, scores=parts, **values | options)
+
+
+POINTS = [
+    point("TF", "swa", {"swa": (52, [44, 62])}, search={"0.001": 80.0, "0.01": 70.0},
+          held_out={"steps": [0, 4], "loss": [2.0, 1.0]}),
+    point("TF", "swa", {"swa": (54, [42, 66])}, seed=1),
+    point("TF", "kin", {"kin": (9, [9, 9])}),
+    point("TF", "kin", {"kin": (11, [11, 11])}, seed=1),
+    point("upper <bound>", "all", {"swa": (50, [40, 60]), "kin": (10, [10, 10])}, student=None, paper=LTSFT),
+    point("SCRATCH", "all", {"swa": (20, [10, 30]), "kin": (10, [12, 8])}, held_out={"steps": [0, 4], "loss": [1, 2]}),
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for record in (STUDY, *POINTS):
+        append_record(tmp_path / RECORDS, record)
+    return tmp_path
+
+
+def test_records_come_back_as_they_were_in_the_order_of_the_study(folder):
+    records = read_records(folder)
+    assert records.study == STUDY and records.problems == []
+    assert [(one.system, one.group, one.seed) for one in records.points] == [
+        ("SCRATCH", "all", 0), ("TF", "swa", 0), ("TF", "swa", 1), ("TF", "kin", 0), ("TF", "kin", 1),
+        ("upper <bound>", "all", 0),
+    ]  # fmt: skip
+    assert sorted(records.points, key=repr) == sorted(POINTS, key=repr)
+
+
+def test_a_damaged_line_is_named_and_skipped_and_a_cut_off_one_costs_nothing_else(folder):
+    file = folder / RECORDS
+    lines = file.read_bytes().splitlines(keepends=True)
+    # A figure that was changed, no JSON at all, and a line that a full disk cut off.
+    file.write_bytes(b"".join([*lines[:1], lines[1].replace(b'"score": 52', b'"score": 99'), b"}\n", *lines[2:-1]]))
+    with file.open("ab") as stream:
+        stream.write(lines[-1][:50])
+    append_record(file, replace(POINTS[0], seed=7))
+    records = read_records(folder)
+    assert [re.search(r"line (\d+)", problem).group(1) for problem in records.problems] == ["2", "3", "8"]
+    assert all("is damaged: it is skipped" in problem for problem in records.problems)
+    assert [one.seed for one in records.points if one.system == "TF" and one.group == "swa"] == [1, 7]
+
+
+def test_the_later_line_counts_and_a_withdrawn_point_is_gone(folder):
+    append_record(folder / RECORDS, replace(POINTS[1], key="later"))
+    append_record(folder / RECORDS, WithdrawnRecord(system="TF", group="kin", student="lrf2", seed=0))
+    points = {one.place: one.key for one in read_records(folder).points}
+    assert points["TF", "swa", "lrf2", 1] == "later" and len(points) == 5
+
+
+def test_a_folder_without_records_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"has no study\.jsonl"):
+        read_records(tmp_path)
+    append_record(tmp_path / RECORDS, POINTS[0])
+    with pytest.raises(InputError, match="does not say what the study is"):
+        read_records(tmp_path)
+
+
+def test_records_are_read_and_shown_without_torch(folder):
+    code = "import sys; from pathlib import Path; from bistil.report.study_page import present\n"
+    code += f"present(Path({str(folder)!r}))\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "TF, lrf2" in said.stdout
+
+
+# Figures
+
+
+def test_the_mean_gap_of_seeds_and_sets():
+    reference = [part(50, [40, 60]), part(10, [10, 10])]
+    rows = [[part(52, [44, 62]), part(9, [9, 9])], [part(54, [42, 66]), part(11, [11, 11])]]
+    gap, low, high = mean_gap(rows, reference)
+    # By hand: gaps 2, -1, 4, 1; resamples of the mean gap (4 - 1 + 2 + 1) / 4 and (2 - 1 + 6 + 1) / 4.
+    assert gap == 1.5
+    assert (low, high) == pytest.approx((1.5 + 0.0125, 2.0 - 0.0125))
+
+
+def test_rows_join_seeds_and_the_models_of_each_target(folder):
+    records = read_records(folder)
+    assert [row.name for row in records.rows] == ["upper <bound>", "SCRATCH, lrf2", "TF, lrf2"]
+    upper, scratch, forced = records.rows
+    assert records.reference is upper and records.gap(upper) is None
+    assert (forced.seeds, forced.targets, forced.shared) == (2, ["swa", "kin"], None)
+    tests = ["swa/test", "kin/test"]
+    assert forced.means(tests) == [30.5, 32.5] and forced.mean(tests) == 31.5
+    # The same numbers as by `mean_gap`.
+    assert records.gap(forced) == pytest.approx((1.5, 1.5125, 1.9875))
+    assert forced.label("PER", "f1") == 32.5 and records.labels == ["PER"]
+    # Of both models together, as a mean over seeds; the search once.
+    assert forced.total("seconds") == {"phase 1": 6.0, "fine-tuning": 2.0, "scoring": 18.0}
+    assert scratch.total("tokens") == {"phase 1": 100, "fine-tuning": 10}
+    assert scratch.below_start and not forced.below_start
+
+
+def test_the_best_student_is_bold_only_beyond_the_interval(folder):
+    records = read_records(folder)
+    forced = records.rows[2]
+    assert records.best("swa/test") is forced and records.best(None) is forced
+    assert records.best("kin/test") is None  # 10 against 10: resamples differ by -2 and +2
+    lines = {line.name: line for line in scores_table(records)}
+    assert [cell.best for cell in lines["TF, lrf2"].cells] == [True, False, True]
+    assert lines["TF, lrf2"].cells[0].text == "53.0 ± 1.4"
+    assert lines["upper <bound>"].cells[0].paper == "79.4" and lines["TF, lrf2"].cells[0].paper == ""
+    assert lines["TF, lrf2"].serves == "one model per language"
+    assert lines["SCRATCH, lrf2"].gap == "−15.0"
+
+
+def test_the_papers_figures_average_to_the_papers_averages():
+    from bistil.report.paper import DISTILMBERT, FIGURES, LRF2, LRF3
+
+    ner = FIGURES["token-classification", "f1"]
+    averages = {LTSFT: 71.7, DISTILMBERT: 68.4, LRF2: 71.3, LRF3: 69.6}
+    for system, average in averages.items():
+        assert np.mean([*ner[system].values()]) == pytest.approx(average, abs=0.1), system
+    parsing = FIGURES["dependency-parsing", "las"]
+    for system, average in {LTSFT: 37.8, LRF2: 36.5}.items():
+        assert np.mean([*parsing[system].values()]) == pytest.approx(average, abs=0.1), system
+    assert paper_figure("token-classification", "accuracy", LTSFT, "swa") is None
+
+
+# The page
+
+
+def speed(name, ratio):
+    return SpeedRecord(
+        name=name, parameters=1000, bytes=10**6, vocabulary=10, layers=2, milliseconds=1.0, speed_ratio=ratio,
+        speed_ratio_range=[ratio, ratio], flops=100,
+    )  # fmt: skip
+
+
+def test_the_page_is_one_file_that_loads_nothing_and_says_what_is_missing(folder, capsys):
+    append_record(folder / RECORDS, SpeedRecords(shapes=[speed("teacher", 1.0), speed("lrf2", 2.0)], threads=1))
+    with (folder / RECORDS).open("ab") as stream:
+        stream.write(b"{}\n")
+    present(folder)
+    said = capsys.readouterr()
+    assert "TF, lrf2" in said.out and "53.0 ± 1.4*" in said.out and "line 9 is damaged" in said.err
+    page = (folder / PAGE).read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|url\((?!#|var)|@import|<script""", page)
+    assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page and "@media print" in page
+    assert "upper &lt;bound&gt;" in page and "upper <bound>" not in page
+    for words in ("paper 79.4", "needs explaining", "line 9 is damaged", "<b>0.001: 80.0</b>", "name = &#34;tiny&#34;",
+                  "TF, lrf2 is the best student on average: 31.5 f1, +1.5 points"):  # fmt: skip
+        assert words in page, words
+    assert page.count("<svg") == 2
+    write_study_page(read_records(folder), folder / "again.html")
+    assert (folder / "again.html").read_text() == page
+    with pytest.raises(InputError):
+        write_study_page(read_records(folder), folder / "again.html")
+
+
+def test_a_study_that_has_just_begun_has_a_page_too(tmp_path):
+    append_record(tmp_path / RECORDS, STUDY)
+    present(tmp_path)
+    page = (tmp_path / PAGE).read_text()
+    assert "0 of 6 models are on record" in page and "no student is scored on all targets yet" in page
+
+
+def test_the_record_for_figures_is_made_of_the_records(folder, monkeypatch, capsys):
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import transfer
+
+    monkeypatch.setattr(sys, "argv", ["transfer.py", str(folder)])
+    transfer.main()
+    made = json.loads(capsys.readouterr().out)
+    rows = {row["variant"]: row for row in made["rows"]}
+    assert rows["TF"]["gap"] == 1.5 and rows["TF"]["phase1_tokens"] == 100 and rows["upper <bound>"]["gap"] == 0
+    assert rows["SCRATCH"]["group"] == "all" and rows["TF"]["means"] == [30.5, 32.5]
