@@ -264,6 +264,14 @@ def test_printed_jobs_are_commands_and_a_script_that_bash_reads(study, tmp_path)
     assert said.stdout.strip() == lines[1]
 
 
+def test_a_job_that_would_wait_for_another_comes_later():
+    pending = {"a": {"trim", "x"}, "b": {"trim", "x", "y"}, "c": {"trim", "z"}, "d": set()}.__getitem__
+    assert jobs.next_job(["b", "c"], [], pending) == "b"
+    assert jobs.next_job(["b", "c"], ["a"], pending) == "c"
+    assert jobs.next_job(["b", "c", "d"], ["a"], pending) == "d"
+    assert jobs.next_job(["b", "c"], ["d"], pending) == "b"
+
+
 def test_as_many_jobs_run_as_cores_and_memory_allow(monkeypatch):
     from types import SimpleNamespace
 

@@ -4,7 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +75,29 @@ def side_by_side(asked: int, jobs: int, forecast: Forecast) -> tuple[int, str]:
     return count, "" if count == asked else why
 
 
-def run_jobs(commands: Mapping[str, Sequence[str]], count: int, output: Path) -> None:
+def next_job(left: Sequence[str], running: Iterable[str], pending: Callable[[str], Collection[str]]) -> str:
+    """The job that has the least to do in common with those that run: it would wait for that; of equals the first.
+
+    Args:
+        left, running: names of jobs.
+        pending: per job, what it stands on that is not made yet.
+    """
+    busy = {key for name in running for key in pending(name)}
+    return min(left, key=lambda name: len(busy.intersection(pending(name)))) if busy else left[0]
+
+
+def run_jobs(
+    commands: Mapping[str, Sequence[str]],
+    count: int,
+    output: Path,
+    pending: Callable[[str], Collection[str]] = lambda _: (),
+) -> None:
     """Run command lines of bistil, so many at a time; the others go on when one fails.
 
     Args:
         commands: by the name of the job, words for `bistil`.
         output: the study's folder; what jobs say goes to files there.
+        pending: see `next_job`.
 
     Raises:
         InputError: a job failed; the message says where it says why.
@@ -90,13 +107,15 @@ def run_jobs(commands: Mapping[str, Sequence[str]], count: int, output: Path) ->
     # Threads that wait for each other across processes cost more than they give.
     threads = str(max(1, cores() // count))
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    left = list(enumerate(commands.items(), start=1))
+    left = list(commands)
     running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
     failed: list[tuple[str, Path]] = []
     try:
         while left or running:
             while left and len(running) < count:
-                number, (name, words) = left.pop(0)
+                name = next_job(left, [one for one, _ in running.values()], pending)
+                left.remove(name)
+                number, words = [*commands].index(name) + 1, commands[name]
                 log = logs / f"{number}.log"
                 with log.open("wb") as stream:
                     process = subprocess.Popen(

@@ -14,7 +14,7 @@ from bistil.runs.stages import Bare, Exchange, FineTune, Restore
 from bistil.runtime.artefacts import check_apart
 from bistil.study.jobs import LOGS, Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
 from bistil.study.plan import Study
-from bistil.study.points import Point
+from bistil.study.points import Only, Point
 from bistil.study.records import PointBook, closure
 
 logger = logging.getLogger(__name__)
@@ -166,4 +166,12 @@ def _side_by_side(
         logger.info(f"{count} side by side: there are {why}")
     with study.open(output) as run:
         PointBook(study, run).open(text)
-    run_jobs({job.name: job.words(file, output, data) for job in todo}, count, output)
+        needs = {}
+        for job in todo:
+            own = Only.of(job.only, study.settings)
+            needs[job.name] = [*closure(study.stages(study.points(own), run))]
+
+    def pending(name: str) -> set[str]:
+        return {stage.key for stage in needs[name] if run.known(stage, whole=False) is None}
+
+    run_jobs({job.name: job.words(file, output, data) for job in todo}, count, output, pending)
