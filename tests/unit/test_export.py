@@ -194,7 +194,7 @@ def test_the_record_and_the_card_say_what_was_proven(place):
 
 def test_the_proof_s_process_has_no_torch_and_no_bistil():
     script = Path(export_folder.__file__).with_name("fresh.py")
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); import {}"
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['alone'](); import {}"
     for name, blocked in (("torch", True), ("transformers", True), ("bistil", True), ("numpy", False)):
         ran = subprocess.run([sys.executable, "-I", "-c", code.format(name), script], capture_output=True, text=True)
         assert (ran.returncode != 0) == blocked, ran.stderr

@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 
 
+def alone() -> None:
+    """From here on this process cannot import what made the model."""
+    for name in ("torch", "transformers", "bistil"):
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it is an ImportError
+
+
 def largest_difference(session: Any, case: Path) -> float:
     """Between the outputs of the graph and those of a case, where they count; infinite where only one is infinite."""
     arrays = dict(np.load(case))
@@ -52,6 +58,5 @@ def run_cases(folder: Path, cases: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("torch", "transformers", "bistil"):
-        sys.modules[name] = None  # type: ignore[assignment]  # importing it is an ImportError
+    alone()
     run_cases(Path(sys.argv[1]), Path(sys.argv[2]))
