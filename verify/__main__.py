@@ -1,7 +1,7 @@
 """All parts, one after the other. A whole run writes a dated record into docs/reliability.md, a sample does not.
 
 python verify            hours
-python verify --sample   about two minutes: some of each, for continuous integration
+python verify --sample   about three minutes: some of each, for continuous integration
 """
 
 import argparse

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forking import fork
 
 TESTS = Path(__file__).parents[1]
 # The package that is tested here is tested there.
@@ -47,25 +49,6 @@ def prepare(folder: Path) -> None:
     (folder / "sw.txt").write_text(tiny.SWAHILI * 4, encoding="utf-8")
 
 
-def fork(folder: Path, out: str, log: Path) -> int:
-    """Run `distill` in a child, which spares it the seconds of importing everything anew."""
-    child = os.fork()
-    if child:
-        return child
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = 1
-    try:
-        with log.open("a") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-        distill(folder, out)
-        code = 0
-    except KeyboardInterrupt:
-        code = 130
-    finally:
-        os._exit(code)
-
-
 def interrupt_again_and_again(folder: Path) -> None:
     """One whole run, then one that is killed at random moments until it is done; prints what was done to it."""
     import tqdm
@@ -77,14 +60,15 @@ def interrupt_again_and_again(folder: Path) -> None:
     tqdm.tqdm.set_lock(threading.RLock())
     prepare(folder)
     started = time.monotonic()
-    assert os.waitpid(fork(folder, "whole", folder / "log.txt"), 0)[1] == 0, (folder / "log.txt").read_text()
+    child = fork(folder / "log.txt", partial(distill, folder, "whole"))
+    assert os.waitpid(child, 0)[1] == 0, (folder / "log.txt").read_text()
     whole = time.monotonic() - started
     generator = random.Random(0)
     signals = [signal.SIGKILL] * KILLS + [signal.SIGINT] * 3 + [signal.SIGTERM] * 3
     generator.shuffle(signals)
     sent, launches, done = [], 0, False
     while not done:
-        child = fork(folder, "cut", folder / "log.txt")
+        child = fork(folder / "log.txt", partial(distill, folder, "cut"))
         launches += 1
         if signals:
             # From the very start to well into training; a resumed run is shorter than a whole one.

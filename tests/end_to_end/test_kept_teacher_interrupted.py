@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forking import fork
 
 TESTS = Path(__file__).parents[1]
 PATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -53,32 +55,18 @@ def fit(folder: Path, out: str) -> None:
     )  # fmt: skip
 
 
-def fork(folder: Path, out: str) -> int:
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with (folder / "log.txt").open("a") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-        fit(folder, out)
-        code = 0
-    finally:
-        os._exit(code)
-
-
 def interrupt(folder: Path) -> None:
     """One whole run, and runs that are killed at random moments until they are done; prints where the kills fell."""
     import bistil.distillation.task_folders  # noqa: F401  (children inherit the imports)
 
     prepare(folder)
     started = time.monotonic()
-    assert os.waitpid(fork(folder, "whole"), 0)[1] == 0, (folder / "log.txt").read_text()
+    child = fork(folder / "log.txt", partial(fit, folder, "whole"))
+    assert os.waitpid(child, 0)[1] == 0, (folder / "log.txt").read_text()
     whole, generator = time.monotonic() - started, random.Random(0)
     kills = speaking = 0
     while True:
-        child = fork(folder, "cut")
+        child = fork(folder / "log.txt", partial(fit, folder, "cut"))
         if kills < KILLS:
             time.sleep(generator.uniform(0.05, 0.7) * whole)
         if kills < KILLS and os.waitpid(child, os.WNOHANG)[0] == 0:

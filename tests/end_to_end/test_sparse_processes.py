@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forking import fork
 from safetensors.torch import load_file, save_file
 
 TESTS = Path(__file__).parents[1]
@@ -50,22 +52,6 @@ def adapt_language(folder: Path) -> None:
     )  # fmt: skip
 
 
-def fork(folder: Path, out: str) -> int:
-    """Run `fine_tune` in a child, which spares it the seconds of importing everything anew."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with (folder / "log.txt").open("a") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-        fine_tune(folder, out)
-        code = 0
-    finally:
-        os._exit(code)
-
-
 def kill_again_and_again(folder: Path) -> None:
     """One whole run, then others that are killed at random moments, `KILLS` times in all, and gone on with.
 
@@ -75,13 +61,14 @@ def kill_again_and_again(folder: Path) -> None:
     import bistil.sparse  # noqa: F401  (children inherit the imports)
 
     started = time.monotonic()
-    assert os.waitpid(fork(folder, "whole"), 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
+    child = fork(folder / "log.txt", partial(fine_tune, folder, "whole"))
+    assert os.waitpid(child, 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
     longest = 0.6 * (time.monotonic() - started)
     generator = random.Random(0)
     kills, finished = 0, []
     while kills < KILLS or not finished:
         name = f"cut-{len(finished)}"
-        child = fork(folder, name)
+        child = fork(folder / "log.txt", partial(fine_tune, folder, name))
         if kills < KILLS:
             time.sleep(generator.uniform(0.1, 1.0) * longest)
             done, status = os.waitpid(child, os.WNOHANG)
