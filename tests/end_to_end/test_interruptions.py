@@ -20,13 +20,18 @@ PATH = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")]
 KILLS = 20
 
 
-def distill(folder: Path, out: str, *, steps: int = 24) -> None:
+def distill(folder: Path, out: str, *, steps: int = 24, checkpoint_steps: int = 2) -> None:
     """A small phase 1 with two students, held-out losses, and checkpoints every two steps."""
     from bistil.distillation.general import distill_general
     from bistil.settings.recipe import Phase1Settings, StudentSettings, TrainingSettings
 
     training = TrainingSettings(
-        steps=steps, batch_size=4, learning_rate=3e-3, checkpoint_steps=2, evaluate_steps=3, log_steps=1
+        steps=steps,
+        batch_size=4,
+        learning_rate=3e-3,
+        checkpoint_steps=checkpoint_steps,
+        evaluate_steps=3,
+        log_steps=1,
     )
     distill_general(
         folder / "teacher",
@@ -107,7 +112,28 @@ def compare(folder: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def launch(*arguments: str, environment: dict[str, str] | None = None) -> str:
+def stop_one(folder: Path) -> None:
+    """The second of two processes gets a signal in its fifth step, long before the first checkpoint by number."""
+    from bistil.runtime.process import prepare_process
+    from bistil.training.recorder import Recorder
+
+    ends_step = Recorder.on_step_end
+
+    def on_step_end(self, args, state, control, **more):
+        if os.environ["RANK"] == "1" and state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ends_step(self, args, state, control, **more)
+
+    prepare_process()
+    Recorder.on_step_end = on_step_end
+    distill(folder, "stopped", steps=8, checkpoint_steps=1_000)
+
+
+TWO = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
+       "--rdzv-endpoint=localhost:0"]  # fmt: skip
+
+
+def launch(*arguments: str, environment: dict[str, str] | None = None, fails: bool = False) -> str:
     result = subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", **(environment or {})},
@@ -115,8 +141,8 @@ def launch(*arguments: str, environment: dict[str, str] | None = None) -> str:
         text=True,
         timeout=580,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
+    assert (result.returncode != 0) == fails, result.stderr[-4000:]
+    return result.stderr if fails else result.stdout
 
 
 @pytest.mark.timeout(600)
@@ -129,8 +155,7 @@ def test_killed_at_20_random_moments_the_students_are_bit_identical(tmp_path):
 @pytest.mark.timeout(600)
 def test_two_processes_see_the_same_batches_and_lose_the_same(tmp_path):
     launch(__file__, "one", str(tmp_path))
-    launch("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
-           "--rdzv-endpoint=localhost:0", __file__, "two", str(tmp_path))  # fmt: skip
+    launch(*TWO, __file__, "two", str(tmp_path))
     one, two = (json.loads((tmp_path / out / "phase1.json").read_text()) for out in ("one", "two"))
     assert two["tokens"] == one["tokens"]
     for first, second in zip(one["history"], two["history"], strict=True):
@@ -140,6 +165,16 @@ def test_two_processes_see_the_same_batches_and_lose_the_same(tmp_path):
         lines = [json.loads(line) for line in (tmp_path / out / "train_log.jsonl").read_text().splitlines()]
         logs.append([line for line in lines if "grad_norm" in line])
     assert [line["grad_norm"] for line in logs[1]] == pytest.approx([line["grad_norm"] for line in logs[0]], rel=1e-3)
+    # A signal to one of the two: both write the checkpoint, and go on from there to the same students.
+    said = launch(*TWO, __file__, "stopped", str(tmp_path), fails=True)
+    lines = [line for line in said.splitlines() if line.startswith("bistil: ")]
+    how = "bistil: interrupted; the same command goes on from the last checkpoint"
+    assert lines == [f"{how}, step 5 of 8; 0 steps behind it are lost"], said[-4000:]
+    assert (tmp_path / "work-stopped/training/checkpoint-5/complete").exists()
+    launch(*TWO, __file__, "gone-on", str(tmp_path))
+    for name in ("lrf2", "lrf3"):
+        first, second = ((tmp_path / out / name / "model.safetensors").read_bytes() for out in ("two", "stopped"))
+        assert first == second, f"{name} differs"
 
 
 if __name__ == "__main__":
@@ -149,4 +184,7 @@ if __name__ == "__main__":
     else:
         if what == "one":
             prepare(where)
-        distill(where, what, steps=8)
+        if what == "stopped":
+            stop_one(where)
+        else:
+            distill(where, what.replace("gone-on", "stopped"), steps=8)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from test_training import Regression, run
@@ -191,6 +192,46 @@ def test_outside_of_a_training_a_signal_ends_the_process_at_once(capsys):
         time.sleep(5)
     assert stopped.value.code == 143
     assert capsys.readouterr().err == "bistil: interrupted; the same command goes on from the last checkpoint\n"
+
+
+STUCK = """
+import hashlib, os, signal, subprocess, sys, threading, time
+from bistil.runtime import process
+process.END_SECONDS = 0.5
+process.prepare_process()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+threading.Timer(0.1, os.kill, (os.getpid(), getattr(signal, sys.argv[1]))).start()
+while sys.argv[2] == "caught":
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+@pytest.mark.parametrize(("number", "how"), [("SIGTERM", "in C"), ("SIGINT", "caught")])
+def test_whatever_a_process_is_in_a_signal_ends_it_and_its_children_in_time(number, how):
+    """A library works for minutes without coming back to Python, or catches what the signal raises."""
+    ran = subprocess.run([sys.executable, "-c", STUCK, number, how], capture_output=True, text=True, timeout=30)
+    assert ran.returncode == 128 + getattr(signal, number)
+    assert ran.stderr == "bistil: interrupted; the same command goes on from the last checkpoint\n"
+    child = int(ran.stdout)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_signal_that_is_passed_on_is_no_second_one(tmp_path):
+    class Twice(Signalled):
+        def forward(self, **batch):
+            if self.calls == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(**batch)
+
+    with pytest.raises(SystemExit):
+        run(Twice(signal.SIGTERM), tmp_path / "work", checkpoint_steps=1_000)
+    assert newest_checkpoint(tmp_path / "work").name == "checkpoint-5"
 
 
 # Bytes

@@ -8,8 +8,12 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psutil
 
 from bistil.errors import one_line
 from bistil.runtime.memory import let_training_return_memory
@@ -78,6 +82,18 @@ class Stopping:
     def __init__(self, lost: Callable[[], str]) -> None:
         self.lost = lost
         self.asked: int | None = None
+        self._since = 0.0
+
+    def ask(self, number: int) -> None:
+        """A signal came, here or in a process that shares the training: `SAVE_SECONDS` are left."""
+        if self.asked is None:
+            self.asked, self._since = number, time.monotonic()
+            signal.signal(signal.SIGALRM, lambda *_: _end(number))
+            signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
+
+    def is_pressed(self) -> bool:
+        """Whether a further signal is an impatient user's; launchers pass on what their processes got themselves."""
+        return self.asked is not None and time.monotonic() - self._since > PASSED_ON_SECONDS
 
     def end_if_asked(self) -> None:
         """After a checkpoint: end the process if a signal came."""
@@ -86,8 +102,10 @@ class Stopping:
 
 
 _stopping: Stopping | None = None
-# From the signal to the end, the step under way and the checkpoint behind it included.
-SAVE_SECONDS = 7.0
+# From the signal to the end: for a training's step and the checkpoint behind it, and for whatever else a process does.
+SAVE_SECONDS, END_SECONDS = 7.0, 9.0
+# A second signal that comes so soon is the first one, passed on.
+PASSED_ON_SECONDS = 1.0
 
 
 @contextmanager
@@ -103,31 +121,81 @@ def stopped_gently(lost: Callable[[], str]) -> Iterator[Stopping]:
         _stopping = before
 
 
+_said = False
+
+
 def _end(number: int) -> None:
     """End the process with one line and exit code 128 + the signal's number."""
-    if is_first_of_run():
+    _say_interrupted()
+    sys.exit(128 + number)
+
+
+def _say_interrupted() -> None:
+    global _said
+    if is_first_of_run() and not _said:
+        _said = True
         where = "" if _stopping is None else f", {_stopping.lost()}"
         print(f"bistil: interrupted; the same command goes on from the last checkpoint{where}", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 def _stop_with_a_line() -> None:
     """Let SIGINT and SIGTERM end the process with exit code 128 + their number and one line.
 
-    A training writes a checkpoint first, where that takes seconds; a second signal does not wait for it.
+    A training writes a checkpoint first, where that takes seconds; a second signal does not wait for it. Python acts on
+    a signal between two of its own instructions, and whatever it raises may be caught on the way: a process that is
+    still there after `END_SECONDS` is ended by a thread that slept until then.
     """
-    own = os.getpid()
+    global _said
+    own, _said = os.getpid(), False
 
     def stop(number: int, _frame: object) -> None:
         # Worker processes inherit this handler and have nothing to say.
         if os.getpid() != own:
             sys.exit(128 + number)
-        if sys.platform == "win32" or _stopping is None or _stopping.asked is not None:
+        if sys.platform == "win32" or _stopping is None or _stopping.is_pressed():
             _end(number)
-            return
-        _stopping.asked = number
-        signal.signal(signal.SIGALRM, lambda *_: _end(number))
-        signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
+        else:
+            _stopping.ask(number)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    if sys.platform != "win32" and _watched != own:
+        _watch(own)
+
+
+# The process that has a thread for its end.
+_watched: int | None = None
+
+
+def _watch(own: int) -> None:
+    global _watched
+    if _watched is None:
+        # A worker's signals are not its parent's.
+        os.register_at_fork(after_in_child=_forget_signals)
+    _watched = own
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # Written to at once, by the system's handler, whatever the process is in.
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(reader,), daemon=True).start()
+
+
+def _forget_signals() -> None:
+    with suppress(ValueError):  # forked by a thread
+        signal.set_wakeup_fd(-1)
+
+
+def _end_in_time(signals: int) -> None:
+    while True:
+        number = os.read(signals, 1)[0]
+        handler = signal.getsignal(number)
+        if number not in (signal.SIGINT, signal.SIGTERM) or not callable(handler):
+            continue
+        time.sleep(END_SECONDS)
+        # Others' handlers are others' concern.
+        if handler.__module__ == __name__ and signal.getsignal(number) is handler:
+            _say_interrupted()
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+            os._exit(128 + number)

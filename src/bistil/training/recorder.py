@@ -1,6 +1,7 @@
 """The records of a training run: log, held-out figures, best weights, early stop, and what makes a checkpoint whole."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -20,6 +21,8 @@ from bistil.training.checkpoints import TrainingResult, set_trained, trained
 from bistil.training.processes import processes
 from bistil.training.stores import Best, Store
 
+# Signals that let a training end with a checkpoint.
+STOPPED_BY = (signal.SIGTERM, signal.SIGINT)
 BestBy = tuple[str, Literal["min", "max"]]
 
 
@@ -60,6 +63,7 @@ class Recorder(TrainerCallback):
         self.started = self.saved = time.monotonic()
         self.step = self.saved_step = 0
         self.stopping: Stopping | None = None
+        self.is_last = False
 
     @property
     def seconds(self) -> float:
@@ -79,7 +83,7 @@ class Recorder(TrainerCallback):
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Within it a signal of the command line lets the step under way end, and a checkpoint be written."""
-        if self.store.folder is None or processes().num_processes > 1:
+        if self.store.folder is None:
             yield
             return
         with stopped_gently(self._lost) as self.stopping:
@@ -90,13 +94,21 @@ class Recorder(TrainerCallback):
         return f"step {self.saved_step} of {self.steps}; {lost} step{'' if lost == 1 else 's'} behind it are lost"
 
     def _checkpoint_is_due(self) -> bool:
-        """Whether so much time has passed since the last one, as the first process sees it, or a signal came."""
+        """Whether so much time has passed since the last one, as the first process sees it, or one of them is to stop."""
         if self.store.folder is None:
             return False
         due = time.monotonic() - self.saved >= 60 * self.settings.checkpoint_minutes
-        if processes().num_processes > 1:
-            (due,) = broadcast_object_list([due])
-        return due or (self.stopping is not None and self.stopping.asked is not None)
+        asked = None if self.stopping is None else self.stopping.asked
+        state = processes()
+        if state.num_processes > 1:
+            own = [due and state.is_main_process, *(asked == number for number in STOPPED_BY)]
+            # A signal may have reached one of them only; all must write the same checkpoint.
+            due, *found = reduce(torch.tensor(own, dtype=torch.int64, device=state.device), "sum").tolist()
+            asked = next((number for number, count in zip(STOPPED_BY, found, strict=True) if count), None)
+            if asked is not None and self.stopping is not None:
+                self.stopping.ask(asked)
+        self.is_last = asked is not None
+        return bool(due) or self.is_last
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -206,7 +218,9 @@ class Recorder(TrainerCallback):
         average = [self._average()] if self.averaged else []
         self.store.complete(records, [*average, *(self._best(prefix) for prefix in self.best)])
         self.saved, self.saved_step = time.monotonic(), state.global_step
-        if self.stopping is not None:
+        if self.stopping is not None and (self.is_last or processes().num_processes == 1):
+            # A launcher ends what is left when one process ends: the mark of the checkpoint comes first.
+            processes().wait_for_everyone()
             self.stopping.end_if_asked()
         return control
 
