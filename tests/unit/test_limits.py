@@ -16,6 +16,7 @@ import tiny
 import torch
 import zstandard
 
+import bistil
 from bistil.errors import ArtefactError, BistilError, InputError, RecipeError, one_line
 from bistil.models.loading import read_config
 from bistil.models.tokenizers import read_tokenizer
@@ -382,6 +383,40 @@ def test_names_that_lead_out_of_a_folder_are_refused(name):
 
 def test_other_names_are_not():
     check_names(["a", "a/b.safetensors", "..a/b..", "a...b"], where="index.json")
+
+
+# What parses or reads by itself, and why it may: all else goes through `bistil.runtime.documents`.
+PARSING = re.compile(
+    r"(json\.loads?|yaml\.load|torch\.load|np\.load|pickle\.loads?|\.read_text|\.read_bytes)\(|tomllib"
+)
+OWN = {
+    "runtime/documents.py": "the guard",
+    "runtime/whole_files.py": "what is about to be written",
+    "runtime/insides.py": "what was just written",
+    "runtime/ownership.py": "plain files up to a size",
+    "runtime/fast_linear.py": "/proc",
+    "measuring/benchmark.py": "/proc",
+    "export/proof.py": "what our child says",
+    "export/fresh.py": "what our parent wrote",
+    "study/jobs.py": "what our child wrote",
+    "demo/run.py": "the package's recipe",
+    "demo/data.py": "YAML of a text that went through; what is there, compared",
+    "training/stores.py": "lines of a file that went through",
+    "report/studies.py": "lines of a file that went through; what is about to be written",
+    "prediction/files.py": "what is about to be written",
+    "sparse/legacy.py": "torch's reader of tensors alone",
+    "distillation/teacher_ids.py": "what a library says",
+    "models/tokenizers.py": "what a library says",
+    "vocabulary/trimming.py": "what a library says",
+}
+
+
+def test_what_is_read_goes_through_the_guard():
+    package = Path(bistil.__file__).parent
+    by_itself = {
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if PARSING.search(path.read_text())
+    }
+    assert by_itself == set(OWN)
 
 
 # Inputs that fuzzing found

@@ -82,8 +82,10 @@ def test_records_come_back_as_they_were_in_the_order_of_the_study(folder):
 def test_a_damaged_line_is_named_and_skipped_and_a_cut_off_one_costs_nothing_else(folder):
     file = folder / RECORDS
     lines = file.read_bytes().splitlines(keepends=True)
-    # A figure that was changed, no JSON at all, and a line that a full disk cut off.
-    file.write_bytes(b"".join([*lines[:1], lines[1].replace(b'"score": 52', b'"score": 99'), b"}\n", *lines[2:-1]]))
+    # A figure that was changed, a line that no parser takes, and one that a full disk cut off.
+    file.write_bytes(
+        b"".join([*lines[:1], lines[1].replace(b'"score": 52', b'"score": 99'), b"[" * 100_000 + b"\n", *lines[2:-1]])
+    )
     with file.open("ab") as stream:
         stream.write(lines[-1][:50])
     append_record(file, replace(POINTS[0], seed=7))

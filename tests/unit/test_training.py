@@ -453,7 +453,7 @@ def test_other_damaged_records_of_a_run_are_no_traceback(tmp_path, capfd, uninte
     interrupted(tmp_path)
     log = tmp_path / "train_log.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"\xff{]\n" + b"[]\n" + b"".join(lines) + b'{"step": 3')
+    log.write_bytes(b"\xff{]\n" + b"[]\n" + b"[" * 100_000 + b"\n" + b"".join(lines) + b'{"step": 3')
     module = Regression()
     module.before = 12
     chosen(module, tmp_path)

@@ -6,7 +6,6 @@ several topics has no label; no sentence of a test or dev set occurs in any trai
 `docs/demo.md` shows why the target is Italian.
 """
 
-import gzip
 import hashlib
 import importlib.util
 import json
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.runtime.artefacts import open_work, whole_file, write_json
-from bistil.tasks.reading import words_only
+from bistil.runtime.documents import parse_json, read_document
+from bistil.tasks.reading import read_text, words_only
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,10 @@ def frequent_words(codes: Iterable[str]) -> list[str]:
         path = Path(spec.submodule_search_locations[0]) / "resources" / f"{code}.json.gz"
         if not path.exists():
             continue
-        counts: dict[str, int] = json.loads(gzip.decompress(path.read_bytes()))
+        try:
+            counts: dict[str, int] = parse_json(read_text(path))
+        except ValueError as error:
+            raise ArtefactError(f"{path} is no list of words; install pyspellchecker again") from error
         least = WORD_SHARE * sum(counts.values())
         for word in sorted(word for word, count in counts.items() if count >= least):
             words |= {word: None, word.capitalize(): None}
@@ -176,9 +179,9 @@ def read_topics(language: str) -> dict[str, list[str]]:
     topics = {}
     for path in sorted((Path(spec.submodule_search_locations[0]) / "data" / language).glob("*.yml")):
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+            content = yaml.load(read_document(path), Loader=loader)
             utterances = [" ".join(one.split()) for talk in content["conversations"] for one in talk]
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtefactError(f"{path} is not a file of conversations; install chatterbot-corpus==1.3.3") from error
         topics[path.stem] = [one for one in utterances if same_when(one)]
     if not topics:

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from bistil.errors import ArtefactError, BistilError, InputError, MissingExtraError, first_line
 from bistil.models.names import model_folder
 from bistil.runtime.artefacts import check_product, read_json, write_json
-from bistil.runtime.documents import check_file
+from bistil.runtime.documents import check_file, parse_json, read_document
 from bistil.runtime.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class _Stated:
             return True
         if theirs["model"].get("type") != "Unigram" or {**ours, "model": None} != {**theirs, "model": None}:
             return False
-        pieces = json.loads(self.file.read_text(encoding="utf-8"))["model"]["vocab"]
+        pieces = parse_json(read_document(self.file), lenient=True)["model"]["vocab"]
         return bool(ours["model"] == {**theirs["model"], "vocab": pieces})
 
 

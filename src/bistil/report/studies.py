@@ -17,6 +17,7 @@ from filelock import FileLock
 from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.report.paper import paper_figure
 from bistil.runtime.artefacts import check_plain, json_digest
+from bistil.runtime.documents import check_file, parse_json
 from bistil.settings.recipe import option, parse
 
 RECORDS = "study.jsonl"
@@ -391,6 +392,7 @@ def read_records(folder: Path) -> StudyRecords:
     points: dict[tuple[str, str, str | None, int], PointRecord] = {}
     speed: SpeedRecords | None = None
     problems: list[str] = []
+    check_file(file)
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -420,7 +422,7 @@ def read_records(folder: Path) -> StudyRecords:
 
 def _record(line: bytes, where: str) -> AnyRecord:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         kind = _TYPES[values.pop("type")]
         seal = values.pop("seal")
     except (ValueError, KeyError, TypeError, AttributeError):

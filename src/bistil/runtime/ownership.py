@@ -104,7 +104,8 @@ def is_our_file(path: Path) -> bool:
     if begin.startswith(b"\x89PNG"):
         return b"tEXtSoftware\x00bistil " in begin
     if begin.startswith(b"%PDF-"):
-        return re.search(rb"/Creator \(bistil [^)]*\)", path.read_bytes()) is not None
+        small = path.stat().st_size <= _LONGEST_RECORD
+        return small and re.search(rb"/Creator \(bistil [^)]*\)", path.read_bytes()) is not None
     if b"<svg" in begin:
         return re.search(rb"<dc:creator>\s*<cc:Agent>\s*<dc:title>bistil ", begin) is not None
     if begin.startswith(b"<!doctype html>"):

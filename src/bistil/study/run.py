@@ -12,6 +12,7 @@ from bistil.runs.forecast import Forecast, Forecaster
 from bistil.runs.stage import Stage
 from bistil.runs.stages import Bare, Exchange, FineTune, Restore
 from bistil.runtime.artefacts import check_apart
+from bistil.runtime.documents import read_document
 from bistil.study.jobs import LOGS, Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
 from bistil.study.plan import Study
 from bistil.study.points import Only, Point
@@ -143,7 +144,7 @@ def carry_out(
     assert output is not None
     check_run_folder(output)
     check_apart([output / part for part in WRITTEN], [str(file), *study.read()])
-    text = file.read_text(encoding="utf-8")
+    text = read_document(file)
     todo = jobs_of(study, points)
     if jobs > 1 and len(todo) > 1:
         _side_by_side(study, points, todo, jobs, text, file=file, data=data, output=output)

@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
         return f"step {self.saved_step} of {self.steps}; {lost} step{'' if lost == 1 else 's'} behind it are lost"
 
     def _checkpoint_is_due(self) -> bool:
-        """Whether so much time has passed since the last one, as the first process sees it, or one of them is to stop."""
+        """Whether so much time has passed since the last one, as the first process sees it, or one is to stop."""
         if self.store.folder is None:
             return False
         due = time.monotonic() - self.saved >= 60 * self.settings.checkpoint_minutes

@@ -23,6 +23,7 @@ from bistil.runtime.artefacts import (
     whole_file,
     write_sealed,
 )
+from bistil.runtime.documents import check_file, parse_json
 from bistil.training.checkpoints import (
     BEST,
     COMPLETE,
@@ -160,6 +161,7 @@ class WorkFolder(Store):
             return None
         saved = read_sealed(checkpoint / COMPLETE)
         if main and log.exists():
+            check_file(log)
             kept = [line for line in log.read_bytes().splitlines(keepends=True) if _step_of(line) <= saved["step"]]
             with whole_file(log, inner=True) as partial:
                 partial.write_bytes(b"".join(kept))
@@ -227,6 +229,6 @@ def store_in(folder: Path | None) -> Store:
 def _step_of(line: bytes) -> float:
     """The step of a line of the log; a line that is damaged or cut short belongs to none."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+        return float(parse_json(line)["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf

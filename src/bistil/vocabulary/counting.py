@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from bistil.errors import ArtefactError, InputError
 from bistil.models.tokenizers import to_json
 from bistil.runtime.artefacts import json_digest, whole_file
+from bistil.runtime.documents import parse_json
 from bistil.text.files import line_batches, require_plain_text
 from bistil.text.sources import TextSource, text_digest
 from bistil.vocabulary.tokenizer_state import Vocabulary
@@ -99,7 +100,7 @@ class TokenCounts:
             raise InputError(f"cannot read {path}: no such file")
         try:
             with safe_open(path, framework="numpy") as stored:
-                facts = json.loads(stored.metadata()["bistil_counts"])
+                facts = parse_json(stored.metadata()["bistil_counts"])
                 counts = stored.get_tensor("counts")
             digest = facts.pop("digest", None)
             if digest is not None and digest != _digest(counts, facts):
