@@ -8,7 +8,6 @@ All run in one process. An input that may also be read (a text where a number wa
 sound if the command ends with exit code 0. Ends with one JSON line; exit code 1 if anything was found.
 """
 
-import argparse
 import json
 import os
 import random
@@ -16,6 +15,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +30,7 @@ from pathlib import Path
 import mutations
 import workspace
 from mutations import ESCAPES, Mutation
+from tally import Tally, parser
 
 SECONDS = int(os.environ.get("VERIFY_SECONDS", "30"))
 # What a command may take beyond what the process has, in bytes.
@@ -430,10 +431,45 @@ def _names_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def run(case: Case, folder: Path, before: set[str]) -> None:
-    """Run one case in the folder, note its problems, and put everything back."""
+def _call(case: Case) -> object:
+    """Run a command in this process; its exit code."""
     from bistil import cli
 
+    sys.argv = ["bistil", *case.command]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    signal.signal(signal.SIGALRM, _stop)
+    signal.alarm(SECONDS)
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return ended.code
+    except _TooLong:
+        case.problems.append("too long")
+    except MemoryError:
+        case.problems.append("memory")
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in last if "/bistil/" in frame.filename][-1:]
+        where = f"{Path(own[0].filename).name}:{own[0].lineno}" if own else "?"
+        case.problems.append(f"traceback {type(error).__name__} at {where}: {str(error)[:100]!r}")
+    finally:
+        signal.alarm(0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return None
+
+
+def _process(case: Case) -> object:
+    """Run a command in a process of its own; its exit code."""
+    try:
+        return subprocess.run([sys.executable, "-m", "bistil", *case.command], timeout=10 * SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        case.problems.append("too long")
+        return None
+
+
+def run(case: Case, folder: Path, before: set[str], how: Callable[[Case], object] = _call) -> None:
+    """Run one case in the folder, note its problems, and put everything back."""
     path = folder / case.file if case.file is not None else None
     aside = folder.parent / "aside"
     backup = folder.parent / "run.aside"
@@ -445,35 +481,14 @@ def run(case: Case, folder: Path, before: set[str]) -> None:
         assert case.mutation is not None
         mutations.put(path, case.mutation)
         before = _names_below(folder)
-    code: object = None
     started = time.monotonic()
     with _heard() as heard:
-        sys.argv = ["bistil", *case.command]
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
-        signal.signal(signal.SIGALRM, _stop)
-        signal.alarm(SECONDS)
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        except _TooLong:
-            case.problems.append("too long")
-        except MemoryError:
-            case.problems.append("memory")
-        except BaseException as error:
-            last = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in last if "/bistil/" in frame.filename][-1:]
-            where = f"{Path(own[0].filename).name}:{own[0].lineno}" if own else "?"
-            case.problems.append(f"traceback {type(error).__name__} at {where}: {str(error)[:100]!r}")
-        finally:
-            signal.alarm(0)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        code = how(case)
         sys.stdout.flush(), sys.stderr.flush()
         case.said = heard.read_bytes().decode("utf-8", "replace")
     if not case.problems:
         case.problems += _problems(case, code)
-    if time.monotonic() - started > 15 and "too long" not in case.problems:
+    if how is _call and time.monotonic() - started > 15 and "too long" not in case.problems:
         case.problems.append("slow")
     left = _names_below(folder) - before
     if code != 0 and not changes_run:
@@ -531,16 +546,22 @@ def _problems(case: Case, code: object) -> Iterator[str]:
         yield "a line of over 4,000 characters"
 
 
+REAL = 10
+"""So many inputs are given to a command in a process of its own."""
+AT_ONCE = 50
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, help="so many inputs, drawn from the seed")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="formats whose name holds this")
-    parser.add_argument("--shown", type=int, default=40, help="print so many findings")
-    parser.add_argument("--log", type=Path, help="write every case's verdict here")
-    options = parser.parse_args(arguments)
+    made = parser(__doc__)
+    made.add_argument("--sample", type=int, help="so many inputs, drawn from the seed")
+    made.add_argument("--real", type=int, default=REAL, help="so many of them in processes of their own too")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--only", default="", help="formats whose name holds this")
+    made.add_argument("--log", type=Path, help="write every case's verdict here")
+    options = made.parse_args(arguments)
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", BISTIL_PRECISION="float32")
     warnings.simplefilter("default")
+    tally = Tally(options)
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as place:
         folder = Path(place) / "files"
         folder.mkdir()
@@ -556,39 +577,53 @@ def main(arguments: list[str] | None = None) -> int:
         from bistil.settings.recipe import load_recipe
 
         run_recipe(load_recipe(Path("r.toml")), Path("run"))
-        found = [case for case in cases(folder) if options.only in case.name.partition(":")[0]]
-        if options.sample is not None and options.sample < len(found):
-            found = random.Random(options.seed).sample(found, options.sample)
+        every = [case for case in cases(folder) if options.only in case.name.partition(":")[0]]
+        # In an order of their own: those that come first are of all formats.
+        random.Random(options.seed).shuffle(every)
+        chosen = every[: options.sample]
+        parts = {f"{start}-{start + len(part) - 1}": part for start, part in _parts(chosen)}
         before = _names_below(folder)
         limits = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
-        started = time.monotonic()
-        for case in found:
-            run(case, folder, before)
-            if options.log:
-                with options.log.open("a") as log:
-                    log.write(
-                        json.dumps([case.problems, case.name, " ".join(case.command)[:120], case.said[-300:]]) + "\n"
-                    )
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+        for name in tally.left([*parts, "real"], lambda item: "inputs" in item):
+            if name == "real":
+                refused = [case for case in every if case.refused and case.mutation is not None][: options.real]
+                tally.put(name, _found(refused, folder, before, _process, options.log))
+                continue
+            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
+            tally.put(name, _found(parts[name], folder, before, _call, options.log))
+            resource.setrlimit(resource.RLIMIT_AS, limits)
         os.chdir("/")
-    return _report(found, shown=options.shown, seconds=time.monotonic() - started)
+    formats = Counter[str]()
+    for item in tally.items.values():
+        formats.update(item["formats"])
+    return tally.end(
+        inputs=tally.total("inputs"), of=len(every), real=options.real, formats=dict(sorted(formats.items()))
+    )
 
 
-def _report(found: list[Case], *, shown: int, seconds: float) -> int:
-    wrong = [case for case in found if case.problems]
-    for case in wrong[:shown]:
-        print(f"{case.problems[0]} | {case.name} | {' '.join(case.command)[:100]}".encode("unicode_escape").decode())
-    formats = Counter(case.name.partition(":")[0] for case in found)
-    by_format = Counter(case.name.partition(":")[0] for case in wrong)
-    kinds = Counter(re.split(r"[:\d]", case.problems[0])[0].strip() for case in wrong)
-    print(json.dumps({
-        "inputs": len(found), "wrong": len(wrong), "seconds": round(seconds, 1),
-        "formats": {name: [count, by_format[name]] for name, count in sorted(formats.items())},
-        "kinds": dict(kinds.most_common()),
-    }))  # fmt: skip
-    return 1 if wrong else 0
+def _parts(found: list[Case]) -> Iterator[tuple[int, list[Case]]]:
+    for start in range(0, len(found), AT_ONCE):
+        yield start, found[start : start + AT_ONCE]
+
+
+def _found(
+    several: list[Case], folder: Path, before: set[str], how: Callable[[Case], object], log: Path | None
+) -> dict[str, object]:
+    for case in several:
+        run(case, folder, before, how)
+        if log:
+            with log.open("a") as stream:
+                stream.write(
+                    json.dumps([case.problems, case.name, " ".join(case.command)[:120], case.said[-300:]]) + "\n"
+                )
+    return {
+        "inputs": len(several),
+        "formats": Counter(case.name.partition(":")[0] for case in several),
+        "wrong": [
+            f"{case.problems[0]} | {case.name} | {' '.join(case.command)[:100]}" for case in several if case.problems
+        ],
+    }
 
 
 if __name__ == "__main__":

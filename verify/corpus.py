@@ -1,73 +1,162 @@
-"""A corpus of many lines, and one without a single line end, counted in linear time and bounded memory.
+"""A corpus of many lines through trimming and block building, and one without a line end: linear time, bounded memory.
 
     python verify/corpus.py                     10 million lines
-    python verify/corpus.py --lines 200000
+    python verify/corpus.py --lines 100000
 
-Prints lines, seconds and peak memory of both beside a tenth of them, as one JSON line; exit code 1 if memory grows with
-the text.
+Each step is done by a child for a tenth of the text and for all of it, on one thread. Ends with one JSON line: lines per second
+at both sizes and peak memory; exit code 1 if memory grows with the text or the rate falls.
 """
 
-import argparse
 import json
 import os
-import resource
+import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import workspace  # noqa: F401  (finds `tiny`)
+from tally import Tally, parser
 
 # Memory of ten times the text, against the text: batches in flight differ by this much.
-SPARE = 300 << 20
+SPARE = 200 << 20
+# The rate at ten times the text, against the text's.
+SLOWEST = 0.5
 
 
-def counted(path: Path) -> tuple[float, int, int]:
-    """Seconds, lines and peak memory in bytes of counting a text in a child."""
+def counted(path: Path, _: Path) -> int:
+    """Count the tokens of a text, as trimming does; its lines."""
+    from bistil.vocabulary.counting import count_file
+
+    return count_file(_vocabulary(), path).lines
+
+
+def trimmed(path: Path, place: Path) -> int:
+    """Trim a model to a text, from counting to the proof; the text's lines."""
+    from bistil.settings.recipe import TrimSettings
+    from bistil.vocabulary.trimming import trim_vocabulary
+
+    report = trim_vocabulary(place / "m", [path], place / "out", settings=TrimSettings(vocabulary_size=200))
+    assert report is not None
+    return sum(1 for _ in path.open("rb"))
+
+
+def in_blocks(path: Path, place: Path) -> int:
+    """Tokenize a text into blocks on disk, as training reads them; its lines."""
+    import tiny
+
+    from bistil.text.blocks import token_blocks
+
+    token_blocks([path], tiny.tokenizer(), length=128, cache=place / "cache", processes=1)
+    return sum(1 for _ in path.open("rb"))
+
+
+STEPS: dict[str, tuple[Callable[[Path, Path], int], bool]] = {
+    "trim": (trimmed, True),
+    "blocks": (in_blocks, True),
+    "one line": (counted, False),
+}
+
+
+def _vocabulary() -> Any:
+    import tiny
+
+    from bistil.vocabulary.tokenizer_state import read_vocabulary
+
+    return read_vocabulary(json.loads(tiny.tokenizer().backend_tokenizer.to_str()))
+
+
+def measured(step: Callable[[Path, Path], int], path: Path, place: Path) -> dict[str, Any]:
+    """Do a step in a child; bytes, lines, seconds of the processor, peak memory without files that are mapped."""
     reader, writer = os.pipe()
     if not os.fork():
-        import tiny
-
-        from bistil.vocabulary.counting import count_file
-        from bistil.vocabulary.tokenizer_state import read_vocabulary
-
-        started = time.monotonic()
-        counts = count_file(read_vocabulary(json.loads(tiny.tokenizer().backend_tokenizer.to_str())), path)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        os.write(writer, json.dumps([time.monotonic() - started, counts.lines, peak]).encode())
-        os._exit(0)
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            peaks = [0]
+            threading.Thread(target=_watch, args=(peaks,), daemon=True).start()
+            started = time.process_time()
+            lines = step(path, place)
+            os.write(writer, json.dumps([time.process_time() - started, lines, peaks[0]]).encode())
+            code = 0
+        finally:
+            os._exit(code)
     os.close(writer)
     with os.fdopen(reader) as said:
-        seconds, lines, peak = json.load(said)
+        text = said.read()
     os.wait()
-    return seconds, lines, peak
+    seconds, lines, peak = json.loads(text)
+    size = path.stat().st_size
+    return {
+        "bytes": size,
+        "lines": lines,
+        "seconds": round(seconds, 2),
+        "lines_per_second": round(lines / seconds),
+        "mb_per_second": round(size / seconds / 1e6, 2),
+        "peak_mb": peak >> 20,
+    }
+
+
+def _watch(peaks: list[int]) -> None:
+    """Keep the most memory of this process that no file stands behind."""
+    while True:
+        status = Path("/proc/self/status").read_text()
+        peaks[0] = max(peaks[0], int(status.partition("RssAnon:")[2].split()[0]) << 10)
+        time.sleep(0.02)
+
+
+def write(path: Path, lines: int, *, ends: bool) -> None:
+    """A text of so many lines, all different; or as long, without a line end or a space."""
+    import tiny
+
+    sentences = [*tiny.SWAHILI.splitlines(), *tiny.ENGLISH.splitlines()]
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, lines, 10_000):
+            several = range(start, min(lines, start + 10_000))
+            if ends:
+                file.writelines(f"{sentences[i % len(sentences)]} {i}\n" for i in several)
+            else:
+                file.write("kwamkekana" * (len(several) // 10))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, default=10_000_000)
-    options = parser.parse_args(arguments)
-    import tiny
+    made = parser(__doc__)
+    made.add_argument("--lines", type=int, default=10_000_000)
+    options = made.parse_args(arguments)
+    tally = Tally(options)
+    os.environ.update(HF_HUB_OFFLINE="1")
+    with tempfile.TemporaryDirectory(prefix="corpus-") as folder:
+        place = Path(folder)
+        for name in tally.left(f"{step}, {options.lines:,} lines" for step in STEPS):
+            step, ends = STEPS[name.partition(",")[0]]
+            if not (place / "m").exists():
+                import tiny
 
-    found = {}
-    sound = True
-    with tempfile.TemporaryDirectory(prefix="corpus-") as place:
-        for name, sentence in (("lines", "\n".join(tiny.SWAHILI.splitlines()) + "\n"), ("one line", "kwamkekana")):
+                tiny.save(tiny.masked_lm("bert", layers=2), place / "m")
             rows = []
             for share in (10, 1):
-                path = Path(place) / "text.txt"
-                lines = options.lines // share
-                with path.open("w") as file:
-                    for _ in range(max(1, lines // 1_000)):
-                        file.write(sentence * (100 if "\n" in sentence else 5_000))
-                seconds, count, peak = counted(path)
-                rows.append(
-                    {"bytes": path.stat().st_size, "lines": count, "seconds": round(seconds, 2), "peak_mb": peak >> 20}
-                )
-            sound = sound and (rows[1]["peak_mb"] - rows[0]["peak_mb"]) << 20 < SPARE
-            found[name] = rows
-    print(json.dumps(found | {"sound": sound}))
-    return 0 if sound else 1
+                path = place / f"text-{share}.txt"
+                write(path, options.lines // share, ends=ends)
+                rows.append(measured(step, path, place))
+                path.unlink()
+                for left in ("out", "cache"):
+                    shutil.rmtree(place / left, ignore_errors=True)
+            wrong = []
+            if (rows[1]["peak_mb"] - rows[0]["peak_mb"]) << 20 > SPARE:
+                wrong.append("memory grows with the text")
+            if options.lines >= 1_000_000 and rows[1]["mb_per_second"] < SLOWEST * rows[0]["mb_per_second"]:
+                wrong.append("the rate falls")
+            tally.put(name, {"sizes": rows, "wrong": wrong})
+        os.chdir("/")
+    return tally.end(
+        steps={
+            name: [[row["lines"], row["lines_per_second"], row["peak_mb"]] for row in item["sizes"]]
+            for name, item in tally.items.items()
+        }
+    )
 
 
 if __name__ == "__main__":

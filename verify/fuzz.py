@@ -1,14 +1,14 @@
 """Fuzzing of the readers: bytes that are changed at random, kept where they reach lines that nothing reached before.
 
-    python verify/fuzz.py --seconds 60              all readers in turn, one minute in all
+    python verify/fuzz.py --seconds 60              all readers in turn, one minute of the processor in all
     python verify/fuzz.py --seconds 540 --only squad
 
 A reader may return or raise a BistilError of one line; anything else is a crash, which is written into --crashes by the name
 READER-ERROR-digest. Coverage is that of this package's own lines (`sys.settrace`), so no other tool is needed. Ends with one
-JSON line; exit code 1 if anything crashed.
+JSON line; exit code 1 if anything crashed. With --results, inputs that reached something new are kept beside that file, and a later
+call goes on with them.
 """
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import workspace
+from tally import Tally, parser
 
 HANGS_AFTER = 10
 
@@ -157,17 +158,25 @@ def fuzz(
     base: Path,
     *,
     seconds: float,
-    seed: int,
+    seed: str,
     crashes: Path,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """Change and read until the time is over; what crashed, by kind and place."""
+    """Change and read until the time is over, of the processor; what crashed, by kind and place.
+
+    Args:
+        kept: folder of inputs that reached something new in earlier calls.
+    """
     from bistil.errors import BistilError
 
     draw, coverage, corpus = random.Random(f"{seed} {name}"), Coverage(), list(seeds)
-    path, found, runs = base / file, Counter[str](), 0
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        data = corpus[runs] if runs < len(seeds) else mutated(draw.choice(corpus), corpus, draw)
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        corpus += [one.read_bytes() for one in sorted(kept.iterdir())]
+    path, found, runs, begun = base / file, Counter[str](), 0, len(corpus)
+    started = time.process_time()
+    while time.process_time() < started + seconds:
+        data = corpus[runs] if runs < begun else mutated(draw.choice(corpus), corpus, draw)
         path.write_bytes(data)
         runs += 1
         coverage.new = 0
@@ -199,7 +208,15 @@ def fuzz(
             found[problem] += 1
         elif coverage.new and len(data) < 20_000:
             corpus.append(data)
-    return {"runs": runs, "kept": len(corpus), "lines": len(coverage.seen), "crashes": dict(found)}
+            if kept is not None and runs > begun:
+                (kept / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    return {
+        "runs": runs,
+        "seconds": round(time.process_time() - started, 1),
+        "inputs": len(corpus),
+        "lines": len(coverage.seen),
+        "wrong": [f"{problem}, {count} times" for problem, count in found.items()],
+    }
 
 
 def _hang(*_: object) -> None:
@@ -207,46 +224,58 @@ def _hang(*_: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="of all readers together")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="readers whose name holds this")
-    parser.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs that crash")
-    options = parser.parse_args(arguments)
+    made = parser(__doc__)
+    made.add_argument("--seconds", type=float, default=3600, help="of the processor, for all readers together")
+    made.add_argument("--slice", type=float, default=30, help="seconds that a reader has at a time")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--only", default="", help="readers whose name holds this")
+    made.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs that crash")
+    options = made.parse_args(arguments)
     warnings.simplefilter("ignore")
     import logging
 
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _hang)
-    results = {}
+    tally = Tally(options)
+    kept = None if tally.file is None else tally.file.parent / "fuzz"
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         folder = Path(place)
         workspace.make(folder)
         chosen = {name: one for name, one in readers(folder).items() if options.only in name}
         # A reader of a folder finds the sound files beside the changed one.
         beside = {"config": "m", "tokenizer": "m", "sft": "s", "deltas": "s", "legacy": "l", "record": "m"}
-        for name, (file, reader, seeds) in chosen.items():
+        share = options.seconds / len(chosen)
+        while any(_spent(tally, name) < share for name in chosen) and time.monotonic() < tally.until:
+            # The one with the least so far.
+            name = min(chosen, key=lambda one: _spent(tally, one))
+            file, reader, seeds = chosen[name]
             base = folder / beside.get(name, f"fuzz {name}")
             base.mkdir(exist_ok=True)
             sound = (base / file).read_bytes() if (base / file).exists() else None
-            results[name] = fuzz(
-                name, file, reader, seeds, base, seconds=options.seconds / len(chosen), seed=options.seed, crashes=options.crashes
-            )  # fmt: skip
+            found = fuzz(
+                name,
+                file,
+                reader,
+                seeds,
+                base,
+                seconds=min(options.slice, share - _spent(tally, name)),
+                seed=f"{options.seed} {_spent(tally, name)}",
+                crashes=options.crashes,
+                kept=kept and kept / name.replace(" ", "-"),
+            )
+            before = tally.items.get(name, {})
+            for figure in ("runs", "seconds", "wrong"):
+                found[figure] = before.get(figure, type(found[figure])()) + found[figure]
+            tally.put(name, found | {"lines": max(found["lines"], before.get("lines", 0))})
             (base / file).unlink()
             if sound is not None:
                 (base / file).write_bytes(sound)
-    crashed = {name: one["crashes"] for name, one in results.items() if one["crashes"]}
-    print(
-        json.dumps(
-            {
-                "runs": sum(one["runs"] for one in results.values()),
-                "sites": sum(map(len, crashed.values())),
-                "crashed": crashed,
-                "readers": results,
-            }
-        )
-    )
-    return 1 if crashed else 0
+    least = min((item["seconds"] for item in tally.items.values()), default=0)
+    return tally.end(runs=tally.total("runs"), seconds=tally.total("seconds"), least_seconds=round(least))
+
+
+def _spent(tally: Tally, name: str) -> float:
+    return float(tally.items.get(name, {}).get("seconds", 0.0))
 
 
 if __name__ == "__main__":
