@@ -107,6 +107,8 @@ def test_three_dimensions_and_nothing(tmp_path):
     assert torch.equal(again.deltas["t"].indices, indices)
     assert torch.equal(again.deltas["t"].values, sft.deltas["t"].values)
     assert not len(again.deltas["e"].indices)
+    write_legacy(sft, tmp_path / "another.bin")
+    assert (tmp_path / "another.bin").read_bytes() == (tmp_path / "pytorch_diff.bin").read_bytes()
 
 
 class Evil:

@@ -88,8 +88,9 @@ class Stopping:
         """A signal came, here or in a process that shares the training: `SAVE_SECONDS` are left."""
         if self.asked is None:
             self.asked, self._since = number, time.monotonic()
-            signal.signal(signal.SIGALRM, lambda *_: _end(number))
-            signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
+            if sys.platform != "win32":
+                signal.signal(signal.SIGALRM, lambda *_: _end(number))
+                signal.setitimer(signal.ITIMER_REAL, SAVE_SECONDS)
 
     def is_pressed(self) -> bool:
         """Whether a further signal is an impatient user's; launchers pass on what their processes got themselves."""
@@ -159,7 +160,7 @@ def _stop_with_a_line() -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    if sys.platform != "win32" and _watched != own:
+    if _watched != own:
         _watch(own)
 
 
@@ -169,6 +170,8 @@ _watched: int | None = None
 
 def _watch(own: int) -> None:
     global _watched
+    if sys.platform == "win32":
+        return
     if _watched is None:
         # A worker's signals are not its parent's.
         os.register_at_fork(after_in_child=_forget_signals)
@@ -194,7 +197,10 @@ def _end_in_time(signals: int) -> None:
         time.sleep(END_SECONDS)
         # Others' handlers are others' concern.
         if handler.__module__ == __name__ and signal.getsignal(number) is handler:
-            _say_interrupted()
+            # Whoever reads standard error may have stopped reading.
+            saying = threading.Thread(target=_say_interrupted, daemon=True)
+            saying.start()
+            saying.join(0.5)
             for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     child.kill()

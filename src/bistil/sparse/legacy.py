@@ -118,5 +118,6 @@ def write_legacy(sft: Parts, path: Path) -> None:
             "index_steps": steps.tolist(),
             "values": delta.values[torch.from_numpy(order)].clone(),
         }
-    with whole_file(path) as partial:
-        torch.save({"diffs": diffs, "abs": dict(sft.dense), "block_sparses": {}}, partial)
+    # By its path, torch would name what is in the file after the temporary file, and its bytes would never be the same.
+    with whole_file(path) as partial, partial.open("wb") as stream:
+        torch.save({"diffs": diffs, "abs": dict(sft.dense), "block_sparses": {}}, stream)
