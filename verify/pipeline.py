@@ -195,7 +195,8 @@ class Pipeline:
 
     def litter(self) -> list[str]:
         """What should not be there when no command runs."""
-        return sorted(
+        left = [str(one.relative_to(self.folder)) for one in self.folder.glob("*/work/*")]
+        return left + sorted(
             str(one.relative_to(self.folder))
             for one in self.folder.rglob(".*")
             if one.suffix in (".partial", ".retired")

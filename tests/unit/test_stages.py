@@ -13,7 +13,7 @@ from small_stages import Act, Size, Write, named
 from bistil.errors import InputError
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.stage import File, Stage, cosmetic, typed
-from bistil.runtime import artefacts, digests
+from bistil.runtime import artefacts, digests, litter
 
 IDENTITY = {"teacher": "t", "target": "it"}
 
@@ -162,6 +162,23 @@ def test_an_interrupted_stage_finds_its_work_and_its_time(tmp_path):
                 run.make(Act(inputs_of_it=first, action=interrupting([])))
             run.make(Act(inputs_of_it=second, action=lambda work: seen.append((work / "half").exists())))
     assert seen == [True, False]
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_work_of_a_stage_that_was_killed_at_its_very_end_is_removed(tmp_path, monkeypatch, retired):
+    """Its record is there, so that the stage is done; its work is there too, whole or on its way out."""
+    monkeypatch.setattr("bistil.runs.folder.discard_work", lambda _: None)
+    make(tmp_path, Write())
+    monkeypatch.undo()
+    (work,) = (tmp_path / "run/work").iterdir()
+    if retired:
+        child = get_context("spawn").Process(target=int)
+        child.start(), child.join()
+        old = work.with_name(f".{work.name}.{litter._machine()}-{child.pid}-abcd1234.retired") / "old"
+        old.parent.mkdir()
+        work.rename(old)
+    assert make(tmp_path, Write()).skipped
+    assert list((tmp_path / "run/work").iterdir()) == []
 
 
 @dataclass(frozen=True, kw_only=True)

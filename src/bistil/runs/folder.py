@@ -207,6 +207,9 @@ class RunFolder:
         with self._alone(stage):
             made = self._known_to_all(stage)
             if made is not None:
+                if self._first:
+                    # A call that was killed between the stage's record and here has left it.
+                    discard_work(self._work(stage))
                 self._say(f"{made.name}: done before, skipped")
             else:
                 for one in stage.stands_on():

@@ -172,11 +172,12 @@ def open_work(folder: Path, *, anew: bool = False) -> None:
 
 
 def discard_work(folder: Path) -> None:
-    """Remove a work folder and what is in it, if it is there.
+    """Remove a work folder and what is in it, if it is there, and what a call that was killed meanwhile left of it.
 
     Raises:
         InputError: something else is there.
     """
+    remove_litter(folder)
     Output(folder, "work").check_free(force=True)
     with _retired(folder):
         pass
