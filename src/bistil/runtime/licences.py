@@ -118,7 +118,7 @@ def _needed(start: Distribution, extra: str) -> Iterator[tuple[str, Distribution
 
 def _said(one: Distribution) -> str:
     """The SPDX expression, else the short name, else what the classifiers say."""
-    said = one.metadata.get("License-Expression") or one.metadata.get("License") or ""
+    [said] = (one.metadata.get_all("License-Expression") or one.metadata.get_all("License") or [""])[:1]
     named = [
         line.rpartition(" :: ")[2]
         for line in one.metadata.get_all("Classifier") or []
