@@ -1,6 +1,8 @@
 """Sizes against counts by hand, speed ratios against models whose order is known, bad input."""
 
 import json
+import resource
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -273,6 +275,41 @@ def test_bad_input_is_one_line(tmp_path):
     )
     with pytest.raises(ArtefactError, match="BertForTelepathy"):
         benchmark({"m": folder}, texts=TEXTS)
+
+
+def test_what_is_no_model_is_one_line(both, tmp_path, command_line, monkeypatch):
+    sft, code = tmp_path / "sft", tmp_path / "code"
+    sft.mkdir()
+    (sft / "sft_config.json").write_text("{}")
+    code.mkdir()
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig", "AutoModel": "mine.MyModel"}}
+    (code / "config.json").write_text(json.dumps(own))
+    (code / "mine.py").write_text("raise SystemExit('was run')")
+    for folder, said in ((sft, "merge it into its base first"), (code, "code of its own")):
+        for command in (("benchmark", "-m"), ("evaluate", "--file", sft / "sft_config.json", "--model"), ("predict",)):
+            status, out, error = command_line(*command, folder)
+            lines = [one for one in error.splitlines() if not one.startswith(("[bistil]", "benchmark:"))]
+            assert (status, out, len(lines)) == (2, "", 1) and said in lines[0], error
+    record, plot = tmp_path / "record.json", tmp_path / "plot.svg"
+    arguments = ["--rounds", "1", "--examples", "1", "--max-length", "8", "--length", "0", "-o", record, "--plot", plot]
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "onnxruntime", None)
+        status, _, error = command_line("benchmark", "-m", both["exported"], *arguments)
+        assert status == 2 and "pip install 'bistil[onnx]'" in error and not list(tmp_path.glob("*.json"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        status, _, error = command_line("benchmark", "-m", both["exported"], *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    last = error.splitlines()[-1]
+    assert status == 2 and "cannot write" in last and "make room" in last and not list(tmp_path.glob("*.json"))
+
+
+def test_empty_lines_are_left_out_and_long_ones_cut(both):
+    texts = ["", " ".join(f"w{i % 70}" for i in range(5_000)), "   "]
+    for row in benchmark(both, texts=texts, rounds=1, max_length=64).values():
+        assert (row.examples, row.tokens) == (1, 64)
 
 
 def test_the_command_prints_a_table_and_leaves_a_record(tmp_path):

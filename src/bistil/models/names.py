@@ -38,7 +38,7 @@ def resolve_model(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ArtefactError(f"{name} holds {_what_else(folder, name)}")
+            raise ArtefactError(f"{name} holds {what_else(folder, name)}")
         return str(folder)
     if folder.is_file():
         raise InputError(f"{name} is a file: name the model's folder, which holds config.json")
@@ -47,7 +47,7 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def _what_else(folder: Path, name: str) -> str:
+def what_else(folder: Path, name: str) -> str:
     """What a folder holds that has no model's configuration."""
     if (folder / SFT_CONFIG).is_file():
         return (

@@ -1,5 +1,6 @@
 """A benchmark as a picture: what models weigh against how long they take."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,13 @@ def draw_costs(models: "Sequence[BenchmarkRow]", path: Path, *, replace: bool = 
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     claim(files=[path], force=replace)
     fixed = models[0].latencies[0] if models[0].latencies else None
+    every = [m.milliseconds if fixed is None else m.latencies[0].milliseconds for m in models]
+    # Names stand to the left of slow models and to the right of fast ones.
+    middle = math.sqrt(min(every) * max(every)) if len(every) > 1 else math.inf
     kinds = list(dict.fromkeys(f"{m.engine}, {m.precision}" for m in models))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -51,12 +56,19 @@ def draw_costs(models: "Sequence[BenchmarkRow]", path: Path, *, replace: bool = 
                 )
             for m, ms, size in zip(own, shown, sizes, strict=True):
                 note = f"{m.name}: {megabytes(m.bytes)} MB, {milliseconds_text(ms)} ms"
-                axes.annotate(note, (ms, size), (6, 6), textcoords="offset points", fontsize=8)
+                left = ms > middle
+                axes.annotate(
+                    note, (ms, size), (-6 if left else 6, 6), textcoords="offset points", fontsize=8,
+                    ha="right" if left else "left",
+                )  # fmt: skip
         what = f"{fixed.tokens} tokens" if fixed is not None else f"{models[0].tokens:.1f} tokens on average"
         threads = f"{models[0].threads} thread" + "s" * (models[0].threads != 1)
         axes.set(xscale="log", yscale="log", ylabel="folder (MB)", xlabel=f"ms at batch 1, {what}, {threads}")
-        # Room for the names on the right.
-        axes.margins(x=0.35, y=0.15)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.25, y=0.15)
         axes.legend()
         form = path.suffix[1:]
         metadata = {"Software": CREATOR} if form == "png" else {"Creator": CREATOR}
