@@ -420,6 +420,9 @@ def test_a_missing_engine_says_its_install_line(place, command_line, tmp_path, m
         bistil.load(folder)
     out = tmp_path / "out"
     refused(command_line("export", model_in(place, "bert", TAGS), "-o", out), out, "pip install 'bistil[export]'")
+    code, _, said = command_line("benchmark", "-m", folder, "-o", out)
+    assert code == 2 and said.splitlines()[-1].endswith("need onnxruntime: pip install 'bistil[onnx]'")
+    assert not out.exists()
 
 
 def test_an_exported_folder_is_for_use_alone(place, tmp_path, command_line):
@@ -440,8 +443,19 @@ def test_an_exported_folder_is_for_use_alone(place, tmp_path, command_line):
     (other / GRAPH).write_bytes((folder / GRAPH).read_bytes()[:1000])
     with pytest.raises(ArtefactError, match=f"{GRAPH} is not what was written"):
         bistil.load(other)
-    code, _, said = command_line("benchmark", "--model", folder)
-    assert code == 2 and "exported for onnxruntime" in said
+    code, _, said = command_line("sft", "merge", folder, folder, "-o", tmp_path / "merged")
+    assert code == 2 and said.count("\n") == 1
+
+
+def test_an_exported_model_answers_empty_and_long_lines(place):
+    """An empty line, and one of 5,000 words: windows, and a tag for each word, as of the model itself."""
+    long = " ".join(f"w{i % 70}" for i in range(5_000))
+    own, theirs = bistil.load(exported(place)), bistil.load(model_in(place, "bert", TAGS))
+    lines = ["", " \t", long, tiny.SWAHILI.splitlines()[0]]
+    found, expected = own(lines), theirs(lines)
+    assert [len(one["tokens"]) for one in found] == [len(one["tokens"]) for one in expected]
+    assert [len(one["tokens"]) for one in found][:3] == [0, 0, 5_000]
+    assert [one["labels"] for one in found] == [one["labels"] for one in expected]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file sizes cannot be limited there")

@@ -109,7 +109,7 @@ def write_students(
     with whole_folder(output, replace=replace, record={"kind": "bilingual students (phase 1)"}) as whole:
         for name, model in students.items():
             record = {**model.bistil.record, "parents": parents}
-            write_model(whole / name, model, model.tokenizer, record=record, **model.bistil.card)
+            write_model(whole / name, model, model.tokenizer, record=record, parent=teacher, **model.bistil.card)
         log, board = training / "train_log.jsonl", training / TENSORBOARD
         if log.exists():
             shutil.copyfile(log, whole / log.name)

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
 from bistil.engines.onnx import CONSTANTS, GRAPH, SCALES, OnnxEngine
@@ -279,7 +278,6 @@ def _bytes(folder: Path) -> dict[str, int]:
 
 def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any], predictor: Predictor) -> None:
     """The card, with what was proven and what was not."""
-    known = _card_of(source)
     proof, kept = record["proof"], record["kept_in_float32"]
     exact = proof["float32"]
     made = [
@@ -291,16 +289,18 @@ def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any
     ]
     score = proof.get("score")
     metrics = {} if score is None else {
-        f"{score['metric']} on {score['file']}": score["score"],
+        f"{score['metric']} on {_names_of(score['file'])}": score["score"],
         "of the PyTorch model": score["float32_score"],
         "points lost": score["loss"],
+        "points lost, 95% interval": " to ".join(f"{value:.2f}" for value in score["loss_interval"]),
     }  # fmt: skip
     write_model_card(
         folder,
         title=title,
         summary=f"A model for {record['task']} that runs without PyTorch: `model.onnx` for {ENGINE}.",
-        languages=known.get("language", []),
-        license=known.get("license"),
+        languages=[],
+        parent=source,
+        record=record,
         library="bistil",
         tags=["onnx"],
         pipeline_tag=predictor.task.pipeline_tag,
@@ -329,14 +329,6 @@ def statements(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _card_of(folder: Path) -> dict[str, Any]:
-    """Languages and license that the source's card names; nothing where it has none that can be read."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return {}
-    try:
-        data = ModelCard.load(path, ignore_metadata_errors=True).data
-    except Exception:  # whatever people write
-        return {}
-    languages = data.get("language") or []
-    return {"language": [languages] if isinstance(languages, str) else languages, "license": data.get("license")}
+def _names_of(files: str) -> str:
+    """The names of files, without the folders that they are in on this machine."""
+    return ", ".join(Path(one).name for one in files.split(", "))

@@ -30,13 +30,14 @@ def write_model(
     base_model: str | None = None,
     tags: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    parent: str | Path | None = None,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
 
     Args:
         output: a new folder.
         record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag, usage, base_model, tags: of the card, see
+        title, summary, languages, made, metrics, pipeline_tag, usage, base_model, tags, parent: of the card, see
             `models.cards.write_model_card`.
         replace: a folder of ours gives way.
         options: for `PreTrainedModel.save_pretrained`.
@@ -59,6 +60,9 @@ def write_model(
             usage=usage,
             base_model=base_model,
             tags=tags,
+            parent=parent,
+            record=record,
+            parameters=model.num_parameters(),
         )
 
 

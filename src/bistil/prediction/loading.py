@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bistil.engines import open_engine
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import InputError
 from bistil.models.families import check_length, position_limit
 from bistil.models.loading import read_config
 from bistil.models.names import model_folder
@@ -12,7 +12,6 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.prediction.predictor import Predictor
 from bistil.prediction.texts import Answerer, Classifier, MultiLabelClassifier
 from bistil.prediction.words import Tagger, TreeParser
-from bistil.sparse.delta import CONFIG as SFT
 from bistil.tasks import get_task, kind_of
 
 PREDICTORS: dict[str, type[Predictor]] = {
@@ -55,7 +54,7 @@ def load(
     Example:
         >>> load("runs/demo/students/lrf2")("Rais alizungumza na watu wa Nairobi.")["entities"]  # doctest: +SKIP
     """
-    folder = _folder(str(name))
+    folder = model_folder(str(name))
     config = read_config(folder)
     kind = task or kind_of(config, str(name))
     own = get_task(kind, scheme=scheme)
@@ -79,21 +78,3 @@ def _length(config: Any, usual: int, wanted: int | None) -> int:
         return min(usual, position_limit(config) or usual)
     check_length(config, wanted)
     return wanted
-
-
-def _folder(name: str) -> Path:
-    """The model's folder.
-
-    Raises:
-        InputError, ArtefactError: as `model_folder`; or it holds something that belongs into a model.
-    """
-    given = Path(name).expanduser()
-    if given.is_dir() and not (given / "config.json").is_file():
-        if (given / SFT).is_file():
-            raise ArtefactError(
-                f"{name} holds a sparse fine-tuning, not a model: merge it into its base first, with `bistil sft merge "
-                f"BASE {name} --output FOLDER`"
-            )
-        if (given / "adapter_config.json").is_file():
-            raise ArtefactError(f"{name} holds an adapter, not a model: merge it into its base first")
-    return model_folder(name)

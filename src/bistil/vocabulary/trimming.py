@@ -551,7 +551,7 @@ def _write_records(report: TrimReport, cut: Cut, folder: Path) -> None:
     order_metadata(folder / MAP_FILE)
     write_json(folder / REPORT_FILE, report.to_dict())
     write_json(folder / "bistil.json", _record(report))
-    write_model_card(folder, **_card(report))
+    write_model_card(folder, record=_record(report), **_card(report))
 
 
 def _record(report: TrimReport) -> dict[str, Any]:
@@ -584,6 +584,7 @@ def _card(report: TrimReport) -> dict[str, Any]:
         "summary": "The same model with fewer tokens. Text of kept tokens gets the same tokens and hidden states.",
         "languages": [corpus for corpus in report.corpora if re.fullmatch("[a-z]{2,3}", corpus)],
         "base_model": report.model,
+        "parent": report.model,
         "tags": ["vocabulary-trimming"],
         "metrics": figures,
     }
