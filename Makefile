@@ -11,11 +11,15 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-$(VENV)/installed: requirements.lock pyproject.toml
+# What is used is compiled when it is used, which is a small part of it: --no-compile saves half of the installation.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+$(VENV)/installed: requirements.lock requirements-torch.lock pyproject.toml
 	@echo "Installing the locked dependencies into $(VENV), for about a minute"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --require-hashes --no-deps -r requirements.lock
+	$(PIP) -r requirements-torch.lock
+	$(PIP) --no-deps --editable .
 	touch $@
 
 install: $(VENV)/installed  ## a virtual environment with the locked dependencies
