@@ -164,7 +164,7 @@ def test_what_gives_no_vectors_is_one_line(place, tmp_path, command_line):
     assert code == 2 and "have no labels" in said
     for file, stated, part in (
         ("modules.json", [{"type": "a.Transformer"}, {"type": "a.Pooling"}, {"type": "a.Dense"}], "Dense"),
-        ("modules.json", [{}], "not described as SentenceTransformers does"),
+        ("modules.json", [{}], "not as SentenceTransformers does"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools its states in a way"),
     ):
         write_sentence_form(bare, MEAN, width=32, length=None)
@@ -173,3 +173,7 @@ def test_what_gives_no_vectors_is_one_line(place, tmp_path, command_line):
             bistil.load(bare)
         for one in FILES:
             (bare / one).unlink()
+    for stated in ({"pooling": "mean", "prefix": 5}, {"pooling": ["mean"]}, {"more": 1}, "mean"):
+        (bare / RECORD).write_text(json.dumps({"kind": "exported model", "engine": "onnxruntime", "sentences": stated}))
+        with pytest.raises(ArtefactError, match="not as SentenceTransformers does"):
+            bistil.load(bare)

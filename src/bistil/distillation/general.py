@@ -18,7 +18,7 @@ from bistil.models.complete import CompleteModel, Origin, complete, tokenizer_of
 from bistil.models.families import family_of
 from bistil.models.masked_lm import load_encoder
 from bistil.models.names import model_folder
-from bistil.models.sentences import form_of, known_form
+from bistil.models.sentences import form_of_model, known_form
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.memory import return_memory_if_allowed
@@ -167,7 +167,11 @@ def distill(
     found.report = report
     for one in students:
         made = student_made(
-            one, settings, report, parent=teacher.name_or_path or type(teacher).__name__, sentences=form_of(teacher)
+            one,
+            settings,
+            report,
+            parent=teacher.name_or_path or type(teacher).__name__,
+            sentences=form_of_model(teacher),
         )
         found[one.name] = complete(small[one.name], fast, made)
     return found

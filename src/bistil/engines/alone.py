@@ -19,7 +19,7 @@ FORM = "form"
 ACTIVATIONS: dict[str, Any] = {"tanh": np.tanh, "relu": lambda values: np.maximum(values, 0)}
 
 
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
+def tensors_of(file: Path) -> dict[str, np.ndarray]:
     """Tensors of a file by name, int8 ones multiplied out to float32."""
     with safe_open(file, framework="numpy") as opened:
         stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it has no iterator
@@ -38,7 +38,7 @@ class Head:
     """
 
     def __init__(self, file: Path) -> None:
-        self.tensors = read_tensors(file)
+        self.tensors = tensors_of(file)
         with safe_open(file, framework="numpy") as opened:
             known = opened.metadata()
         self.form, self.activation = known[FORM], known.get("activation")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from bistil.engines.alone import read_tensors
+from bistil.engines.alone import tensors_of
 from bistil.errors import ArtefactError, MissingExtraError, first_line
 from bistil.models.families import position_limit
 from bistil.models.loading import labels_of, read_config
@@ -79,6 +79,6 @@ def open_session(graph: Path, *, threads: int) -> Any:
 def _constants(path: Path) -> dict[str, np.ndarray]:
     """Tensors of the file by name; none where there is no file."""
     try:
-        return read_tensors(path) if path.is_file() else {}
+        return tensors_of(path) if path.is_file() else {}
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path} cannot be read: {first_line(error)}") from error

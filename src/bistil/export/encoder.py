@@ -147,7 +147,7 @@ def _pooled(model: Any) -> tuple[nn.Module, nn.Module, Literal["tanh", "relu"]]:
 
 
 def in_rows(tensors: dict[str, np.ndarray], *, int8: bool, least: int = 0) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors by name, in int8 with a scale per row if asked, which `engines.alone.read_tensors` multiplies out.
+    """Tensors by name, in int8 with a scale per row if asked, which `engines.alone.tensors_of` multiplies out.
 
     Args:
         least: tensors of fewer numbers stay as they are.

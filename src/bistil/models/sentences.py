@@ -39,13 +39,17 @@ class SentenceForm:
     normalise: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse another pooling.
+        """Refuse values of another kind.
 
         Raises:
-            InputError: it is none of `Pooling`.
+            InputError: one is.
         """
         if self.pooling not in get_args(Pooling):
             raise InputError(f"pooling is {self.pooling!r}; choose {' or '.join(get_args(Pooling))}")
+        if not isinstance(self.prefix, str) or not isinstance(self.normalise, bool):
+            raise InputError(
+                f"prefix is {self.prefix!r:.60} and normalise {self.normalise!r:.60}: a text and a boolean"
+            )
 
     def pooled(self, states: np.ndarray) -> np.ndarray:
         """The vector (width,) of a text's last states (tokens, width)."""
@@ -64,11 +68,13 @@ def sentence_form(folder: Path) -> SentenceForm | None:
         ArtefactError: it is made in another way than by `SentenceForm`, or its files cannot be read.
     """
     exported = exported_record(folder)
-    if exported is not None:
-        return SentenceForm(**exported["sentences"]) if "sentences" in exported else None
-    if not (folder / MODULES).is_file():
+    if exported is not None and "sentences" not in exported:
+        return None
+    if exported is None and not (folder / MODULES).is_file():
         return E5 if (folder / RECORD).is_file() and _is_e5(read_json(folder / RECORD)) else None
     try:
+        if exported is not None:
+            return SentenceForm(**exported["sentences"])
         kinds = [str(one["type"]).rpartition(".")[2] for one in read_json(folder / MODULES)]
         if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
             raise ArtefactError(f"{folder} makes sentence vectors by {', '.join(kinds)}, which is not known here")
@@ -78,8 +84,7 @@ def sentence_form(folder: Path) -> SentenceForm | None:
         return SentenceForm(_pooling(read_json(folder / POOLING), folder), prefix, kinds[2:] == ["Normalize"])
     except (InputError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(
-            f"{folder} has a {MODULES}, but its sentence vectors are not described as SentenceTransformers does: "
-            "fetch or make it again"
+            f"{folder} says how it makes sentence vectors, but not as SentenceTransformers does: fetch or make it again"
         ) from error
 
 
@@ -92,7 +97,7 @@ def known_form(folder: Path) -> SentenceForm | None:
         return None
 
 
-def form_of(model: Any) -> SentenceForm | None:
+def form_of_model(model: Any) -> SentenceForm | None:
     """`known_form` of a model in memory: what it brings (`models.complete`), or what its folder says."""
     known = getattr(model, "bistil", None)
     if known is not None and "sentences" in known.facts:

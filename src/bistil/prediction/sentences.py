@@ -10,7 +10,7 @@ from bistil.prediction.inputs import Input, Place
 from bistil.prediction.predictor import Format, Predictor, Said, Wanted
 from bistil.runtime.quiet import kept_threads
 from bistil.tasks.batches import run
-from bistil.tasks.sentences import Sentence
+from bistil.tasks.sentences import TextForVector
 
 DIGITS = 6
 """Behind the point, of numbers that are written."""
@@ -31,7 +31,7 @@ class SentenceEncoder(Predictor):
         """
         if isinstance(texts, str) or not all(isinstance(one, str) for one in texts):
             raise InputError("a list of texts is expected")
-        examples = [Sentence(file="", line=0, text=one) for one in texts]
+        examples = [TextForVector(file="", line=0, text=one) for one in texts]
         with kept_threads(self.threads):
             features = self.task.encode(examples, self.tokenizer, self.max_length, labels=[])
             collate = self.task.collate(self.tokenizer, positions=self.engine.positions)
@@ -48,7 +48,7 @@ class SentenceEncoder(Predictor):
         del wanted
         if one.second is not None:
             raise InputError(f"{one.where}: a pair of texts has no vector; give one text")
-        return [(Sentence(file="", line=one.line, text=one.text), [])] if one.text.strip() else []
+        return [(TextForVector(file="", line=one.line, text=one.text), [])] if one.text.strip() else []
 
     def record(self, one: Input, said: Sequence[Said], wanted: Wanted) -> dict[str, Any]:
         del wanted

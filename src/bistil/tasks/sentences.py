@@ -18,7 +18,7 @@ KIND = "sentence-embedding"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentence(Example):
+class TextForVector(Example):
     """A text whose vector is wanted."""
 
     text: str

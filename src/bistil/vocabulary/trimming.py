@@ -28,7 +28,7 @@ from bistil.models.complete import CompleteModel, Origin, complete
 from bistil.models.families import family_of, position_limit
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
-from bistil.models.sentences import form_of, sentence_form, write_sentence_form
+from bistil.models.sentences import form_of_model, sentence_form, write_sentence_form
 from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
@@ -194,7 +194,7 @@ def trim(
     cut = cut_vocabulary(trimmed, fast, counted, name=name, settings=settings, keep=keep, verify=verify)
     own = with_state(fast, cut.state)
     report = cut.proven(trimmed if verify else None, own)
-    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base), "sentences": form_of(model)}
+    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base), "sentences": form_of_model(model)}
     return complete(trimmed, own, Origin(record=_record(report), card=_card(report), facts=facts))
 
 
