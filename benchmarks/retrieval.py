@@ -244,12 +244,20 @@ def add(record: Path, row: dict[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
+def _settings(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What rows of one table have in common."""
+    settings = row["settings"]
+    return settings["steps"], settings["lines"], settings["seed"], row["tests"].get("distractors")
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Per system the means over languages that all systems have, with 95% intervals of the difference to the teacher.
+    """Per system the means over languages that all systems have, with 95% intervals of the difference to the teacher;
+    of rows that were made like the last one.
 
     Sentences are drawn jointly for all languages and systems, for they are the same ones, translated.
     """
-    measured = [row for row in rows if "system" in row]
+    made = [_settings(row) for row in rows]
+    measured = [row for row, own in zip(rows, made, strict=True) if own == made[-1]]
     names = list(dict.fromkeys(row["system"] for row in measured))
     by = {(row["system"], row["language"]): row for row in measured}
     languages = [
@@ -262,7 +270,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     count = right[names[0]].shape[-1]
     draws = np.random.default_rng(0).integers(count, size=(SAMPLES, count))
     lines = [
-        f"{len(languages)} languages: {', '.join(languages)}",
+        f"{len(languages)} languages: {', '.join(languages)}; {measured[-1]['settings']['steps']} steps of phase 1, "
+        f"{measured[-1]['candidates']['english']} candidates",
         "",
         "| system | MB | X to English | English to X | MRR | accuracy to the teacher's | cosine |",
         "| --- | --- | --- | --- | --- | --- | --- |",
