@@ -25,8 +25,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from bistil.errors import ArtefactError, InputError
 from bistil.models.cards import write_model_card
 from bistil.models.complete import CompleteModel, Origin, complete
+from bistil.models.families import family_of, position_limit
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
+from bistil.models.sentences import form_of_model, sentence_form, write_sentence_form
 from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
@@ -192,7 +194,7 @@ def trim(
     cut = cut_vocabulary(trimmed, fast, counted, name=name, settings=settings, keep=keep, verify=verify)
     own = with_state(fast, cut.state)
     report = cut.proven(trimmed if verify else None, own)
-    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base)}
+    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base), "sentences": form_of_model(model)}
     return complete(trimmed, own, Origin(record=_record(report), card=_card(report), facts=facts))
 
 
@@ -506,6 +508,9 @@ def _write_model(
         for module in _modules(source / "modules.json"):
             if module.get("path") and (source / module["path"]).is_dir():
                 shutil.copytree(source / module["path"], folder / module["path"])
+    elif (form := sentence_form(source)) is not None:
+        width = family_of(model).width(model.config)
+        write_sentence_form(folder, form, width=width, length=position_limit(model.config))
 
 
 def _modules(file: Path) -> list[dict[str, Any]]:
