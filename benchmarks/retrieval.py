@@ -128,13 +128,14 @@ class Language:
 
     def __init__(self, options: argparse.Namespace, name: str, text: str, settings: dict[str, Any]) -> None:
         self.options, self.name, self.text = options, name, text
-        self.folder = options.work / f"{name}-{json_digest(settings)[:12]}"
+        self.folder: Path = options.work / f"{name}-{json_digest(settings)[:12]}"
         english, own = (
             first_lines(options.data / "text" / f"{one}.txt", options.lines, self.folder / f"{one}.txt")
             for one in (ENGLISH.partition("=")[2], text)
         )
         self.texts = {ENGLISH.partition("=")[2]: [english], text: [own]}
-        self.trimmed, self.students = self.folder / "trimmed", self.folder / "phase1"
+        self.trimmed: Path = self.folder / "trimmed"
+        self.students: Path = self.folder / "phase1"
 
     def make_trimmed(self) -> Path:
         if not self.trimmed.exists():
