@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         output: Path = typer.Option(..., "--output", "-o", help="New folder for the exported model."),
         engine: Annotated[
             Literal["onnxruntime", "ctranslate2"],
-            typer.Option(help="That will run it. ctranslate2: faster, for BERT, RoBERTa, XLM-R and DistilBERT."),
+            typer.Option(help="That will run it. ctranslate2: BERT, RoBERTa, XLM-R and DistilBERT."),
         ] = "onnxruntime",
         precision: Annotated[Literal["int8", "float32"], typer.Option(help="Of the matrices.")] = "int8",
         labelled: Annotated[
