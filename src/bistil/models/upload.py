@@ -90,7 +90,7 @@ def check_repository(repository: str) -> None:
     """
     if not re.fullmatch(f"{_NAME}/{_NAME}", repository) or re.search(r"--|\.\.", repository):
         raise InputError(
-            f"cannot push to {repository!r}: write OWNER/NAME of letters and digits, with single '-', '_' and '.' within"
+            f"cannot push to {repository!r}: write OWNER/NAME of letters and digits, with '-', '_' or '.' within"
         )
 
 
