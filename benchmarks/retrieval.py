@@ -8,8 +8,9 @@ Per language the parallel test sentences of SIB-200 (204) are looked up by their
 ways: accuracy of the nearest (cosine), mean reciprocal rank; and the cosine of each vector to the teacher's own. With
 --distractors the 800 other sentences of SIB-200 are among the candidates too, which is harder. The teacher is e5-small;
 per language it is trimmed to the texts of English and the language, and students of half and a third of its layers come
-out of phase 1 on these texts. Static vectors are model2vec's distillation of the trimmed teacher (`pip install
-model2vec`; left out where it is absent). int8 is bistil's export of the students.
+out of phase 1 on these texts. Static vectors are model2vec's distillation of the trimmed teacher, made by the
+interpreter of --static-python (`pip install 'model2vec[distill]'`; it wants other versions of transformers than bistil,
+so give it an environment of its own); left out where it has none. int8 is bistil's export of the students.
 
 The record gets a row per language and system as it is made; a killed call goes on where it was, in the same --work.
 Rows hold scores, ranks, counts and digests, no sentence. The teacher's training may have held these sentences: compare
@@ -18,9 +19,12 @@ the rows with the teacher's, and do not read them as what unseen text would give
 
 import argparse
 import csv
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -49,6 +53,23 @@ ENGLISH = "eng_Latn=eng"
 REDUCTIONS = (2, 3)
 SAMPLES = 2_000
 NOTE = "The teacher's training may have held these sentences: rows compare systems, not with unseen text."
+
+STATIC_NAME = "model2vec"
+STATIC = """
+import io, json, sys
+import numpy as np
+if sys.argv[1] == "distil":
+    from model2vec.distill import distill_from_model
+    from transformers import AutoModel, AutoTokenizer
+    model, tokenizer = (one.from_pretrained(sys.argv[2]) for one in (AutoModel, AutoTokenizer))
+    distill_from_model(model, tokenizer, device="cpu").save_pretrained(sys.argv[3])
+else:
+    from model2vec import StaticModel
+    vectors = StaticModel.from_pretrained(sys.argv[2]).encode(json.load(sys.stdin), use_multiprocessing=False)
+    written = io.BytesIO()
+    np.save(written, np.asarray(vectors, np.float32))
+    sys.stdout.buffer.write(written.getvalue())
+"""
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 
@@ -107,13 +128,14 @@ class Language:
 
     def __init__(self, options: argparse.Namespace, name: str, text: str, settings: dict[str, Any]) -> None:
         self.options, self.name, self.text = options, name, text
-        self.folder = options.work / f"{name}-{json_digest(settings)[:12]}"
+        self.folder: Path = options.work / f"{name}-{json_digest(settings)[:12]}"
         english, own = (
             first_lines(options.data / "text" / f"{one}.txt", options.lines, self.folder / f"{one}.txt")
             for one in (ENGLISH.partition("=")[2], text)
         )
         self.texts = {ENGLISH.partition("=")[2]: [english], text: [own]}
-        self.trimmed, self.students = self.folder / "trimmed", self.folder / "phase1"
+        self.trimmed: Path = self.folder / "trimmed"
+        self.students: Path = self.folder / "phase1"
 
     def make_trimmed(self) -> Path:
         if not self.trimmed.exists():
@@ -147,13 +169,9 @@ class Language:
     def make_static(self) -> Path:
         folder = self.folder / "model2vec"
         if not folder.exists():
-            from model2vec.distill import distill_from_model
-            from transformers import AutoModel, AutoTokenizer
-
-            trimmed = str(self.make_trimmed())
-            static = distill_from_model(AutoModel.from_pretrained(trimmed), AutoTokenizer.from_pretrained(trimmed))
-            static.save_pretrained(str(folder.with_suffix(".partial")))
-            folder.with_suffix(".partial").replace(folder)
+            partial = folder.with_suffix(".partial")
+            static(self.options.static_python, "distil", str(self.make_trimmed()), str(partial))
+            partial.replace(folder)
         return folder
 
     def systems(self) -> Iterator[tuple[str, Callable[[], Path]]]:
@@ -166,16 +184,25 @@ class Language:
             for one in REDUCTIONS:
                 yield f"lrf{one} int8 {engine}", lambda one=one, engine=engine: self.make_export(one, engine)  # type: ignore[misc]
         if not self.options.without_static:
-            yield "model2vec", self.make_static
+            yield STATIC_NAME, self.make_static
 
 
-def encoder(system: str, folder: Path) -> Encode:
+def static(python: str, *arguments: str, given: str = "") -> bytes:
+    """Run `STATIC` in another interpreter; returns what it wrote."""
+    done = subprocess.run([python, "-c", STATIC, *arguments], input=given.encode(), stdout=subprocess.PIPE, check=True)
+    return done.stdout
+
+
+def encoder(options: argparse.Namespace, system: str, folder: Path) -> Encode:
     """What makes vectors of texts."""
-    if system == "model2vec":
-        from model2vec import StaticModel
+    if system == STATIC_NAME:
 
-        static = StaticModel.from_pretrained(str(folder))
-        return lambda texts: np.asarray(static.encode(list(texts)), np.float32)
+        def vectors(texts: Sequence[str]) -> np.ndarray:
+            written = static(options.static_python, "encode", str(folder), given=json.dumps(list(texts)))
+            found: np.ndarray = np.load(io.BytesIO(written))
+            return found
+
+        return vectors
     encode: Encode = bistil.load(folder, device="cpu").encode
     return encode
 
@@ -195,7 +222,7 @@ def measure(
         tests: how many are looked up.
         exact: the teacher's vectors of them, which the teacher's own row fills.
     """
-    encode = encoder(system, folder)
+    encode = encoder(language.options, system, folder)
     start = time.process_time()
     found = {name: encode(texts) for name, texts in pair.items()}
     seconds = time.process_time() - start
@@ -207,7 +234,7 @@ def measure(
     }
     # Static vectors have dimensions of their own.
     cosine = None
-    if system != "model2vec":
+    if system != STATIC_NAME:
         cosine = {name: float((found[name] * exact[name])[:tests].sum(axis=1).mean()) for name in pair}
     size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
     return {
@@ -301,6 +328,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", nargs="*", default=["onnxruntime"], help="of the int8 exports")
     parser.add_argument("--distractors", action="store_true", help="the other sentences of SIB-200 as candidates too")
+    parser.add_argument("--static-python", default=sys.executable, help="interpreter that has model2vec[distill]")
     parser.add_argument("--without-static", action="store_true", help="leave model2vec out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the table of the record, and make nothing")
@@ -311,10 +339,11 @@ def main() -> None:
             parser.error("--data and --work are needed")
         torch.set_num_threads(options.threads)
         if not options.without_static:
-            try:
-                import model2vec  # noqa: F401
-            except ImportError:
-                print("model2vec is not installed and left out: pip install model2vec", flush=True)
+            asked = subprocess.run(
+                [options.static_python, "-c", "import model2vec.distill"], capture_output=True, check=False
+            )
+            if asked.returncode:
+                print("model2vec is left out: --static-python has no model2vec[distill]", flush=True)
                 options.without_static = True
         run(options, known)
     print(table(rows_of(options.record)))
@@ -344,7 +373,7 @@ def run(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> None:
             if system in done:
                 continue
             if system != "teacher" and not exact:
-                encode = encoder("teacher", e5_small_folder())
+                encode = encoder(options, "teacher", e5_small_folder())
                 exact |= {one: encode(own) for one, own in pair.items()}
             start, before = time.monotonic(), time.process_time()
             try:

@@ -115,7 +115,7 @@ def test_offline_is_one_line(model, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lrf2", "a/b/c", "a/", "/b", "", "a b/c", "../x"])
 def test_what_is_no_repository_is_refused_without_a_network(name):
-    with pytest.raises(InputError, match="cannot be a repository of the hub"):
+    with pytest.raises(InputError, match=r"cannot push to .*: write OWNER/NAME"):
         check_repository(name)
 
 

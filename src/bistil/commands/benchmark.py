@@ -50,9 +50,9 @@ def run(
     from bistil.runtime.progress import Progress
     from bistil.text.lines import read_sentences
 
+    claim(files=[output, plot], inputs=[text, *(given.partition("=")[2] or given for given in model)], force=force)
     if plot is not None and plot.suffix[1:] not in FORMATS:
         raise InputError(f"--plot {plot}: name a file that ends in .svg, .png or .pdf")
-    claim(files=[output, plot], inputs=[text, *(given.partition("=")[2] or given for given in model)], force=force)
     folders: dict[str, Path] = {}
     for given in model:
         name, folder = _named(given, taken=folders)

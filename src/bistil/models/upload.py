@@ -4,6 +4,7 @@ import hashlib
 import json
 import ntpath
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,8 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from bistil.errors import InputError, first_line
 from bistil.runtime.artefacts import RECORD, read_json
@@ -29,6 +28,8 @@ _LEFT_OUT_FOLDERS = ("checkpoint-*", "tensorboard", "runs", "__pycache__", "*.pa
 # came from: a label or a token may look like a path.
 _RECORDS = (RECORD, "trim_report.json", "phase1.json", "sft_config.json")
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json", "adapter_config.json")
+# Of an owner or a repository, as the hub allows it.
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _ORIGINS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 
 
@@ -87,15 +88,10 @@ def check_repository(repository: str) -> None:
     Raises:
         InputError: it is not "owner/name".
     """
-    try:
-        validate_repo_id(repository)
-        owner, _, name = repository.partition("/")
-        if not (owner and name):
-            raise HFValidationError("it has no owner")
-    except HFValidationError as error:
+    if not re.fullmatch(f"{_NAME}/{_NAME}", repository) or re.search(r"--|\.\.", repository):
         raise InputError(
-            f"{repository!r} cannot be a repository of the hub: write OWNER/NAME ({first_line(error)})"
-        ) from error
+            f"cannot push to {repository!r}: write OWNER/NAME of letters and digits, with '-', '_' or '.' within"
+        )
 
 
 def upload(

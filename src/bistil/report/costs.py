@@ -51,9 +51,8 @@ def draw_costs(models: "Sequence[BenchmarkRow]", path: Path, *, replace: bool = 
             drawn = axes.plot(shown, sizes, marker=marker, linestyle="none", label=kind)[0]
             if fixed is not None:
                 ends = [m.latencies[0].p95 - ms for m, ms in zip(own, shown, strict=True)]
-                axes.errorbar(
-                    shown, sizes, xerr=[[0] * len(own), ends], fmt="none", ecolor=drawn.get_color(), elinewidth=1
-                )
+                spread: Any = [[0.0] * len(own), ends]
+                axes.errorbar(shown, sizes, xerr=spread, fmt="none", ecolor=drawn.get_color(), elinewidth=1)
             for m, ms, size in zip(own, shown, sizes, strict=True):
                 note = f"{m.name}: {megabytes(m.bytes)} MB, {milliseconds_text(ms)} ms"
                 left = ms > middle
