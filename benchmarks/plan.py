@@ -17,8 +17,8 @@ from bistil.method import plan_recipe
 from bistil.runs.forecast import Forecaster
 from bistil.runs.inputs import check_inputs
 from bistil.runs.rates import Rates
-from bistil.runs.stage import typed
 from bistil.runtime.artefacts import read_json, read_sealed
+from bistil.settings.parsing import typed
 from bistil.settings.recipe import Recipe
 
 TOLERATED = 1 / 3

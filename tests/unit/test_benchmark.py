@@ -30,9 +30,9 @@ from bistil.measuring.benchmark import (
     folder_bytes,
     load_for_inference,
 )
-from bistil.runs.stage import typed
 from bistil.runtime.artefacts import read_json
 from bistil.runtime.ownership import is_our_file
+from bistil.settings.parsing import typed
 from bistil.tasks.dependency_parsing import DependencyParsing
 
 TEXTS = tiny.ENGLISH.splitlines()

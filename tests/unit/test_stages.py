@@ -12,8 +12,9 @@ from small_stages import Act, Size, Write, named
 
 from bistil.errors import InputError
 from bistil.runs.folder import Name, RunFolder
-from bistil.runs.stage import File, Stage, cosmetic, typed
+from bistil.runs.stage import File, Stage, cosmetic
 from bistil.runtime import artefacts, digests, litter
+from bistil.settings.parsing import typed
 
 IDENTITY = {"teacher": "t", "target": "it"}
 

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from bistil.errors import ArtefactError, InputError
 from bistil.measuring.benchmark import machine
-from bistil.runs.stage import File, Product, Result, Stage, plain, typed
+from bistil.runs.stage import File, Product, Result, Stage, plain
 from bistil.runtime.artefacts import (
     check_plain,
     claim,
@@ -40,6 +40,7 @@ from bistil.runtime.artefacts import (
     write_sealed,
 )
 from bistil.runtime.ownership import is_run
+from bistil.settings.parsing import typed
 from bistil.training.processes import processes
 
 T = TypeVar("T")

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, get_args
 
 from bistil.measuring.shape import EncoderShape
 from bistil.runs.cost import Ahead, Cost
@@ -184,18 +183,3 @@ def _stages_in(value: Any) -> Iterator[Stage[Any]]:
             yield from _stages_in(one)
     elif is_dataclass(value) and not isinstance(value, type):
         yield from _stages_in([getattr(value, f.name) for f in fields(value)])
-
-
-def typed(hint: Any, value: Any) -> Any:
-    """Plain values of a record as what a type hint says: dataclasses, and lists, dictionaries and options of them."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        hints = get_type_hints(hint)
-        return cast(Any, hint)(**{name: typed(hints[name], one) for name, one in value.items() if name in hints})
-    if origin in (Union, UnionType):
-        return None if value is None else typed(next(one for one in arguments if one is not type(None)), value)
-    if origin is list:
-        return [typed(arguments[0], one) for one in value]
-    if origin is dict:
-        return {key: typed(arguments[1], one) for key, one in value.items()}
-    return value

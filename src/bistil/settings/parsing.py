@@ -240,3 +240,18 @@ def deciding(settings: Any) -> dict[str, Any]:
 def decides(one: Field[Any], value: Any) -> bool:
     """Whether a result depends on a field's value, or may be another one than before there was the field."""
     return not one.metadata.get("cosmetic") and not (one.metadata.get("later") and value == one.default)
+
+
+def typed(hint: Any, value: Any) -> Any:
+    """Plain values of a record as what a type hint says: dataclasses, and lists, dictionaries and options of them."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return cast(Any, hint)(**{name: typed(hints[name], one) for name, one in value.items() if name in hints})
+    if origin in (Union, types.UnionType):
+        return None if value is None else typed(next(one for one in arguments if one is not type(None)), value)
+    if origin is list:
+        return [typed(arguments[0], one) for one in value]
+    if origin is dict:
+        return {key: typed(arguments[1], one) for key, one in value.items()}
+    return value

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bistil.errors import RecipeError
+from bistil.errors import RecipeError, first_line
+from bistil.runtime.whole_files import read_json
 from bistil.settings.durations import seconds_of
-from bistil.settings.parsing import Settings, assigned, deciding, load_toml, parse, to_dict
+from bistil.settings.parsing import Settings, assigned, deciding, load_toml, parse, to_dict, typed
 from bistil.settings.presets import SHORT_LEAST_STEPS, SHORT_MOST_STEPS, TaskPreset, phase1_preset, task_preset
 from bistil.settings.schema import (
     MOST_SEED,
@@ -232,7 +233,7 @@ def load_recipe(
     """Read, check and resolve a recipe; its relative paths become absolute.
 
     Args:
-        path: a TOML file.
+        path: a TOML file; or the `recipe.json` that a run left, which is resolved already: the same again.
         folder: what relative paths are relative to; default: the recipe's folder.
         assignments: changes such as `phase1.training.steps=300`, as `bistil run --set` takes them.
         trust_code: code that the recipe names as package.module:Class may be imported.
@@ -240,6 +241,8 @@ def load_recipe(
     Raises:
         RecipeError: unreadable file, unknown key, wrong type, impossible combination, code that is not trusted.
     """
+    if path.suffix == ".json":
+        return _recorded(path, assignments, trust_code=trust_code)
     values, defaults = _with_preset(assigned(Recipe, load_toml(path), assignments), str(path))
     recipe = parse(Recipe, values, str(path), defaults=defaults)
     require_trust(recipe, trust_code=trust_code, where=str(path))
@@ -271,6 +274,25 @@ def load_recipe(
         },
         task=task,
     )
+
+
+def _recorded(path: Path, assignments: Iterable[str], *, trust_code: bool) -> Recipe:
+    """The recipe of a run's record, in which nothing is left open."""
+    changes = sorted(assignments)
+    if changes:
+        raise RecipeError(
+            f"{path} is the record of a run, which is not changed: leave out {changes[0]}, or write a TOML recipe"
+        )
+    values = read_json(path)
+    try:
+        recipe: Recipe = typed(Recipe, values)
+        same = to_dict(recipe) == values
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RecipeError(f"{path} is not the recipe.json of a run: {first_line(error)}") from error
+    if not same:
+        raise RecipeError(f"{path} is the recipe.json of another version, or was changed: write a TOML recipe")
+    require_trust(recipe, trust_code=trust_code, where=str(path))
+    return recipe
 
 
 def _with_preset(values: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
