@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def trimmed(path: Path, place: Path) -> int:
     from bistil.settings.recipe import TrimSettings
     from bistil.vocabulary.trimming import trim_vocabulary
 
-    report = trim_vocabulary(place / "m", [path], place / "out", settings=TrimSettings(vocabulary_size=200))
+    report = trim_vocabulary(place / "m", {"sw": [path]}, place / "out", settings=TrimSettings(vocabulary_size=200))
     assert report is not None
     return sum(1 for _ in path.open("rb"))
 
@@ -75,19 +76,21 @@ def measured(step: Callable[[Path, Path], int], path: Path, place: Path) -> dict
     if not os.fork():
         code = 1
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             peaks = [0]
             threading.Thread(target=_watch, args=(peaks,), daemon=True).start()
             started = time.process_time()
             lines = step(path, place)
             os.write(writer, json.dumps([time.process_time() - started, lines, peaks[0]]).encode())
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader) as said:
         text = said.read()
-    os.wait()
+    if os.waitstatus_to_exitcode(os.wait()[1]):
+        raise RuntimeError(f"{step.__name__} fails on {path.name}")
     seconds, lines, peak = json.loads(text)
     size = path.stat().st_size
     return {
