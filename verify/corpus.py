@@ -122,7 +122,7 @@ def write(path: Path, lines: int, *, ends: bool) -> None:
             if ends:
                 file.writelines(f"{sentences[i % len(sentences)]} {i}\n" for i in several)
             else:
-                file.write("kwamkekana" * (len(several) // 10))
+                file.write("kwamkekana" * (5 * len(several)))
 
 
 def main(arguments: list[str] | None = None) -> int:
