@@ -152,13 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
                 wrong.append("memory grows with the text")
             if options.lines >= 1_000_000 and rows[1]["mb_per_second"] < SLOWEST * rows[0]["mb_per_second"]:
                 wrong.append("the rate falls")
-            tally.put(name, {"sizes": rows, "wrong": wrong})
+            tally.put(name, {"lines": options.lines, "sizes": rows, "wrong": wrong})
         os.chdir("/")
     return tally.end(
+        lines=min((item["lines"] for item in tally.items.values()), default=0),
         steps={
             name: [[row["lines"], row["lines_per_second"], row["peak_mb"]] for row in item["sizes"]]
             for name, item in tally.items.items()
-        }
+        },
     )
 
 
