@@ -2,10 +2,10 @@
 
     python benchmarks/export.py TEACHER FOLDER [FOLDER...]
 
-Folders are models of transformers or exported ones, all for one task. In every round each runs on the same shape one
-after the other, and ratios are taken per round. The clock counts this process's processor time, so that other work on
-the machine does not. The teacher runs twice: as transformers runs it, and through bistil's own engine, which is faster;
-ratios are to the faster of the two.
+Folders are models of transformers or exported ones, for any engine, all for one task. In every round each runs on the
+same shape one after the other, and ratios are taken per round. The clock counts this process's processor time, so that
+other work on the machine does not. The teacher runs twice: as transformers runs it, and through bistil's own engine,
+which is faster; ratios are to the faster of the two.
 
 The last line is one JSON object.
 """
@@ -22,12 +22,17 @@ import numpy as np
 import torch
 
 from bistil.engines import open_engine
+from bistil.engines.alone import ENCODER, HEAD
 from bistil.engines.onnx import GRAPH
 from bistil.export.quantise import PARTS
 from bistil.measuring.benchmark import load_for_inference, machine
+from bistil.models.exported import exported_record
+from bistil.models.families import family_of
 from bistil.models.loading import read_config
 from bistil.runtime.insides import has_vnni
 from bistil.tasks import get_task, kind_of
+
+MODEL = f"{ENCODER}/model.bin"
 
 
 def milliseconds(call: Callable[[], Any], times: int) -> float:
@@ -41,8 +46,9 @@ def milliseconds(call: Callable[[], Any], times: int) -> float:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the folder, of its tokenizer, and of the tables and all else of a graph."""
-    files = {one.name: one.stat().st_size for one in folder.iterdir() if one.is_file()}
+    """Bytes of the folder, of its tokenizer, and of the token table and all else of an exported model's weights."""
+    names = [one for one in folder.rglob("*") if one.is_file()]
+    files = {one.relative_to(folder).as_posix(): one.stat().st_size for one in names}
     found = {"folder": sum(files.values()), "tokenizer": files["tokenizer.json"]}
     if GRAPH in files:
         import onnx
@@ -53,6 +59,16 @@ def sizes(folder: Path) -> dict[str, int]:
         marks = ("word_embeddings.weight", "tok_embeddings.weight")
         words = sum(size for name, size in weights.items() if name.removesuffix(_part(name)).endswith(marks))
         found |= {"token_table": words, "rest_of_graph": files[GRAPH] - words}
+    elif MODEL in files:
+        config, record = read_config(folder), exported_record(folder) or {}
+        # A row of int8 has a scale.
+        row = (
+            family_of(config).width(config) + 4
+            if record["embeddings"] == "int8"
+            else 4 * family_of(config).width(config)
+        )
+        words = config.vocab_size * row
+        found |= {"token_table": words, "rest_of_graph": files[MODEL] + files[HEAD] - words}
     return found
 
 
@@ -117,7 +133,10 @@ def main() -> None:
     for folder in options.folders:
         ratios = [theirs / ours for theirs, ours in zip(fastest, times[str(folder)], strict=True)]
         own = sizes(folder)
+        exported = exported_record(folder) or {}
         record["models"][folder.name] = {
+            "engine": exported.get("engine", "torch"),
+            "precision": exported.get("precision", "float32"),
             "bytes": own,
             "teacher_over_bytes": round(whole["folder"] / own["folder"], 1),
             "milliseconds": round(statistics.median(times[str(folder)]), 3),

@@ -15,8 +15,8 @@ from bistil.runtime.process import prepare_process
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = (
-    "demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "adapt", "sft",
-    "licences",
+    "demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "push",
+    "adapt", "sft", "licences",
 )  # fmt: skip
 
 # What the operating system refuses because of the user's disk, rights or paths.

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from bistil.errors import InputError
 from bistil.measuring.benchmark import folder_bytes
+from bistil.report.cards import write_measured
 from bistil.report.page import write_report
 from bistil.report.schema import Summary, save_summary
 from bistil.report.table import print_table
@@ -468,6 +469,7 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
         summary = summarise(recipe, inputs, plan, run)
     if first:
         save_summary(output / "summary.json", summary, replace=True)
+        write_measured(summary, output, (output / "trimmed", *sorted((output / "phase1").glob("*"))))
     if first and summary.models:
         write_report(summary, output / "report.html", replace=True)
         print_table(summary)

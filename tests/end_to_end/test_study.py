@@ -17,6 +17,7 @@ from bistil.sparse import SparseFineTuning
 from bistil.sparse.language import add_masked_lm_head
 from bistil.sparse.wearing import exchanged_copy
 from bistil.study import forecast, study_at
+from bistil.study.records import PointBook
 
 SYSTEMS = ["LTSFT", "trim only", "TF", "ST", "SCRATCH", "monolingual", "DistilmBERT-style", "MiniLMv2-style"]
 
@@ -115,6 +116,51 @@ def test_jobs_side_by_side_give_what_one_process_gives(finished, file, tmp_path,
     ours = {one.place: one.scores for one in read_records(tmp_path / "out").points}
     theirs = {one.place: one.scores for one in read_records(finished).points}
     assert len(ours) == 2 and ours["trim only", "all", None, 0] == theirs["trim only", "all", None, 0]
+
+
+def test_stages_in_any_order_give_what_one_process_gives(finished, file, tmp_path):
+    from bistil.study.board import Board
+
+    study = study_at(file, load_study(file))
+    points = [point for point in study.points() if point.variant in ("trim only", "TF")]
+    given = []
+    with study.open(tmp_path / "out") as run:
+        PointBook(study, run).open(file.read_text())
+        board = Board(study, run, points)
+        waiting = board.ready()
+        while waiting:
+            # The last first: as far from the order of one process as may be.
+            stage = waiting.pop()
+            assert all(run.known(one) is not None for one in stage.stands_on())
+            given.append(stage.key)
+            run.make(stage)
+            board.done(stage)
+            waiting += board.ready()
+        board.check()
+    assert len(given) == len(set(given)) == len(list((tmp_path / "out/stages").glob("*.json")))
+    ours, theirs = ({one.place: one for one in read_records(folder).points if one.system in ("trim only", "TF")}
+                    for folder in (tmp_path / "out", finished))  # fmt: skip
+    assert {place: one.scores for place, one in ours.items()} == {place: one.scores for place, one in theirs.items()}
+    assert {one.key for one in ours.values()} == {one.key for one in theirs.values()} and len(ours) == 3
+    weights = {path.parts[-3].partition("-")[0] for path in (tmp_path / "out").glob("made/*/*/model.safetensors")}
+    assert weights == {"trim", "phase1", "finetune"}
+    assert len(list((tmp_path / "out").glob("made/finetune-*/model"))) == 1
+
+
+def test_what_stands_on_a_failed_stage_is_given_up_and_all_else_is_made(file, tmp_path):
+    from bistil.errors import InputError
+    from bistil.study.board import Board
+
+    study = study_at(file, load_study(file))
+    points = [point for point in study.points() if point.variant in ("trim only", "TF")]
+    with study.open(tmp_path / "out") as run:
+        board = Board(study, run, points)
+        (trim,) = board.ready()
+        assert board.ready() == []
+        board.done(trim, "the disk is full")
+        assert board.ready() == []
+    with pytest.raises(InputError, match="the stage 'vocabulary' failed: the disk is full; the same command goes on"):
+        board.check()
 
 
 def test_a_job_that_fails_is_one_line_and_leaves_the_others(tmp_path):

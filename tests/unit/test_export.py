@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from task_models import LABELS, LAYERS, TAGS, TEXTS, asked, model_in, refused, tagged, without
 
 import bistil
 from bistil.errors import ArtefactError, InputError, MissingExtraError
@@ -17,7 +18,6 @@ from bistil.measuring.evaluation import evaluate_folder
 from bistil.models.loading import load_model
 from bistil.prediction.predictor import Wanted
 from bistil.runtime.artefacts import RECORD
-from bistil.tasks import get_task
 
 onnx = pytest.importorskip("onnx", reason="pip install 'bistil[export]'")
 pytest.importorskip("onnxruntime", reason="pip install 'bistil[export]'")
@@ -28,22 +28,12 @@ from bistil.export.folder import export_model  # noqa: E402
 from bistil.export.proof import TOLERANCE, Windows, batches_of, prove  # noqa: E402
 from bistil.export.quantise import in_blocks, products, quantise, replace_table, smooth, standardised, tables  # noqa: E402
 
-TEXTS = [*tiny.ENGLISH.splitlines(), *tiny.SWAHILI.splitlines()]
-LABELS = {
-    "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
-    "sequence-classification": ["0", "1", "2"],
-    "multi-label-classification": ["anger", "joy", "fear"],
-    "dependency-parsing": ["root", "nsubj", "punct", "obl"],
-    "question-answering": ["start", "end"],
-}
-TAGS = "token-classification"
 FAMILIES = ("bert", "xlm-roberta", "deberta-v2", "modernbert", "distilbert")
 CASES = [(family, TAGS) for family in FAMILIES] + [("bert", kind) for kind in LABELS if kind != TAGS]
 CASES += [("xlm-roberta", "dependency-parsing"), ("deberta-v2", "dependency-parsing")]
 CASES += [("modernbert", "question-answering"), ("distilbert", "sequence-classification")]
 # Families whose attention onnxruntime has an operator for.
 FUSED = {"bert", "xlm-roberta", "distilbert"}
-LAYERS = 2
 
 
 @pytest.fixture(scope="module")
@@ -51,57 +41,11 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("export")
 
 
-def model_in(place, family, kind):
-    """A folder with a tiny model of the family whose random head says different things."""
-    folder = place / f"{family}-{kind}"
-    if not folder.exists():
-        if not (place / family).exists():
-            tiny.save(tiny.model(family, layers=LAYERS), place / family, family)
-        model = get_task(kind).build_model(place / family, LABELS[kind], seed=1)
-        torch.manual_seed(2)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if not name.startswith(f"{model.base_model_prefix}."):
-                    parameter.normal_(std=0.3)
-        tiny.save(model, folder, family)
-    return folder
-
-
 def exported(place, family="bert", kind=TAGS, precision="float32", **options):
     folder = place / f"{family}-{kind}-{precision}"
     if not folder.exists():
         export_model(model_in(place, family, kind), folder, precision=precision, **options)
     return folder
-
-
-def asked(kind):
-    if kind == "question-answering":
-        return [(text.split()[0], " ".join(TEXTS)) for text in TEXTS[:4]]
-    # One that takes several windows.
-    return [*TEXTS, " ".join(TEXTS)] if kind in (TAGS, "dependency-parsing") else [*TEXTS, (TEXTS[0], TEXTS[1])]
-
-
-def without(record, *keys):
-    """A record without these keys, and the numbers that stood under them."""
-    numbers = []
-
-    def plain(value):
-        if isinstance(value, dict):
-            numbers.extend(value[key] for key in keys if isinstance(value.get(key), int | float | list))
-            return {key: plain(one) for key, one in value.items() if key not in keys}
-        return [plain(one) for one in value] if isinstance(value, list) else value
-
-    return plain(record), np.concatenate([np.ravel(one) for one in numbers]) if numbers else np.zeros(0)
-
-
-def tagged(place, folder, name):
-    """A labelled file of what a model predicts: it has every point of the score."""
-    path = place / name
-    rows = bistil.load(folder)([text.split() for text in TEXTS])
-    path.write_text(
-        "\n".join("".join(f"{w} {t}\n" for w, t in zip(r["tokens"], r["labels"], strict=True)) for r in rows)
-    )
-    return path
 
 
 # --- the same as PyTorch
@@ -230,7 +174,7 @@ def test_a_proof_can_fail(place, tmp_path):
 
 def test_another_graph_is_refused(place, tmp_path, monkeypatch):
     monkeypatch.setattr(export_folder, "TOLERANCE", 0.0)
-    with pytest.raises(ArtefactError, match="other outputs than the model, by up to"):
+    with pytest.raises(ArtefactError, match="other outputs in onnxruntime than in PyTorch, by up to"):
         export_model(model_in(place, "bert", TAGS), tmp_path / "out", precision="float32")
     assert not list(tmp_path.iterdir())
 
@@ -376,15 +320,6 @@ def test_the_score_chooses_what_is_quantised(place, tmp_path):
 # --- bad input
 
 
-def refused(call, out, *parts):
-    """One line with these parts, exit code 2, and nothing written."""
-    code, _, said = call
-    lines = [line for line in said.splitlines() if not line.startswith("[bistil]")]
-    assert code == 2 and len(lines) == 1, said
-    assert all(part in lines[0] for part in parts), said
-    assert not out.exists() and not list(out.parent.glob(f".{out.name}*"))
-
-
 def test_what_cannot_be_exported_is_one_line(place, command_line, tmp_path):
     model, out = model_in(place, "bert", TAGS), tmp_path / "out"
     text = tmp_path / "text.txt"
@@ -420,6 +355,9 @@ def test_a_missing_engine_says_its_install_line(place, command_line, tmp_path, m
         bistil.load(folder)
     out = tmp_path / "out"
     refused(command_line("export", model_in(place, "bert", TAGS), "-o", out), out, "pip install 'bistil[export]'")
+    code, _, said = command_line("benchmark", "-m", folder, "-o", out)
+    assert code == 2 and said.splitlines()[-1].endswith("need onnxruntime: pip install 'bistil[onnx]'")
+    assert not out.exists()
 
 
 def test_an_exported_folder_is_for_use_alone(place, tmp_path, command_line):
@@ -440,8 +378,19 @@ def test_an_exported_folder_is_for_use_alone(place, tmp_path, command_line):
     (other / GRAPH).write_bytes((folder / GRAPH).read_bytes()[:1000])
     with pytest.raises(ArtefactError, match=f"{GRAPH} is not what was written"):
         bistil.load(other)
-    code, _, said = command_line("benchmark", "--model", folder)
-    assert code == 2 and "exported for onnxruntime" in said
+    code, _, said = command_line("sft", "merge", folder, folder, "-o", tmp_path / "merged")
+    assert code == 2 and said.count("\n") == 1
+
+
+def test_an_exported_model_answers_empty_and_long_lines(place):
+    """An empty line, and one of 5,000 words: windows, and a tag for each word, as of the model itself."""
+    long = " ".join(f"w{i % 70}" for i in range(5_000))
+    own, theirs = bistil.load(exported(place)), bistil.load(model_in(place, "bert", TAGS))
+    lines = ["", " \t", long, tiny.SWAHILI.splitlines()[0]]
+    found, expected = own(lines), theirs(lines)
+    assert [len(one["tokens"]) for one in found] == [len(one["tokens"]) for one in expected]
+    assert [len(one["tokens"]) for one in found][:3] == [0, 0, 5_000]
+    assert [one["labels"] for one in found] == [one["labels"] for one in expected]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file sizes cannot be limited there")

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from bistil.runtime import fast_linear as module
 from bistil.runtime.fast_linear import fast_linear
+from bistil.tasks.batches import TorchEngine
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this PyTorch")
 
@@ -59,6 +60,36 @@ def test_it_is_used_for_float32_only_and_ends_with_the_block(monkeypatch):
             F.linear(torch.randn(40, 8), torch.randn(8, 8))
     F.linear(torch.randn(40, 8), torch.randn(8, 8))
     assert not calls
+
+
+@pytest.mark.parametrize("least", [32, 256])
+def test_an_input_too_short_to_gain_runs_as_it_is(least, monkeypatch):
+    calls = []
+    product = module.linear_pointwise
+    monkeypatch.setattr(module, "_gains_from", lambda: least)
+    monkeypatch.setattr(module, "linear_pointwise", lambda *args: calls.append(args) or product(*args))
+    model = tiny.model("bert", layers=1)
+    model.config.id2label = {0: "a"}
+    engine = TorchEngine(model)
+    for rows in (least - 8, least):
+        ids = torch.arange(rows).view(8, -1) % 50 + 5
+        expected = model(ids).last_hidden_state
+        given = engine({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["last_hidden_state"]
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+        assert bool(calls) == (rows == least)
+
+
+def test_an_engine_leaves_every_module_in_the_mode_that_it_had():
+    model = tiny.model("bert", layers=2).train()
+    model.config.id2label = {0: "a"}
+    frozen = model.encoder.layer[0].eval()
+    before = [one.training for one in model.modules()]
+    ids = torch.arange(5, 15).view(1, -1)
+    engine = TorchEngine(model)
+    given = [engine({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).last_hidden_state for _ in range(2)]
+    # Dropout was off.
+    torch.testing.assert_close(given[0], given[1], rtol=0, atol=0)
+    assert [one.training for one in model.modules()] == before and not frozen.training and model.training
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")

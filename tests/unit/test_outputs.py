@@ -42,6 +42,7 @@ from bistil.runtime.ownership import is_our_file, is_our_folder, not_ours
 OUTPUTS = {
     "adapt --output": "folder",
     "benchmark --output": "file",
+    "benchmark --plot": "file",
     "demo --output": "run",
     "distill --output": "folder",
     "evaluate --predictions": "file",
@@ -82,7 +83,11 @@ TAGS = "token-classification"
 # Per output, the command without that output (a name in capitals is an input), and its inputs.
 CASES = {
     "adapt --output": ("adapt -m MODEL -l sw --text SW --steps 1 --batch-size 2 --block-length 16", "MODEL SW"),
-    "benchmark --output": ("benchmark --model MODEL --model x=TAGGER --text EN --rounds 1 --examples 2", "MODEL EN"),
+    "benchmark --output": (
+        "benchmark --model MODEL --model x=TAGGER --text EN --rounds 1 --examples 2 --length 8",
+        "MODEL EN",
+    ),
+    "benchmark --plot": ("benchmark --model MODEL --rounds 1 --examples 2 --length 0 --max-length 8", "MODEL"),
     "demo --output": ("demo", ""),
     "distill --output": (
         "distill -t MODEL --text en=EN --text sw=SW --steps 1 --batch-size 2 --block-length 16 --language-sft sw=LANG",
@@ -107,7 +112,7 @@ CASES = {
     "trim --output": ("trim --model MODEL --text en=EN --text sw=SW --sft LANG --keep KEEP", "MODEL EN LANG KEEP"),
     "trim --plot": ("trim --model MODEL --text en=EN --dry-run", "MODEL EN"),
 }
-NAMES = {"trim --plot": "out.svg"}
+NAMES = {"trim --plot": "out.svg", "benchmark --plot": "out.svg"}
 WITHOUT_FORCE = ("demo --output", "run --output", "study --output")
 
 

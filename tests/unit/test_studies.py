@@ -7,11 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny_study
 
 from bistil.errors import RecipeError
+from bistil.runs.cost import Kind
 from bistil.runs.forecast import Forecast
 from bistil.runs.stages import Exchange, FineTune, Headed, Restore
 from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
@@ -19,7 +21,7 @@ from bistil.study import Only, Point, Study, jobs, study_at
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STUDIES = sorted(file for file in (BENCHMARKS / "transfer").glob("*.toml") if file.stem != "variants")
-COMMITTED = sorted((BENCHMARKS / "studies").glob("*.toml"))
+COMMITTED = [BENCHMARKS / "studies" / f"{name}.toml" for name in ("ner", "dp")]
 
 
 @pytest.fixture
@@ -53,8 +55,41 @@ def test_a_study_has_the_rows_of_all_studies_and_its_own(file: Path) -> None:
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_the_committed_studies_have_every_system(file):
     settings = load_study(file)
-    assert {variant.kind for variant in settings.variants.values()} == set(SYSTEMS)
+    # model2vec's embeddings are of whole texts.
+    assert {variant.kind for variant in settings.variants.values()} == set(SYSTEMS) - {"model2vec"}
     assert len(settings.search.learning_rates) == 3
+
+
+def test_the_shared_student_is_compared_at_equal_tokens():
+    settings = load_study(BENCHMARKS / "studies/shared.toml")
+    steps, targets = settings.phase1.training.steps, [*settings.targets]
+    assert len(targets) == 4 and settings.seeds == [0, 1, 2]
+
+    def tokens(name):
+        """Steps of phase 1 of all models of a system, of each model, and of these in each target's text."""
+        variant = settings.variants[name]
+        groups = settings.groups_of(variant)
+        each = variant.phase1_length * steps
+        return len(groups) * each, each, each / (1 + len(settings.groups[groups[0]]))
+
+    for ending in ("", ", target text"):
+        bilingual = tokens(f"bilingual{ending}")
+        assert tokens(f"shared, as one{ending}")[1] == bilingual[1]
+        assert tokens(f"shared, per language{ending}")[2] == bilingual[2]
+        assert tokens(f"shared, in all{ending}")[0] == bilingual[0]
+        whole = settings.variants[f"shared, in all{ending}"]
+        assert whole.epochs == 4 * settings.phase2.training.epochs
+    four = settings.variants["shared, in all, target text"].target_sentences
+    assert four == 4 * settings.target_sentences
+
+
+def test_the_sweep_over_sib_has_its_systems_and_says_what_the_teacher_may_have_seen():
+    settings = load_study(BENCHMARKS / "studies/sib200.toml")
+    assert settings.parallel and "may have seen" in settings.note
+    assert [variant.kind for variant in settings.variants.values()] == [
+        "trim-only", "trim-only", "bistil", "bistil", "model2vec"
+    ]  # fmt: skip
+    assert settings.reductions == [2, 3] and len(settings.groups_of(settings.variants["BiStil-TF"])) == 21
 
 
 def test_the_file_of_the_docs_is_read(tmp_path):
@@ -205,6 +240,8 @@ BAD = [
     ("[targets]", '[text]\nswa = ["x"]\n[targets]', "text: no language is called 'swa'; did you mean 'sw'"),
     ("[targets]", '[groups]\nall = ["sw", "xx"]\n[targets]', "groups.all: no target is called 'xx'"),
     ("[targets]", '[groups]\neach = ["sw"]\n[targets]', "groups has 'each'"),
+    ("[systems.ST]", '[systems.ST]\nreference = "LTSF"', "systems.ST.reference: no system or variant is called 'LTSF'"),
+    ("[systems.ST]", '[systems.static]\nkind = "model2vec"\n[systems.ST]', "systems.static: static embeddings are of"),
 ]
 
 
@@ -234,6 +271,28 @@ def test_what_is_missing_is_said_before_any_work(folder, tmp_path, command_line)
     assert code == 2 and "--output is missing" in said
     code, _, said = command_line("study", folder / "study.toml", "--only", "TF", "--only", "narrow", "--dry-run")
     assert code == 2 and "no point of the study is all of this" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--ray", "somewhere"), "--ray somewhere: give HOST:PORT of the cluster's head, or auto"),
+        (("--ray", "ray://host:10001"), "give HOST:PORT"),
+        (("--ray", "host:1", "--cpus", "0"), "--cpus 0: a stage takes more than none"),
+        (("--ray", "host:1", "--gpus", "1.5"), "--gpus 1.5: a share of one GPU, or whole ones"),
+        (("--ray", "host:1", "--jobs", "2"), "leave one out"),
+        (("--cpus", "0.5"), "add --ray ADDRESS"),
+    ],
+)
+def test_what_is_asked_of_a_cluster_is_checked_first(folder, tmp_path, command_line, words, message):
+    code, _, said = command_line("study", folder / "study.toml", "--output", tmp_path / "out", *words)
+    assert code == 2 and said.count("\n") == 1 and message in said
+
+
+def test_without_ray_the_line_says_what_installs_it(folder, tmp_path, command_line, monkeypatch):
+    monkeypatch.setattr("bistil.study.cluster.find_spec", lambda _: None)
+    code, _, said = command_line("study", folder / "study.toml", "--output", tmp_path / "out", "--ray", "auto")
+    assert code == 2 and said == "bistil: error: --ray needs Ray: pip install 'bistil[ray]'\n"
 
 
 # Jobs
@@ -281,6 +340,28 @@ def test_as_many_jobs_run_as_cores_and_memory_allow(monkeypatch):
     assert jobs.side_by_side(8, 10, needs) == (3, "memory for 3")
     assert jobs.side_by_side(2, 10, needs) == (2, "")
     assert jobs.side_by_side(8, 1, Forecast([])) == (1, "jobs for 1")
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_pair_costs_what_another_target_adds_and_all_else_once(folder):
+    import scale
+
+    file = folder / "study.toml"
+    settings = load_study(file)
+    chosen = {name: settings.variants[name] for name in ("trim only", "TF")}
+    settings = replace(settings, variants=chosen, reference=None)
+    kinds = get_args(Kind)
+    machines = {name: scale.Recorded(dict.fromkeys(kinds, rate)) for name, rate in (("slow", 1e9), ("fast", 1e18))}
+    alone = replace(settings, targets={"sw": settings.targets["sw"]}, groups={})
+    one, both = (scale.planned(study_at(file, own, folder), machines) for own in (alone, settings))
+    shared, pair = scale.shared_and_pair(one["slow"], both["slow"], 2)
+    for count, whole in ((1, one["slow"]), (2, both["slow"])):
+        assert shared.plus(count, pair).flops == pytest.approx(whole.flops)
+        assert shared.plus(count, pair).seconds == pytest.approx(whole.seconds)
+    assert 0 < pair.flops < one["slow"].flops and shared.flops > 0
+    # FLOPs do not depend on the machine, and seconds do by the rate.
+    assert one["fast"].flops == one["slow"].flops
+    assert one["slow"].seconds - one["fast"].seconds == pytest.approx(one["slow"].flops / 1e9, rel=1e-3)
 
 
 @pytest.mark.usefixtures("benchmarks")

@@ -19,6 +19,10 @@ def register(app: typer.Typer) -> None:
     def export(
         model: Annotated[str, typer.Argument(help="Folder of a task model, or its name on the hub.")],
         output: Path = typer.Option(..., "--output", "-o", help="New folder for the exported model."),
+        engine: Annotated[
+            Literal["onnxruntime", "ctranslate2"],
+            typer.Option(help="That will run it. ctranslate2: BERT, RoBERTa, XLM-R and DistilBERT."),
+        ] = "onnxruntime",
         precision: Annotated[Literal["int8", "float32"], typer.Option(help="Of the matrices.")] = "int8",
         labelled: Annotated[
             list[Path],
@@ -39,16 +43,23 @@ def register(app: typer.Typer) -> None:
             int | None,
             typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
         ] = None,
+        pooling: Annotated[
+            Literal["mean", "first"] | None,
+            typer.Option(help="Of an encoder without a head: one vector per text. Default: as its folder says."),
+        ] = None,
+        prefix: Annotated[str, typer.Option(help="With --pooling: in front of every text.")] = "",
+        normalise: Annotated[bool, typer.Option(help="With --pooling: vectors of length 1.")] = True,
         force: bool = FORCE,
         *,
         values: dict[str, Any],
     ) -> None:
-        """Write a task model as ONNX for onnxruntime, after it has proven that nothing was lost.
+        """Write a task model for onnxruntime or CTranslate2, after it has proven that nothing was lost.
 
         Example:
         bistil export runs/demo/students/lrf2 --labelled dev.sw.conll --output deployed
         """
         from bistil.export.folder import export_model, statements
+        from bistil.models.sentences import SentenceForm
         from bistil.tasks.reading import Reading
 
         # Of the settings only how files are read counts; "train" must name something.
@@ -58,6 +69,7 @@ def register(app: typer.Typer) -> None:
         record = export_model(
             model,
             output,
+            engine=engine,
             precision=precision,
             embeddings=embeddings,
             labelled=labelled,
@@ -67,9 +79,10 @@ def register(app: typer.Typer) -> None:
             max_length=max_length,
             label_map=settings.label_map,
             how=Reading(**how),
+            sentences=None if pooling is None else SentenceForm(pooling, prefix, normalise),
             replace=force,
         )
-        total = sum(one.stat().st_size for one in output.iterdir())
+        total = sum(one.stat().st_size for one in output.rglob("*") if one.is_file())
         typer.echo(f"{output}: {total / 1e6:.1f} MB, {record['precision']}, embeddings {record['embeddings']}")
         score = record["proof"].get("score")
         if score is not None:

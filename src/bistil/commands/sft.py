@@ -86,23 +86,27 @@ def merge(
 
     Example, a tagger for Swahili: bistil sft merge e5-small sfts/sw sfts/ner --output models/ner-sw
     """
-    from bistil.models.tokenizers import load_tokenizer, write_tokenizer
-    from bistil.models.writing import save_weights
-    from bistil.runtime.artefacts import claim, whole_folder
+    from bistil.runtime.artefacts import claim
     from bistil.sparse import SparseFineTuning
+    from bistil.sparse.wearing import write_worn
 
     claim(folders=[output], inputs=[base, *sfts], force=force)
-    tokenizer = load_tokenizer(base)
     loaded = [SparseFineTuning.load(name) for name in sfts]
     model = _model_for(base, loaded)
     for sft in loaded if not force_sfts else ():
         sft.check_base(model)
     for sft in loaded:
         (sft if scale == 1.0 else sft.scaled(scale)).merge(model)
-    record = {"kind": "merged model", "base": base, "sparse_fine_tunings": sfts, "scale": scale}
-    with whole_folder(output, replace=force, record=record) as folder:
-        save_weights(model, folder)
-        write_tokenizer(tokenizer, folder)
+    write_worn(
+        output,
+        model,
+        base,
+        kind="merged model",
+        summary=f"`{Path(base).name}` that wears sparse fine-tunings for good.",
+        made=[f"sparse fine-tuning: `{Path(name).name}`, times {scale:g}" for name in sfts],
+        record={"base": base, "sparse_fine_tunings": sfts, "scale": scale},
+        replace=force,
+    )
     typer.echo(f"{output}: {type(model).__name__}, {sum(sft.count for sft in loaded):,} entries changed")
 
 

@@ -18,6 +18,7 @@ from bistil.models.complete import CompleteModel, Origin, complete, tokenizer_of
 from bistil.models.families import family_of
 from bistil.models.masked_lm import load_encoder
 from bistil.models.names import model_folder
+from bistil.models.sentences import form_of_model, known_form
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import claim, open_work
 from bistil.runtime.memory import return_memory_if_allowed
@@ -165,7 +166,13 @@ def distill(
     found = Students()
     found.report = report
     for one in students:
-        made = student_made(one, settings, report, parent=teacher.name_or_path or type(teacher).__name__)
+        made = student_made(
+            one,
+            settings,
+            report,
+            parent=teacher.name_or_path or type(teacher).__name__,
+            sentences=form_of_model(teacher),
+        )
         found[one.name] = complete(small[one.name], fast, made)
     return found
 
@@ -208,7 +215,7 @@ def distill_general(
     read = [folder, *(file for files in texts.values() for file in files), *(language_sfts or {}).values()]
     claim(folders=[output], work=work, inputs=read, force=replace)
     # What the folder knows of the model comes with it, as with a model that `trim` gave.
-    origin = Origin(record={}, card={}, facts={"kept": kept_in(folder)})
+    origin = Origin(record={}, card={}, facts={"kept": kept_in(folder), "sentences": known_form(folder)})
     found = distill(
         complete(load_encoder(folder), load_tokenizer(str(folder)), origin),
         None,

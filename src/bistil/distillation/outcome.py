@@ -8,10 +8,16 @@ from typing import Any
 from bistil.distillation.corpus import Corpus, Figures
 from bistil.distillation.student import alignment
 from bistil.models.complete import Origin
+from bistil.models.sentences import SentenceForm
 from bistil.models.writing import write_model
 from bistil.runtime.artefacts import folder_digest, whole_folder, write_json
 from bistil.settings.recipe import Phase1Settings, StudentSettings, to_dict
 from bistil.training.loop import TENSORBOARD, TrainingResult
+
+SENTENCES = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({folder})
+vectors = model.encode(["a sentence of yours", "another one"])"""
 
 
 def phase1_report(
@@ -53,13 +59,19 @@ def phase1_report(
 
 
 def student_made(
-    student: StudentSettings, settings: Phase1Settings, report: Mapping[str, Any], *, parent: str
+    student: StudentSettings,
+    settings: Phase1Settings,
+    report: Mapping[str, Any],
+    *,
+    parent: str,
+    sentences: SentenceForm | None = None,
 ) -> Origin:
     """What is known of a student: record and card.
 
     Args:
         report: see `phase1_report`.
         parent: name of the teacher.
+        sentences: how it makes vectors of texts, if it does; the student then does so too.
     """
     own = report["students"][student.name]
     languages = list(report["blocks"])
@@ -71,7 +83,7 @@ def student_made(
         "masked_lm": report.get("held_out_masked_lm", {}).get(student.name),
         "parents": {"teacher": {"name": Path(parent).name}},
     }
-    card = {
+    card: dict[str, Any] = {
         "title": f"{student.name}: a bilingual student ({', '.join(languages)})",
         "summary": "A small encoder of two languages, to be fine-tuned on labels in one and used in the other.",
         "languages": languages,
@@ -81,7 +93,9 @@ def student_made(
             f"teacher layers {own['alignment']['layers']}, {own['start']} start",
         ],
     }
-    return Origin(record=record, card=card)
+    if sentences is not None:
+        card |= {"pipeline_tag": "sentence-similarity", "usage": SENTENCES}
+    return Origin(record=record, card=card, facts={} if sentences is None else {"sentences": sentences})
 
 
 def write_students(
@@ -109,7 +123,11 @@ def write_students(
     with whole_folder(output, replace=replace, record={"kind": "bilingual students (phase 1)"}) as whole:
         for name, model in students.items():
             record = {**model.bistil.record, "parents": parents}
-            write_model(whole / name, model, model.tokenizer, record=record, **model.bistil.card)
+            sentences = model.bistil.facts.get("sentences")
+            write_model(
+                whole / name, model, model.tokenizer, record=record, parent=teacher, sentences=sentences,
+                **model.bistil.card,
+            )  # fmt: skip
         log, board = training / "train_log.jsonl", training / TENSORBOARD
         if log.exists():
             shutil.copyfile(log, whole / log.name)

@@ -98,6 +98,8 @@ def _write(model: CompleteModel, outputs: TaskOutputs, *, start: Path, teacher: 
             if sft is not None and outputs.sft is not None:
                 sft.write_into(both.enter_context(whole_folder(outputs.sft, replace=outputs.replace, record=RECORD)))
             card = {**made.card, "title": outputs.model.name}
-            write_model(outputs.model, model, model.tokenizer, record=record, replace=outputs.replace, **card)
+            write_model(
+                outputs.model, model, model.tokenizer, record=record, replace=outputs.replace, parent=start, **card
+            )
     processes().wait_for_everyone()
     return figures

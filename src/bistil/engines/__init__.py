@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import nn
 
+from bistil.engines.ctranslate2 import CTranslate2Engine
 from bistil.engines.onnx import OnnxEngine
+from bistil.engines.static import StaticEngine
 from bistil.errors import ArtefactError, InputError, first_line
 from bistil.models.exported import engine_of
+from bistil.models.static import ENGINE as STATIC
 from bistil.runtime.artefacts import check_product
 from bistil.runtime.devices import device_for
 from bistil.tasks import Task
 from bistil.tasks.batches import Engine, TorchEngine
 
-EXPORTED: dict[str, Any] = {"onnxruntime": OnnxEngine}
+EXPORTED: dict[str, Any] = {"onnxruntime": OnnxEngine, "ctranslate2": CTranslate2Engine, STATIC: StaticEngine}
 """Engines of exported folders by name: called with the folder and the number of threads."""
 
 

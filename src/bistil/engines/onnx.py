@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from bistil.engines.alone import tensors_of
 from bistil.errors import ArtefactError, MissingExtraError, first_line
 from bistil.models.families import position_limit
 from bistil.models.loading import labels_of, read_config
@@ -16,8 +16,6 @@ from bistil.tasks.batches import Batch
 
 GRAPH, CONSTANTS = "model.onnx", "constants.safetensors"
 """Names in an exported folder: the graph, and outputs that are the same for every input (a parser's weights)."""
-SCALES = ".scales"
-"""Behind the name of a tensor of int8 in `CONSTANTS`: its scales, one per row."""
 
 
 class OnnxEngine:
@@ -79,15 +77,8 @@ def open_session(graph: Path, *, threads: int) -> Any:
 
 
 def _constants(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of the file by name, int8 ones multiplied out to float32; none where there is no file."""
-    if not path.is_file():
-        return {}
+    """Tensors of the file by name; none where there is no file."""
     try:
-        stored = load_file(path)
+        return tensors_of(path) if path.is_file() else {}
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path} cannot be read: {first_line(error)}") from error
-    return {
-        name: values.astype(np.float32) * stored[name + SCALES] if name + SCALES in stored else values
-        for name, values in stored.items()
-        if not name.endswith(SCALES)
-    }

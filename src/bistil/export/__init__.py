@@ -1,1 +1,1 @@
-"""Finished models as a few megabytes that run without PyTorch: an ONNX graph, quantised, proven."""
+"""Finished models as a few megabytes that run without PyTorch: for an engine, quantised, proven."""

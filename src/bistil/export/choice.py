@@ -12,6 +12,7 @@ from bistil.export.quantise import Embeddings, products, quantise
 from bistil.measuring.evaluation import score_engine
 from bistil.prediction.inputs import Input
 from bistil.prediction.predictor import Predictor, Wanted
+from bistil.prediction.sentences import SentenceEncoder
 from bistil.runtime.progress import say
 from bistil.tasks import Metrics, paired_gap
 from bistil.tasks.batches import Engine
@@ -98,9 +99,18 @@ def by_score(
         say(f"embeddings {own}, {count} products in float32: {found.figures['loss']:.2f} points lost")
         if found.figures["loss"] <= scorer.most_loss:
             return found
-    raise InputError(
-        f"int8 loses {found.figures['loss']:.2f} points of {found.figures['metric']} on {scorer.name}, and may lose "
-        f"{scorer.most_loss:g}: export in float32 (--precision, or --embeddings alone), or allow more with --most-loss"
+    raise InputError(refusal(found.figures, alone=", or --embeddings alone"))
+
+
+def refusal(figures: Mapping[str, Any], *, alone: str = "") -> str:
+    """What is said where int8 loses more than it may.
+
+    Args:
+        alone: what may be exported in float32 by itself.
+    """
+    return (
+        f"int8 loses {figures['loss']:.2f} points of {figures['metric']} on {figures['file']}, and may lose "
+        f"{figures['most_loss']:g}: export in float32 (--precision{alone}), or allow more with --most-loss"
     )
 
 
@@ -153,10 +163,15 @@ class Sensitivity:
 
 
 def agreement(predictor: Predictor, engine: Engine, inputs: Sequence[Input]) -> dict[str, Any]:
-    """On how many inputs a graph says what the PyTorch model says, confidences aside."""
+    """On how many inputs an engine says what the PyTorch model says, confidences aside; of vectors, their cosine."""
     other = type(predictor)(
         predictor.name, predictor.task, engine, predictor.tokenizer, max_length=predictor.max_length
     )  # fmt: skip
+    if isinstance(predictor, SentenceEncoder) and isinstance(other, SentenceEncoder):
+        left, right = (one.encode([given.text for given in inputs]) for one in (predictor, other))
+        lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        cosines = (left * right).sum(axis=1) / lengths
+        return {"cosine": float(cosines.mean()), "least_cosine": float(cosines.min()), "inputs": len(inputs)}
     both = [[_said(row) for row in one.records(inputs, Wanted())] for one in (predictor, other)]
     same = sum(left == right for left, right in zip(*both, strict=True))
     return {"same_predictions": same, "inputs": len(inputs)}

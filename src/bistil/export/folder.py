@@ -1,6 +1,5 @@
 """`export_model`: from a model's folder to the folder of an exported one, with what was proven about it."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,19 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from huggingface_hub import ModelCard
-from safetensors.numpy import save_file
-
-from bistil.engines.onnx import CONSTANTS, GRAPH, SCALES, OnnxEngine
 from bistil.errors import ArtefactError, InputError
-from bistil.export.choice import Chosen, Scorer, Sensitivity, agreement, by_score
-from bistil.export.graph import Graph, make_graph, require_onnx
+from bistil.export.choice import Chosen, Scorer
+from bistil.export.formats import FORMATS, Format
 from bistil.export.proof import TOLERANCE, Windows, batches_of, cases_of, prove
-from bistil.export.quantise import Embeddings, Precision, quantise, smooth
+from bistil.export.quantise import Embeddings, Precision
 from bistil.models.cards import write_model_card
 from bistil.models.exported import KIND, engine_of
 from bistil.models.names import model_folder
+from bistil.models.sentences import SentenceForm, form_values
 from bistil.models.tokenizers import PROBE, write_tokenizer
 from bistil.prediction.inputs import Input, Lines, read_inputs
 from bistil.prediction.loading import load
@@ -32,8 +27,10 @@ from bistil.runtime.progress import say
 from bistil.tasks.batches import Batch, TorchEngine
 from bistil.tasks.hub import source_of
 from bistil.tasks.reading import Reading
+from bistil.tasks.sentences import SentenceEmbedding
 
-ENGINE = "onnxruntime"
+# What the hub calls files for an engine, where it is not the engine's name.
+ENGINE_TAGS = {"onnxruntime": "onnx"}
 # So many lines or examples are enough to compare outputs on, and texts to compare tokens on.
 LINES, TEXTS = 500, 100
 BUILT_IN = "sentences of bistil's own"
@@ -41,6 +38,11 @@ USAGE = """import bistil
 
 model = bistil.load({folder})
 print(model("a sentence of yours"))"""
+
+ENCODING = """import bistil
+
+vectors = bistil.load({folder}).encode(["a sentence of yours", "another one"])
+print(vectors @ vectors.T)"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def export_model(
     model: str | Path,
     output: Path,
     *,
+    engine: str = "onnxruntime",
     precision: Precision = "int8",
     embeddings: Embeddings = "auto",
     labelled: Sequence[str | Path] = (),
@@ -73,20 +76,23 @@ def export_model(
     max_length: int | None = None,
     label_map: Mapping[str, str] | None = None,
     how: Reading | None = None,
+    sentences: SentenceForm | None = None,
     replace: bool = False,
 ) -> dict[str, Any]:
     """Write a task model as a folder that runs without PyTorch, after it has proven itself.
 
-    The float32 graph must give the PyTorch model's outputs to `export.proof.TOLERANCE`, in a fresh process that has
-    no PyTorch. An int8 graph must keep the task's score on `labelled`; products whose quantisation costs most stay in
-    float32 where that is needed. Without labelled files the score is not known, and the record says so.
+    The float32 model must give the PyTorch model's outputs to `export.proof.TOLERANCE`, in a fresh process that has
+    no PyTorch. An int8 model must keep the task's score on `labelled`; for onnxruntime, products whose quantisation
+    costs most stay in float32 where that is needed. Without labelled files the score is not known, and the record says
+    so.
 
     Args:
         model: folder of a task model, or its name on the hub.
         output: a new folder.
+        engine: what will run it: one of `export.formats.FORMATS`.
         precision: of the matrices: int8, or float32.
-        embeddings: of the token table; "auto": with labelled files 4 bits where the score allows and else 8, without
-            them 8; in a float32 model as it is.
+        embeddings: of the token table; "auto": for onnxruntime with labelled files 4 bits where the score allows and
+            else 8, without them 8; for CTranslate2 8; in a float32 model as it is.
         labelled: files or data sets (`tasks.hub`) that the score is measured on; held-out ones, for they choose.
         text: plain lines to compare outputs on, where there are no labelled files.
         most_loss: points of the task's score that int8 may lose.
@@ -94,6 +100,7 @@ def export_model(
         max_length: tokens per window; None: as `load`.
         label_map: labels to rename on reading.
         how: what the labelled files do not say themselves.
+        sentences: of an encoder without a head, how it makes vectors of texts; None: as its folder says.
         replace: a folder of ours gives way.
 
     Returns:
@@ -103,19 +110,24 @@ def export_model(
     Raises:
         InputError: an argument is not what it must be, `output` may not be written, or int8 loses more than it may.
         ArtefactError: the model is none of a task, is damaged, is exported already, or cannot be exported faithfully.
-        MissingExtraError: onnx or onnxruntime is not installed.
+        MissingExtraError: the engine, or what writes its files, is not installed.
     """
     claim(folders=[output], inputs=[model, text, *map(source_of, labelled)], force=replace)
-    _check(precision, embeddings, labelled, text, most_loss)
-    require_onnx()
+    _check(engine, precision, embeddings, labelled, text, most_loss)
+    kind = FORMATS[engine]
+    kind.require()
     if engine_of(model) is not None:
         raise ArtefactError(f"{model} is exported already: name the folder that it was exported from")
     how = how or Reading()
-    predictor = load(model, task=task, max_length=max_length, device="cpu", scheme=how.scheme)
+    predictor: Predictor = load(
+        model, task=task, max_length=max_length, device="cpu", scheme=how.scheme, sentences=sentences
+    )
     examples = predictor.task.read([*labelled], label_map=label_map, how=how) if labelled else []
     material = _material(predictor, examples, ", ".join(map(str, labelled)), text)
     with whole_folder(output, replace=replace) as folder, TemporaryDirectory(dir=folder) as work:
-        record = _export(predictor, folder, Path(work), material, precision, embeddings, most_loss)
+        record = _export(
+            kind(predictor, folder, Path(work)), predictor, folder, material, precision, embeddings, most_loss
+        )
         source = model_folder(str(model))
         parent = {"name": source.name, "digest": json_digest(manifest(source))}
         record |= {"parents": {"model": parent}, "bytes": _bytes(folder)}
@@ -125,11 +137,21 @@ def export_model(
 
 
 def _check(
-    precision: Precision, embeddings: Embeddings, labelled: Sequence[str | Path], text: Path | None, most_loss: float
+    engine: str,
+    precision: Precision,
+    embeddings: Embeddings,
+    labelled: Sequence[str | Path],
+    text: Path | None,
+    most_loss: float,
 ) -> None:
     """Refuse what does not go together."""
+    if engine not in FORMATS:
+        raise InputError(f"engine is {engine!r}; choose {' or '.join(FORMATS)}")
     if precision == "float32" and embeddings not in ("auto", "float32"):
         raise InputError(f"embeddings is {embeddings}, but precision is float32: leave one of them out")
+    known = FORMATS[engine].EMBEDDINGS
+    if precision == "int8" and embeddings not in known:
+        raise InputError(f"embeddings is {embeddings}, but for {engine} it is one of {', '.join(known)}")
     if not most_loss >= 0:
         raise InputError(f"most_loss is {most_loss}; it must be 0 or more points of the score")
     if labelled and text is not None:
@@ -182,131 +204,90 @@ def _traced_on(predictor: Predictor) -> tuple[Batch, Batch]:
 
 
 def _export(
+    wanted: Format,
     predictor: Predictor,
     folder: Path,
-    work: Path,
     material: Material,
     precision: Precision,
     embeddings: Embeddings,
     most_loss: float,
 ) -> dict[str, Any]:
-    """Write graph, configuration and tokenizer, and prove them; returns the record so far."""
-    engine = predictor.engine
-    assert isinstance(engine, TorchEngine)
-    model = engine.model
+    """Write model, configuration and tokenizer, and prove them; returns the record so far."""
+    assert isinstance(predictor.engine, TorchEngine)
+    model = predictor.engine.model
     model.config.save_pretrained(folder)
     write_tokenizer(predictor.tokenizer, folder)
-    graph = make_graph(model, _traced_on(predictor), work / "float32.onnx")
-    shutil.copyfile(graph.file, folder / GRAPH)
-    cases = cases_of(graph, predictor, batches_of(predictor, material.windows.features))
+    interface = wanted.write(_traced_on(predictor))
+    cases = cases_of(interface, predictor, batches_of(predictor, material.windows.features, holes=wanted.HOLES))
     proof: dict[str, Any] = {"float32": prove(folder, cases, material.windows, predictor.tokenizer)}
     largest = proof["float32"]["largest_difference"]
     if not largest <= TOLERANCE:
         raise ArtefactError(
-            f"the graph of {predictor.name} gives other outputs than the model, by up to {largest:.3g} where "
+            f"{predictor.name} gives other outputs in {wanted.ENGINE} than in PyTorch, by up to {largest:.3g} where "
             f"{TOLERANCE:g} is allowed: {type(model).__name__} cannot be exported faithfully"
         )
-    say(f"float32 graph: outputs as PyTorch's to {largest:.1e}, in a process of its own without PyTorch")
+    say(f"float32: outputs as PyTorch's to {largest:.1e}, in a process of its own without PyTorch")
     chosen = Chosen("float32", [], {})
-    _write_constants(graph, folder / CONSTANTS, int8=precision == "int8")
+    scorer = Scorer(predictor, material.examples, material.name, most_loss) if material.examples else None
     if precision == "int8":
-        chosen = _quantised(predictor, graph, folder, work, material, cases, embeddings, most_loss)
+        chosen = wanted.quantise(cases, embeddings, scorer, material.inputs)
         proof["int8"] = prove(folder, cases, material.windows, predictor.tokenizer)
-    elif material.examples:
-        chosen = Chosen("float32", [], Scorer(predictor, material.examples, material.name, most_loss).figures(
-            OnnxEngine(folder)))  # fmt: skip
-    proof["score" if material.examples else "agreement"] = chosen.figures or None
+    elif scorer is not None:
+        chosen = Chosen("float32", [], scorer.figures(wanted.open()))
+    proof["agreement" if scorer is None else "score"] = chosen.figures or None
+    packages = (*wanted.PACKAGES, "torch", "transformers", "tokenizers")
     return {
         "kind": KIND,
-        "engine": ENGINE,
+        "engine": wanted.ENGINE,
         "task": predictor.task.kind,
         "precision": precision,
         "embeddings": chosen.embeddings,
         "kept_in_float32": chosen.kept,
         "max_length": predictor.max_length,
+        **({"sentences": form_values(task.form)} if isinstance(task := predictor.task, SentenceEmbedding) else {}),
         "proof": {name: value for name, value in proof.items() if value is not None},
         "vnni": has_vnni(),
-        "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch", "transformers", "tokenizers")},
+        "versions": {name: version(name) for name in packages},
     }
-
-
-def _quantised(
-    predictor: Predictor,
-    graph: Graph,
-    folder: Path,
-    work: Path,
-    material: Material,
-    cases: Sequence[Mapping[str, np.ndarray]],
-    embeddings: Embeddings,
-    most_loss: float,
-) -> Chosen:
-    """Put an int8 graph into the folder: the one that is chosen by its score, or the usual one."""
-
-    def opened(file: Path) -> OnnxEngine:
-        # The engine opens a folder: the rest of it is there already.
-        if file != folder / GRAPH:
-            shutil.move(file, folder / GRAPH)
-        return OnnxEngine(folder)
-
-    target, even = work / "int8.onnx", work / "smooth.onnx"
-    smooth(graph.file, even, cases)
-    if material.examples:
-        scorer = Scorer(predictor, material.examples, material.name, most_loss)
-        return by_score(even, target, scorer, embeddings, Sensitivity(cases), opened=opened)
-    own: Embeddings = "int8" if embeddings == "auto" else embeddings
-    quantise(even, target, embeddings=own)
-    return Chosen(own, [], agreement(predictor, opened(target), material.inputs))
-
-
-def _write_constants(graph: Graph, file: Path, *, int8: bool) -> None:
-    """Write what the graph does not give because it is always the same; in int8 with a scale per row."""
-    stored: dict[str, np.ndarray] = {}
-    for name, tensor in graph.constants.items():
-        values = np.ascontiguousarray(tensor.float().numpy())
-        if int8:
-            scales = np.abs(values).max(axis=-1, keepdims=True) / 127
-            stored[name + SCALES] = np.where(scales == 0, 1, scales).astype(np.float32)
-            values = np.rint(values / stored[name + SCALES]).astype(np.int8)
-        stored[name] = values
-    if stored:
-        save_file(stored, file)
 
 
 def _bytes(folder: Path) -> dict[str, int]:
     """Of each file; the card and the record, which come last, are small."""
-    return {one.name: one.stat().st_size for one in sorted(folder.iterdir()) if one.is_file()}
+    files = [one for one in sorted(folder.rglob("*")) if one.is_file()]
+    return {one.relative_to(folder).as_posix(): one.stat().st_size for one in files}
 
 
 def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any], predictor: Predictor) -> None:
     """The card, with what was proven and what was not."""
-    known = _card_of(source)
-    proof, kept = record["proof"], record["kept_in_float32"]
+    proof, kept, engine = record["proof"], record["kept_in_float32"], record["engine"]
     exact = proof["float32"]
     made = [
-        f"exported for {ENGINE} from `{source.name}`: {record['precision']}, embeddings {record['embeddings']}",
-        f"float32 graph: outputs as PyTorch's to {exact['largest_difference']:.1e} on {exact['windows']}, "
+        f"exported for {engine} from `{source.name}`: {record['precision']}, embeddings {record['embeddings']}",
+        f"float32: outputs as PyTorch's to {exact['largest_difference']:.1e} on {exact['windows']}, "
         f"{exact['batches']} batches of {exact['tokens'][0]} to {exact['tokens'][1]} tokens",
         *([f"in float32 for the score's sake: {', '.join(kept)}"] if kept else []),
         *statements(record),
     ]
     score = proof.get("score")
     metrics = {} if score is None else {
-        f"{score['metric']} on {score['file']}": score["score"],
+        f"{score['metric']} on {_names_of(score['file'])}": score["score"],
         "of the PyTorch model": score["float32_score"],
         "points lost": score["loss"],
+        "points lost, 95% interval": " to ".join(f"{value:.2f}" for value in score["loss_interval"]),
     }  # fmt: skip
     write_model_card(
         folder,
         title=title,
-        summary=f"A model for {record['task']} that runs without PyTorch: `model.onnx` for {ENGINE}.",
-        languages=known.get("language", []),
-        license=known.get("license"),
+        summary=f"A model for {record['task']} that runs without PyTorch: `{FORMATS[engine].MAIN}` for {engine}.",
+        languages=[],
+        parent=source,
+        record=record,
         library="bistil",
-        tags=["onnx"],
+        tags=[ENGINE_TAGS.get(engine, engine)],
         pipeline_tag=predictor.task.pipeline_tag,
         made=made,
         metrics=metrics,
-        usage=USAGE,
+        usage=USAGE if "sentences" not in record else ENCODING,
     )
 
 
@@ -316,27 +297,24 @@ def statements(record: Mapping[str, Any]) -> list[str]:
         return []
     found = []
     if "score" not in record["proof"]:
-        same = record["proof"]["agreement"]
-        found.append(
-            f"the score in int8 was not measured, for no labelled file was given; on {same['same_predictions']} of "
-            f"{same['inputs']} inputs it predicts what the PyTorch model predicts"
-        )
+        found.append(_agreed(record["proof"]["agreement"]))
     here = {True: "with VNNI", False: "without VNNI", None: "that is no x86"}[record["vnni"]]
-    found.append(
-        f"measured on a processor {here}; int8 weights have 7 bits, so that an x86 processor without VNNI adds without "
-        "overflow and loses nothing of the score, but it multiplies int8 more slowly"
-    )
+    found.append(f"measured on a processor {here}; {FORMATS[record['engine']].WEIGHTS}")
     return found
 
 
-def _card_of(folder: Path) -> dict[str, Any]:
-    """Languages and license that the source's card names; nothing where it has none that can be read."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return {}
-    try:
-        data = ModelCard.load(path, ignore_metadata_errors=True).data
-    except Exception:  # whatever people write
-        return {}
-    languages = data.get("language") or []
-    return {"language": [languages] if isinstance(languages, str) else languages, "license": data.get("license")}
+def _names_of(files: str) -> str:
+    """The names of files, without the folders that they are in on this machine."""
+    return ", ".join(Path(one).name for one in files.split(", "))
+
+
+def _agreed(same: Mapping[str, Any]) -> str:
+    if "cosine" in same:
+        return (
+            f"cosine of the int8 vectors of {same['inputs']} texts with the PyTorch model's: {same['cosine']:.4f} in "
+            f"the mean, {same['least_cosine']:.4f} at least"
+        )
+    return (
+        f"the score in int8 was not measured, for no labelled file was given; on {same['same_predictions']} of "
+        f"{same['inputs']} inputs it predicts what the PyTorch model predicts"
+    )

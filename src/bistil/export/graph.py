@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError, MissingExtraError, first_line
+from bistil.export.proof import Interface
 from bistil.models.families import family_of
 from bistil.runtime.insides import fused_bert_graph, traced_onnx, with_attention
 from bistil.tasks.batches import TARGETS, Batch, model_inputs
@@ -24,19 +25,15 @@ OPSET = 17
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Interface):
     """A graph on disk and what goes in and out.
 
     Attributes:
         file: the ONNX file.
-        inputs: names of its inputs, each of int64, (batch, tokens) or (batch, words).
-        outputs: name -> name of each dimension; "tokens" is that of the inputs.
         constants: outputs of the model that are the same for every input; they are not in the graph.
     """
 
     file: Path
-    inputs: list[str]
-    outputs: dict[str, list[str]]
     constants: dict[str, Tensor]
 
 
@@ -115,7 +112,7 @@ def make_graph(model: PreTrainedModel, batches: tuple[Batch, Batch], file: Path)
     family = family_of(model)
     fused_bert_graph(traced, file, heads=family.heads(model.config), width=family.width(model.config))
     traced.unlink()
-    return Graph(file, [*first], axes, constants)
+    return Graph([*first], axes, file, constants)
 
 
 def _sizes(first: Mapping[str, Tensor], second: Mapping[str, Tensor], name: str) -> list[tuple[int, int]]:

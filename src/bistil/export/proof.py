@@ -12,7 +12,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import ArtefactError, first_line
-from bistil.export.graph import Graph
 from bistil.prediction.predictor import Predictor
 from bistil.tasks.batches import TARGETS, Batch, Feature, as_array
 
@@ -22,6 +21,19 @@ TOLERANCE = 1e-4
 BATCHES = (1, 1, 1, 2, 3, 8, 16)
 # In one more batch, so many of 10 positions inside the sentences are masked too: not only the padding behind them.
 HOLES = 2
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What goes into a model and comes out of it.
+
+    Attributes:
+        inputs: names of its inputs, each of int64, (batch, tokens) or (batch, words).
+        outputs: name -> name of each dimension, "batch" first and "tokens" where it is that of the inputs.
+    """
+
+    inputs: list[str]
+    outputs: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,12 @@ class Windows:
     source: str
 
 
-def batches_of(predictor: Predictor, features: Sequence[Feature]) -> list[Batch]:
-    """Batches of several lengths, numbers of sequences and masks, always the same ones for the same windows."""
+def batches_of(predictor: Predictor, features: Sequence[Feature], *, holes: bool = True) -> list[Batch]:
+    """Batches of several lengths, numbers of sequences and masks, always the same ones for the same windows.
+
+    Args:
+        holes: one of them with masks that have holes.
+    """
     collate = predictor.task.collate(predictor.tokenizer, positions=predictor.engine.positions)
     by_length = sorted(range(len(features)), key=lambda i: (len(features[i]["input_ids"]), i))
     chosen = [[0], [len(features) // 2], [len(features) - 1]]
@@ -49,30 +65,32 @@ def batches_of(predictor: Predictor, features: Sequence[Feature]) -> list[Batch]
         {name: values for name, values in collate([features[by_length[i]] for i in own]).items() if name not in TARGETS}
         for own in chosen
     ]
+    if not holes:
+        return found
     # Whatever the positions, the first token stays: none may be left that sees nothing.
-    holes = {name: values.clone() for name, values in found[-1].items()}
-    draws = np.random.default_rng(0).random(tuple(holes["attention_mask"].shape)) < HOLES / 10
+    more = {name: values.clone() for name, values in found[-1].items()}
+    draws = np.random.default_rng(0).random(tuple(more["attention_mask"].shape)) < HOLES / 10
     draws[:, 0] = False
-    holes["attention_mask"][draws] = 0
-    return [*found, holes]
+    more["attention_mask"][draws] = 0
+    return [*found, more]
 
 
-def cases_of(graph: Graph, predictor: Predictor, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
-    """Per batch the graph's inputs, "in.NAME", and the model's outputs, "out.NAME"; NaN where they do not count.
+def cases_of(interface: Interface, predictor: Predictor, batches: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
+    """Per batch the inputs, "in.NAME", and the PyTorch model's outputs, "out.NAME"; NaN where they do not count.
 
     Args:
         predictor: with the PyTorch model as its engine.
     """
-    return [_case(graph, predictor, batch) for batch in batches]
+    return [_case(interface, predictor, batch) for batch in batches]
 
 
 def prove(
     folder: Path, cases: Sequence[Mapping[str, np.ndarray]], windows: Windows, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float | int | list[int] | str]:
-    """Run the graph and the tokenizer in `folder` in a fresh process without PyTorch, and compare.
+    """Run the model and the tokenizer in `folder` in a fresh process without PyTorch, and compare.
 
     Args:
-        folder: with model.onnx and tokenizer.json.
+        folder: with what the engine opens and tokenizer.json.
         cases: as `cases_of`.
         tokenizer: the model's, whose tokens tokenizer.json must give by itself.
 
@@ -116,12 +134,12 @@ def prove(
     }
 
 
-def _case(graph: Graph, predictor: Predictor, batch: Batch) -> dict[str, np.ndarray]:
+def _case(interface: Interface, predictor: Predictor, batch: Batch) -> dict[str, np.ndarray]:
     """Inputs and outputs of a batch; outputs of masked tokens do not count."""
     found = predictor.engine(batch)
-    arrays = {f"in.{name}": batch[name].numpy() for name in graph.inputs if name in batch}
+    arrays = {f"in.{name}": batch[name].numpy() for name in interface.inputs if name in batch}
     hidden = batch["attention_mask"].numpy() == 0
-    for name, axes in graph.outputs.items():
+    for name, axes in interface.outputs.items():
         values = as_array(found[name]).copy()
         if axes[:2] == ["batch", "tokens"]:
             values[hidden] = np.nan

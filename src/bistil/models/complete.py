@@ -86,6 +86,7 @@ def _save(self: Any, save_directory: str | os.PathLike[str], **options: Any) -> 
         record=self.bistil.record,
         replace=True,
         options=options,
+        sentences=self.bistil.facts.get("sentences"),
         **self.bistil.card,
     )
 

@@ -19,7 +19,7 @@ from transformers import (
 from bistil.errors import ArtefactError, BistilError, first_line
 from bistil.models.exported import engine_of
 from bistil.models.families import base_prefix, head_names
-from bistil.models.names import shards_of
+from bistil.models.names import shards_of, what_else
 from bistil.models.parser import parser_class
 from bistil.runtime.artefacts import check_product, read_json
 from bistil.runtime.insides import has_class_for
@@ -60,6 +60,8 @@ def read_config(folder: str | Path) -> Any:
     file = Path(folder) / "config.json"
     if file.is_file():
         _check_stated(read_json(file), file)
+    elif Path(folder).is_dir():
+        raise ArtefactError(f"{folder} holds {what_else(Path(folder), str(folder))}")
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

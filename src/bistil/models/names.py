@@ -12,6 +12,8 @@ from bistil.runtime.artefacts import read_json
 from bistil.runtime.documents import check_names
 
 PACKAGED = "e5-small"
+# What describes a sparse fine-tuning in its folder (`bistil.sparse`).
+SFT_CONFIG = "sft_config.json"
 
 
 # What describes a model and its tokenizer: configurations, vocabularies of every kind, the card.
@@ -36,13 +38,25 @@ def resolve_model(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ArtefactError(f"{name} holds no model: config.json is missing")
+            raise ArtefactError(f"{name} holds {what_else(folder, name)}")
         return str(folder)
     if folder.is_file():
         raise InputError(f"{name} is a file: name the model's folder, which holds config.json")
     if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1:
         raise InputError(f"no such folder: {name}")
     return name
+
+
+def what_else(folder: Path, name: str) -> str:
+    """What a folder holds that has no model's configuration."""
+    if (folder / SFT_CONFIG).is_file():
+        return (
+            "a sparse fine-tuning, not a model: merge it into its base first, with `bistil sft merge BASE "
+            f"{name} --output FOLDER`"
+        )
+    if (folder / "adapter_config.json").is_file():
+        return "an adapter, not a model: merge it into its base first"
+    return "no model: config.json is missing"
 
 
 def model_folder(name: str, *, weights: bool = True) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.models.cards import write_model_card
+from bistil.models.families import family_of, position_limit
+from bistil.models.sentences import SentenceForm, write_sentence_form
 from bistil.models.tokenizers import write_tokenizer
 from bistil.runtime.artefacts import whole_folder
 from bistil.runtime.quiet import quiet_transformers
@@ -29,16 +31,19 @@ def write_model(
     replace: bool = False,
     base_model: str | None = None,
     tags: Sequence[str] = (),
+    sentences: SentenceForm | None = None,
     options: Mapping[str, Any] | None = None,
+    parent: str | Path | None = None,
 ) -> None:
     """Write a model as an ordinary Hugging Face folder with its card and `bistil.json`, whole or not at all.
 
     Args:
         output: a new folder.
         record: what `bistil.json` holds beside versions and files: kind, settings, digests, seed, metrics, parents.
-        title, summary, languages, made, metrics, pipeline_tag, usage, base_model, tags: of the card, see
+        title, summary, languages, made, metrics, pipeline_tag, usage, base_model, tags, parent: of the card, see
             `models.cards.write_model_card`.
         replace: a folder of ours gives way.
+        sentences: how it makes vectors of texts: the folder is one of SentenceTransformers too.
         options: for `PreTrainedModel.save_pretrained`.
 
     Raises:
@@ -48,6 +53,10 @@ def write_model(
     with whole_folder(output, replace=replace, record={"versions": libraries, **record}) as folder:
         save_weights(model, folder, **options or {})
         write_tokenizer(tokenizer, folder)
+        if sentences is not None:
+            write_sentence_form(
+                folder, sentences, width=family_of(model).width(model.config), length=position_limit(model.config)
+            )
         write_model_card(
             folder,
             title=title,
@@ -58,7 +67,10 @@ def write_model(
             pipeline_tag=pipeline_tag,
             usage=usage,
             base_model=base_model,
-            tags=tags,
+            tags=[*tags, *(["sentence-transformers"] if sentences else [])],
+            parent=parent,
+            record=record,
+            parameters=model.num_parameters(),
         )
 
 

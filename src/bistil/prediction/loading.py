@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from bistil.engines import open_engine
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import InputError
 from bistil.models.families import check_length, position_limit
-from bistil.models.loading import read_config
+from bistil.models.loading import PRETRAINED_WITH, read_config, task_of
 from bistil.models.names import model_folder
+from bistil.models.sentences import SentenceForm, sentence_form
 from bistil.models.tokenizers import load_tokenizer
 from bistil.prediction.predictor import Predictor
+from bistil.prediction.sentences import SentenceEncoder
 from bistil.prediction.texts import Answerer, Classifier, MultiLabelClassifier
 from bistil.prediction.words import Tagger, TreeParser
-from bistil.sparse.delta import CONFIG as SFT
-from bistil.tasks import get_task, kind_of
+from bistil.tasks import Task, get_task, kind_of
+from bistil.tasks.sentences import KIND, SentenceEmbedding
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,
@@ -21,11 +23,12 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "sequence-classification": Classifier,
     "multi-label-classification": MultiLabelClassifier,
     "question-answering": Answerer,
+    KIND: SentenceEncoder,
 }
 """By the kind of task; one of your own is asked like the one that its class is made of."""
 
 # Tokens per window, as in `evaluate`; a question needs room beside it.
-MAX_LENGTH = {"question-answering": 384}
+MAX_LENGTH = {"question-answering": 384, KIND: 512}
 
 
 def load(
@@ -36,7 +39,8 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     scheme: str | None = None,
-) -> Predictor:
+    sentences: SentenceForm | None = None,
+) -> Any:
     """A finished model, ready for use.
 
     Args:
@@ -46,6 +50,10 @@ def load(
         device: of PyTorch; None: a GPU if there is one. An exported model runs on the CPU.
         threads: while the model runs; None: as PyTorch is set, all cores.
         scheme: of a tagger's tags (`tasks.spans.SCHEMES`); None: it shows in them.
+        sentences: how an encoder without a head makes vectors of texts; None: as its folder says.
+
+    Returns:
+        A `Predictor`, to be called with texts; of an encoder of sentences a `SentenceEncoder`, which has `encode` too.
 
     Raises:
         InputError: there is no such model or device, or `max_length` exceeds the model's positions.
@@ -55,10 +63,15 @@ def load(
     Example:
         >>> load("runs/demo/students/lrf2")("Rais alizungumza na watu wa Nairobi.")["entities"]  # doctest: +SKIP
     """
-    folder = _folder(str(name))
+    folder = model_folder(str(name))
     config = read_config(folder)
-    kind = task or kind_of(config, str(name))
-    own = get_task(kind, scheme=scheme)
+    form = _sentence_form(folder, config, task, sentences)
+    own: Task
+    if form is not None:
+        own, kind = SentenceEmbedding(form), KIND
+    else:
+        kind = task or kind_of(config, str(name))
+        own = get_task(kind, scheme=scheme)
     kinds = [str(getattr(one, "kind", "")) for one in type(own).__mro__]
     like = next((one for one in kinds if one in PREDICTORS), None)
     if like is None:
@@ -67,6 +80,23 @@ def load(
     tokenizer = load_tokenizer(str(folder))
     engine = open_engine(folder, own, device=device, threads=threads)
     return PREDICTORS[like](str(name), own, engine, tokenizer, max_length=length, threads=threads)
+
+
+def _sentence_form(folder: Path, config: Any, task: str | None, given: SentenceForm | None) -> SentenceForm | None:
+    """How an encoder without a head makes vectors of texts; None: another model, or another task is wanted of it.
+
+    Raises:
+        InputError: vectors are asked for, and nothing says how they are made; or the model has a head.
+    """
+    bare = {task_of(one) for one in config.architectures or ()} <= PRETRAINED_WITH
+    if task not in (None, KIND) or not (bare or given or task):
+        return None
+    if not bare:
+        raise InputError(f"{folder} has a head for a task: sentence vectors come from encoders without one")
+    found = given or sentence_form(folder)
+    if found is None and task == KIND:
+        raise InputError(f"{folder} does not say how vectors are made of its states: name the pooling")
+    return found
 
 
 def _length(config: Any, usual: int, wanted: int | None) -> int:
@@ -79,21 +109,3 @@ def _length(config: Any, usual: int, wanted: int | None) -> int:
         return min(usual, position_limit(config) or usual)
     check_length(config, wanted)
     return wanted
-
-
-def _folder(name: str) -> Path:
-    """The model's folder.
-
-    Raises:
-        InputError, ArtefactError: as `model_folder`; or it holds something that belongs into a model.
-    """
-    given = Path(name).expanduser()
-    if given.is_dir() and not (given / "config.json").is_file():
-        if (given / SFT).is_file():
-            raise ArtefactError(
-                f"{name} holds a sparse fine-tuning, not a model: merge it into its base first, with `bistil sft merge "
-                f"BASE {name} --output FOLDER`"
-            )
-        if (given / "adapter_config.json").is_file():
-            raise ArtefactError(f"{name} holds an adapter, not a model: merge it into its base first")
-    return model_folder(name)

@@ -31,6 +31,8 @@ ROLE_COLOURS = {
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--{role}" for role, colour in ROLE_COLOURS.items()
 }
+# Points that a letter of a name takes, in the mean.
+LETTER = 5.5
 LINE_STYLES = ("-", "--", ":", "-.")
 STYLE = {
     "svg.fonttype": "none",
@@ -142,7 +144,10 @@ def phase1_figure(summary: Summary) -> str | None:
     curves = {name: curve for name, curve in summary.phase1.items() if len(curve.steps) > 1}
     if not curves:
         return None
-    with _figure(5.6, 4.2) as (figure, axes):
+    # Names of many lines stand below the axes: within they would cover the lines.
+    lines = sum(len(curve.losses) for curve in curves.values())
+    below = lines > 4
+    with _figure(5.6, 4.2 + below * 0.21 * lines) as (figure, axes):
         described = []
         for i, (name, curve) in enumerate(curves.items()):
             for j, (language, losses) in enumerate(curve.losses.items()):
@@ -165,7 +170,10 @@ def phase1_figure(summary: Summary) -> str | None:
         else:
             axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.legend()
+        if below:
+            figure.legend(loc="outside lower left")
+        else:
+            axes.legend()
         return _svg(figure, "phase1", "Held-out loss of phase 1", "; ".join(described))
 
 
@@ -186,12 +194,12 @@ def _bars(value: float, interval: list[float] | None) -> list[list[float]] | Non
 
 
 def _label_points(axes: Axes, shown: list[ModelRecord]) -> None:
-    """Names beside their points, to the left of slow models and to the right of fast ones, none upon another."""
+    """Names beside their points, none upon another: left of slow models where there is room, and right of fast ones."""
     axes.figure.canvas.draw()
     points = [(m.speed_ratio or 0.0, m.target_score or 0.0) for m in shown]
     at = axes.transData.transform(points)
     middle = sum(axes.get_xlim()) * 0.4
-    scale = axes.figure.dpi / 72
+    scale, edge = axes.figure.dpi / 72, axes.get_window_extent().x0
     placed: list[tuple[float, float]] = []
     for i in sorted(range(len(shown)), key=lambda i: -at[i][1]):
         x, y = at[i]
@@ -199,9 +207,10 @@ def _label_points(axes: Axes, shown: list[ModelRecord]) -> None:
             if abs(other_x - x) < 80 * scale and abs(other_y - y) < 15 * scale:
                 y = other_y - 15 * scale
         placed.append((x, y))
-        left = points[i][0] < middle
+        name = _short(shown[i].name)
+        left = points[i][0] < middle and x - (10 + LETTER * len(name)) * scale > edge
         axes.annotate(
-            _short(shown[i].name),
+            name,
             points[i],
             (-10 if left else 7, (y - at[i][1]) / scale + 9),
             textcoords="offset points",

@@ -69,6 +69,7 @@ class PointRecord(Identity):
     tokens: dict[str, int] = option(factory=dict, help="that each training saw")
     seconds: dict[str, float] = option(factory=dict, help="of each kind of work; shared ones divided by who shares")
     steps: dict[str, int] = option(factory=dict, help="optimizer steps of each training")
+    phase1_languages: list[str] = option(factory=list, help="whose text phase 1 read, if in equal shares")
     held_out: dict[str, list[float]] = option(
         factory=dict, help="phase 1: losses on held-out text, and the steps at which they were measured"
     )
@@ -90,6 +91,7 @@ class SystemRecord:
 
     kind: str | None = option(None, "of system; none of a variant")
     what: str = option("", "in words")
+    reference: str | None = option(None, "the system that its gaps are to, instead of the study's")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -106,6 +108,8 @@ class StudyRecord:
     students: dict[str, str] = option(help="in words, in their order")
     reference: str | None = option(None, "the system that gaps are to")
     budgets: dict[str, str] = option(factory=dict, help="what every system gets, in words")
+    parallel: bool = option(False, "the targets' sets hold the same examples, translated")
+    note: str | None = option(None, "what a reader of the scores must know")
     points: int = option(help="planned")
     file: str = option("", "the study's file, which repeats it")
     versions: dict[str, str] = option(factory=dict, help="of Python and the libraries")
@@ -215,9 +219,17 @@ class StudyRecords:
         """The row that gaps are to."""
         return next((row for row in self.rows if row.system == self.reference_name), None)
 
+    def reference_of(self, row: "Row") -> "Row | None":
+        """The row that a row's gaps are to: its system's reference with the same student, or the study's."""
+        known = self.study.systems.get(row.system)
+        if known is None or known.reference is None:
+            return self.reference
+        rows = [one for one in self.rows if one.system == known.reference]
+        return next((one for one in rows if one.student == row.student), next(iter(rows), None))
+
     def gap(self, row: "Row") -> tuple[float, float, float] | None:
-        """Mean gap of a row to the reference over the targets that both have, with its paired 95% interval."""
-        reference = self.reference
+        """Mean gap of a row to its reference over the targets that both have, with its paired 95% interval."""
+        reference = self.reference_of(row)
         if reference is None or reference is row:
             return None
         parts = [part for part in row.tests if part in reference.tests]
@@ -332,6 +344,16 @@ class Row:
                 # A search is made once for all seeds.
                 totals[name] = totals.get(name, 0.0) + float(np.sum(amounts) if name == "search" else np.mean(amounts))
         return totals
+
+    @property
+    def phase1_share(self) -> float | None:
+        """Tokens of phase 1 in each target's language, in the mean; None where it is not known."""
+        found = [
+            point.tokens["phase 1"] / len(point.phase1_languages)
+            for point in self.points
+            if point.phase1_languages and "phase 1" in point.tokens
+        ]
+        return float(np.mean(found)) if found else None
 
     @property
     def below_start(self) -> bool:

@@ -20,6 +20,8 @@ from bistil.runtime.ownership import CREATOR
 logger = logging.getLogger(__name__)
 
 PAGE = "study.html"
+# More targets than these are counted in a figure, not named.
+NAMED = 4
 # Work in the order in which it is done; what is left out of sums comes last.
 WORKS = ("vocabulary", "masked-LM head", "language SFTs", "phase 1", "task teacher", "fine-tuning", "putting together")
 BESIDES = ("search", "scoring")
@@ -48,6 +50,8 @@ class ScoreLine:
     """Per target, and the average."""
     gap: str
     gap_interval: str
+    gap_to: str
+    """The row that the gap is to, where it is not the study's."""
     seeds: int
     labels: list[str]
 
@@ -59,6 +63,7 @@ class CostLine:
     name: str
     languages: int
     phase1: str
+    phase1_each: str
     fine_tuning: str
     seconds: list[str]
     total: str
@@ -92,6 +97,13 @@ def print_study(records: StudyRecords) -> None:
     title += f"; gap to {records.reference_name}" if records.reference_name else ""
     title += "; * best student, beyond the interval" if any(cell.best for line in lines for cell in line.cells) else ""
     print_rows(title, header, rows, bold=set())
+    for line in lines:
+        if line.gap_to:
+            print(f"The gap of {line.name} is to {line.gap_to}.")
+    if study.parallel:
+        print("The sets hold the same examples in all languages, which are resampled jointly.")
+    if study.note:
+        print(study.note)
 
 
 def write_study_page(records: StudyRecords, path: Path, *, replace: bool = False) -> None:
@@ -148,9 +160,9 @@ def study_headline(records: StudyRecords) -> str:
     if best is None:
         return f"{records.study.name}: no student is scored on all targets yet"
     said = f"{best.name} is the best student on average: {best.mean(parts):.1f} {records.metric}"
-    gap = records.gap(best)
-    if gap is not None:
-        said += f", {_points(gap[0])} points to {records.reference_name} ({_points(gap[1])} to {_points(gap[2])})"
+    gap, reference = records.gap(best), records.reference_of(best)
+    if gap is not None and reference is not None:
+        said += f", {_points(gap[0])} points to {reference.system} ({_points(gap[1])} to {_points(gap[2])})"
     if len(students) > 1 and records.best(None) is not best:
         said += "; the next is within the interval"
     return said
@@ -189,11 +201,17 @@ def scores_table(records: StudyRecords) -> list[ScoreLine]:
                 cells=[*cells, average],
                 gap="" if gap is None else _points(gap[0]),
                 gap_interval="" if gap is None else f"[{_points(gap[1])} {_points(gap[2])}]",
+                gap_to="" if gap is None else _other_reference(records, row),
                 seeds=row.seeds,
                 labels=["" if value is None else f"{value:.1f}" for value in labels],
             )
         )
     return lines
+
+
+def _other_reference(records: StudyRecords, row: Row) -> str:
+    reference = records.reference_of(row)
+    return "" if reference is None or reference is records.reference else reference.name
 
 
 def _serves(row: Row) -> str:
@@ -229,6 +247,7 @@ def _cost(row: Row, works: Sequence[str]) -> CostLine:
         name=row.name,
         languages=count,
         phase1=_millions(tokens.get("phase 1")),
+        phase1_each=_millions(row.phase1_share),
         fine_tuning=_millions(tokens.get("fine-tuning")),
         seconds=[numbers.duration(seconds.get(work)) for work in works],
         total=numbers.duration(total),
@@ -272,6 +291,8 @@ def _as_summary(records: StudyRecords) -> Summary:
     """The rows as the models of a run's summary, for its figures: scores are averages over the targets."""
     study = records.study
     tests = [f"{target}/test" for target in study.targets]
+    few = len(study.targets) <= NAMED
+    averaged = ", ".join(study.targets) if few else f"{len(study.targets)} languages"
     models, curves = [], {}
     for row in records.rows:
         mean, interval, speed = row.mean(tests), row.interval(tests), records.speed.get(row.shape)
@@ -295,5 +316,5 @@ def _as_summary(records: StudyRecords) -> Summary:
             curves[row.name] = CurveRecord(steps=steps, losses={curve.group: [loss / losses[0] for loss in losses]})
     return Summary(
         schema=SCHEMA, name=study.name, task=study.task, seed=0, source=study.source,
-        target=f"average of {', '.join(study.targets)}", created="", versions={}, models=models, phase1=curves,
+        target=f"average of {averaged}", created="", versions={}, models=models, phase1=curves,
     )  # fmt: skip

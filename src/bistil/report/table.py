@@ -78,8 +78,29 @@ def print_benchmark(models: "Sequence[BenchmarkRow]", *, console: Console | None
         row += [megabytes(m.peak_memory_bytes)] if memory else []
         rows.append(row)
     title = f"{first.examples} examples, {first.rounds} rounds, batch 1, CPU threads: {first.threads}"
-    title += f"; ex/s at batch {first.batch_size}" if batch else ""
+    alike = len({m.batch_size for m in models}) == 1
+    title += "" if not batch else f"; ex/s at batch {first.batch_size}" if alike else "; ex/s at each one's best batch"
     print_rows(title, header, rows, bold=set(), console=console)
+    _print_engines(models, console=console)
+
+
+def _print_engines(models: "Sequence[BenchmarkRow]", *, console: Console | None) -> None:
+    """What runs each model, its time at fixed lengths, and what it takes of the processor."""
+    first = models[0]
+    counted, several = first.joules is not None, len(first.throughputs) > 1
+    header = ["model", "engine", "weights"]
+    for one in first.latencies:
+        header += [f"ms at {one.tokens}", "p95", "speed"]
+    header += ["batch"] * several + ["CPU ms"] + ["joules"] * counted
+    rows = []
+    for m in models:
+        row = [m.name, m.engine, m.precision]
+        for one in m.latencies:
+            row += [milliseconds_text(one.milliseconds), milliseconds_text(one.p95), times(one.speed_ratio)]
+        row += [str(m.batch_size)] * several + [milliseconds_text(m.cpu_milliseconds)]
+        row += ["" if m.joules is None else f"{m.joules:.3g}"] * counted
+        rows.append(row)
+    print_rows("engines, and batch 1 at fixed numbers of tokens", header, rows, bold=set(), console=console)
 
 
 def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH) -> str:

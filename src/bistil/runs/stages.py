@@ -10,6 +10,7 @@ import numpy as np
 
 from bistil.distillation.general import distill_general
 from bistil.distillation.kept_teacher import kept_bytes
+from bistil.distillation.static import DIMENSIONS, check_static, write_static
 from bistil.distillation.student import choose_layers, copy_student, student_config
 from bistil.distillation.task import LEAST_REPEATS, Fitting, may_keep
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
@@ -572,6 +573,49 @@ class FineTune(Stage[Fitted]):
             + _activations([student], training.batch_size, max(lesson.lengths), precision),
             disk=weights + (0.0 if sparse is None else 8.0 * sparse.share(size) * size),
             work=2 * max(loop.checkpoint_bytes for loop in loops) + 4 * size + (size_kept if kept else 0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticFitted:
+    """What a classifier over static embeddings came to: the dev set's accuracy by strength."""
+
+    dev: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Static(Stage[StaticFitted]):
+    """A classifier over a teacher's static embeddings (`distillation.static`). Leaves "model"."""
+
+    KIND: ClassVar[str] = "static"
+
+    teacher: Product
+    labelled: Labelled
+
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
+
+    def make(self, place: Place) -> StaticFitted:
+        length = self.labelled.task.max_length
+        data = self.labelled.to_learn_from(place)
+        return StaticFitted(dev=write_static(place.path(self.teacher), data, place.output("model"), max_length=length))
+
+    def model_of(self, part: str) -> Product:
+        del part
+        return self.teacher
+
+    def cost(self, ahead: Ahead) -> Cost:
+        check_static(self.labelled.task.kind)
+        shape = ahead.shape(self.teacher)
+        # Every token by itself, between the two special ones.
+        passes = Passes(
+            kind="score", teacher=shape, flops=shape.vocabulary * shape.flops(3), sequences=256, tokens=3,
+        )  # fmt: skip
+        return Cost(
+            passes=[passes],
+            seconds=_loading(ahead, self.teacher),
+            memory=2 * held(shape.parameters["total"], trained=False),
+            disk=4.0 * DIMENSIONS * shape.vocabulary,
         )
 
 

@@ -31,7 +31,7 @@ COMMON = "variants.toml"
 """Beside a study's file, the variants of all studies."""
 ALL, EACH = "all", "each"
 """Of groups: the one of every target, and every group of one target."""
-SYSTEMS = ("bistil", "lt-sft", "trim-only", "scratch", "monolingual", "distilmbert", "minilmv2")
+SYSTEMS = ("bistil", "lt-sft", "trim-only", "scratch", "monolingual", "distilmbert", "minilmv2", "model2vec")
 """What a system may be; `PRESETS` says how each is made."""
 
 
@@ -40,8 +40,10 @@ class Variant(Checked):
     """How a student (or the teacher itself) is trained; what is not given is the recipe's or the study's."""
 
     kind: str | None = option(None, "which system this is", cosmetic=True)
-    model: Literal["student", "teacher"] = option(
-        "student", "what is fine-tuned: a student, or the trimmed teacher itself, from labels"
+    model: Literal["student", "teacher", "static"] = option(
+        "student",
+        "what is fine-tuned: a student, or the trimmed teacher itself, from labels; static: a classifier over the "
+        "teacher's static embeddings",
     )
     language_sfts: bool = option(
         False, "of a teacher: its task SFT is learnt on the source's language SFT, and used on each target's (LT-SFT)"
@@ -67,6 +69,9 @@ class Variant(Checked):
     average_last: int | None = option(None, "in phase 2, the mean of so many snapshots instead of the best on dev")
     learning_rates: list[float] = option(
         factory=list, help="of the fine-tuning: tried on dev, instead of search.learning_rates; one is taken as it is"
+    )
+    reference: str | None = option(
+        None, "the system or variant that its gaps are to, instead of the study's", cosmetic=True
     )
     groups: list[str] = option(factory=lambda: [ALL], help="for these groups; each: for every group of one target")
     students: list[str] = option(factory=list, help="only these students")
@@ -142,6 +147,8 @@ PRESETS: Mapping[str, Variant] = {
     ),
     # Wang et al. 2021: relations of one layer, random layers, on text of many languages.
     "minilmv2": Variant(teacher=False, phase1_group=ALL, start="random", phase1_objective=_only(relations=1.0)),
+    # Tulkens & van Dongen 2024: the teacher's outputs for single tokens, and a classifier; nothing is drawn.
+    "model2vec": Variant(model="static", teacher=False, phase1=False, seeds=[0]),
 }
 """How each system is made, as far as a study's file does not say otherwise."""
 
@@ -212,6 +219,11 @@ class StudySettings(Checked):
     )
     dev_examples: int | None = option(None, "of the source's dev set; none: all", least=1)
     test_examples: int | None = option(None, "of each target's dev and test set; none: all", least=1)
+    parallel: bool = option(
+        False, "the targets' sets hold the same examples, translated, in one order: they are resampled jointly",
+        cosmetic=True,
+    )  # fmt: skip
+    note: str | None = option(None, "what a reader of the scores must know; stands beside every table", cosmetic=True)
 
     def __post_init__(self) -> None:
         """Completes groups and students; raises RecipeError for names that nothing has, or that two things have."""
@@ -239,7 +251,7 @@ class StudySettings(Checked):
 
     def groups_of(self, variant: Variant) -> list[str]:
         """The groups that a variant is made for, without `each`; of a teacher, one that stands for all targets."""
-        if variant.model == "teacher":
+        if variant.model != "student":
             return [self.whole]
         alone = [name for name, targets in self.groups.items() if len(targets) == 1]
         found = [one for name in variant.groups for one in (alone or [self.whole] if name == EACH else [name])]
@@ -299,11 +311,18 @@ class StudySettings(Checked):
         for group in variant.groups:
             if group != EACH and variant.model == "student":
                 require(group, self.groups, f"{where}.groups", "group")
+        if variant.reference is not None:
+            require(variant.reference, self.variants, f"{where}.reference", "system or variant")
         if variant.phase1_group is not None:
             require(variant.phase1_group, self.groups, f"{where}.phase1_group", "group")
         for student in variant.students:
             require(student, [one.name for one in self.shapes], f"{where}.students", "student")
         _check_rates(variant.learning_rates)
+        if variant.model == "static" and self.task.kind != "sequence-classification":
+            raise RecipeError(
+                f"{where}: static embeddings are of whole texts: they serve sequence-classification, and the task is "
+                f"{self.task.kind}"
+            )
         if variant.kind == "minilmv2":
             self._check_narrow(name, variant)
         if variant.phase1_length != 1 and self.phase1.training.steps is None:

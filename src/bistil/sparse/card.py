@@ -13,6 +13,7 @@ def card(sft: Parts, *, folder: Path) -> str:
     base = origin.base or "unknown"
     # The hub links to the base by its hub name; a local path would be refused.
     linked = origin.base and origin.base.count("/") <= 1 and not Path(origin.base).exists()
+    base = base if linked else Path(base).name
     metadata = ModelCardData(
         library_name="bistil",
         tags=["sparse-fine-tuning", f"{origin.kind}-sft"],

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from bistil.errors import ArtefactError, InputError
+from bistil.models.names import SFT_CONFIG
 from bistil.sparse.encoding import check_indices
 
-TENSORS, CONFIG = "sft.safetensors", "sft_config.json"
+TENSORS, CONFIG = "sft.safetensors", SFT_CONFIG
 FORMAT = 1
 # What `bistil.json` says of every form of an SFT.
 RECORD = {"kind": "sparse fine-tuning"}

@@ -1,7 +1,8 @@
 """Models that wear language SFTs: per batch, or for good."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +10,12 @@ from torch import nn
 from bistil.models.families import family_of
 from bistil.models.loading import PRETRAINED_WITH, load_model, read_config, task_of
 from bistil.models.masked_lm import load_encoder
-from bistil.models.tokenizers import load_tokenizer, write_tokenizer
-from bistil.models.writing import save_weights
-from bistil.runtime.artefacts import claim, whole_folder
+from bistil.models.names import resolve_model
+from bistil.models.tokenizers import load_tokenizer
+from bistil.models.writing import write_model
+from bistil.runtime.artefacts import claim
 from bistil.sparse.artefact import SparseFineTuning
+from bistil.tasks import get_task, kind_of
 from bistil.vocabulary.trimming import MAP_FILE, Kept
 
 
@@ -83,9 +86,8 @@ def dressed_copy(
     fine_tuned = not {task_of(name) for name in read_config(model).architectures or ()} <= PRETRAINED_WITH
     multilingual = load_model(model)[0] if fine_tuned else load_encoder(model)
     own_sft(sft, multilingual, kept_in(trimmed or model), force=force_sfts).apply(multilingual, heads=False)
-    with whole_folder(output, replace=replace, record={"kind": "model with a language SFT"}) as folder:
-        save_weights(multilingual, folder)
-        write_tokenizer(load_tokenizer(str(model)), folder)
+    summary = f"`{model.name}` that wears the language SFT `{Path(sft).name}` for good."
+    write_worn(output, multilingual, model, kind="model with a language SFT", summary=summary, replace=replace)
     return output
 
 
@@ -118,10 +120,51 @@ def exchanged_copy(
             value.copy_(original[name])
     own.apply(fine_tuned, heads=False)
     SparseFineTuning.load(task).apply(fine_tuned)
-    with whole_folder(output, replace=replace, record={"kind": "task model with a language SFT"}) as folder:
-        save_weights(fine_tuned, folder)
-        write_tokenizer(load_tokenizer(str(model)), folder)
+    summary = f"The task model `{model.name}` that wears the language SFT `{Path(language).name}` for good."
+    write_worn(output, fine_tuned, model, kind="task model with a language SFT", summary=summary, replace=replace)
     return output
+
+
+def write_worn(
+    output: Path,
+    model: Any,
+    source: str | Path,
+    *,
+    kind: str,
+    summary: str,
+    made: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a model that SFTs were put on for good, with the tokenizer of the one that they were put on.
+
+    Args:
+        output: a new folder.
+        source: folder or name of the model that wears them.
+        kind: for the record.
+        summary, made: of the card.
+        record: what else it says.
+
+    Raises:
+        InputError: `output` may not be written (`runtime.artefacts.claim`).
+    """
+    head: dict[str, Any] = {}
+    if task_of(type(model).__name__) not in PRETRAINED_WITH:
+        task = get_task(kind_of(model.config, str(source)))
+        head = {"pipeline_tag": task.pipeline_tag, "usage": task.usage}
+    write_model(
+        output,
+        model,
+        load_tokenizer(str(source)),
+        record={"kind": kind, **(record or {})},
+        title=output.name,
+        summary=summary,
+        languages=[],
+        made=made,
+        replace=replace,
+        parent=resolve_model(str(source)),
+        **head,
+    )
 
 
 def kept_in(folder: Path) -> Kept | None:

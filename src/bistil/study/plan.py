@@ -16,6 +16,7 @@ from typing import Any
 from bistil.distillation.checks import check_general
 from bistil.distillation.student import choose_layers, depth_of
 from bistil.distillation.task import check_fit
+from bistil.distillation.task_data import read_task_data
 from bistil.errors import InputError
 from bistil.method import Method
 from bistil.models.masked_lm import has_masked_lm_head, supported_config
@@ -24,7 +25,7 @@ from bistil.runs.data import DEV, Exam, Labelled, TargetText
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.inputs import labelled_digests, labelled_files, text_files
 from bistil.runs.stage import File, Product, Stage
-from bistil.runs.stages import Bare, Benchmark, Distil, Evaluate, Exchange, FineTune
+from bistil.runs.stages import Bare, Benchmark, Distil, Evaluate, Exchange, FineTune, Restore, Static
 from bistil.runtime.artefacts import check_product, json_digest
 from bistil.settings.recipe import Phase1Settings, StudentSettings, TaskSettings, with_rate
 from bistil.settings.study import StudySettings, Variant
@@ -34,6 +35,8 @@ from bistil.tasks.hub import labelled_digest, source_of
 
 # Cost is measured on so many examples.
 MEASURED = 50
+# Kinds of stages whose products go when they are scored.
+PASSING = (FineTune.KIND, Static.KIND, Exchange.KIND, Restore.KIND, Bare.KIND)
 
 
 def study_at(file: Path, settings: StudySettings, data: Path | None = None) -> "Study":
@@ -122,6 +125,25 @@ class Study:
                 one_language=len(stage.texts) == 1,
             )  # fmt: skip
         check_fit(configuration, self.settings.finetune, max_length=length)
+        if self.settings.parallel:
+            self._check_parallel()
+
+    def _check_parallel(self) -> None:
+        """Sets of the same examples have as many of them, with the same labels.
+
+        Raises:
+            InputError: those of some targets have not, so that they cannot be resampled jointly.
+        """
+        first: dict[str, tuple[str, list[Any]]] = {}
+        for part, examples in read_task_data(self._task(), source=self.settings.source, quiet=True).test.items():
+            name = part.partition("/")[2]
+            labels = [getattr(example, "label", None) for example in examples]
+            other, expected = first.setdefault(name, (part, labels))
+            if labels != expected:
+                raise InputError(
+                    f"parallel is true, but {part} and {other} do not hold the same examples: {len(labels)} and "
+                    f"{len(expected)} of them, or other labels; put them into one order, or leave parallel out"
+                )
 
     def read(self) -> list[str]:
         """Names of everything that the study reads."""
@@ -223,9 +245,12 @@ class Study:
         wanted = self._named(self._asked(point)[2], point.number)
         return stage.product(str([student.name for student in stage.students].index(wanted.name)))
 
-    def fine_tuned(self, point: Point) -> FineTune:
-        """The fine-tuning that makes a point's model."""
+    def fine_tuned(self, point: Point) -> FineTune | Static:
+        """What makes a point's model: its fine-tuning, mostly."""
         own, variant, targets = self.settings, self.variant(point), self.settings.groups[point.group]
+        if variant.model == "static":
+            assert self.method.labelled is not None
+            return Static(teacher=self.method.trimmed().product("model"), labelled=self.method.labelled)
         if point.number is None:
             settings = with_rate(variant.teacher_settings(own.finetune), point.learning_rate)
             if variant.language_sfts:
@@ -254,6 +279,7 @@ class Study:
         parts = [f"{target}/{part}" for target in self.settings.groups[point.group]
                  for part in self.settings.targets[target]]  # fmt: skip
         if variant.language_sfts:
+            assert isinstance(learnt, FineTune)
             worn = {target: self.method.exchanged(learnt, target) for target in self.settings.groups[point.group]}
             found = {part: worn[part.partition("/")[0]] for part in parts}
             if variant.whole_vocabulary:
@@ -280,6 +306,8 @@ class Study:
     def rates(self, point: Point) -> list[float]:
         """The learning rates that are tried; none: the settings' is taken."""
         search = self.settings.search
+        if self.variant(point).model == "static":
+            return []
         return self.variant(point).learning_rates or (search.learning_rates if search else [])
 
     def trials(self, point: Point) -> dict[float, tuple[Point, Evaluate]]:
@@ -326,6 +354,22 @@ class Study:
             if found is None:
                 found = replace(point, learning_rate=rates[len(rates) // 2]) if rates else point
             yield from self.scores(found)
+
+    # What goes when it is scored
+
+    def losers(self, settled: Point) -> list[Point]:
+        """The points that tried another learning rate than the one that was chosen."""
+        if len(self.rates(settled)) < 2:
+            return []
+        return [tried for rate, (tried, _) in self.trials(settled).items() if rate != settled.learning_rate]
+
+    def passing(self, point: Point) -> dict[str, Stage[Any]]:
+        """A point's models, by key, which go when it is scored; the students' teacher stays."""
+        kept = {self.method.fine_tuned_teacher().key, self.method.task_teacher().stage.key}
+        stages = {product.stage.key: product.stage for product in self.models(point).values()}
+        below = {one.key: one for stage in stages.values() for one in stage.stands_on() if one.KIND in PASSING}
+        found = below | stages | {self.fine_tuned(point).key: self.fine_tuned(point)}
+        return {key: stage for key, stage in found.items() if key not in kept}
 
     # What models cost
 

@@ -34,6 +34,7 @@ WORK = {
     "masked-lm-head": "masked-LM head",
     "adapt": "language SFTs",
     "phase1": "phase 1",
+    "static": "fine-tuning",
     "evaluate": "scoring",
 }
 # Decimals of resampled scores, which are most of a record.
@@ -55,10 +56,15 @@ def study_record(study: Study, file: str) -> StudyRecord:
         task=own.task.kind,
         source=own.source,
         targets=[*own.targets],
-        systems={name: SystemRecord(kind=one.kind, what=described(one, own)) for name, one in own.variants.items()},
+        systems={
+            name: SystemRecord(kind=one.kind, what=described(one, own), reference=one.reference)
+            for name, one in own.variants.items()
+        },
         students={student.name: shape_in_words(student) for student in own.shapes},
         reference=own.reference,
         budgets=dict(_budgets(own)),
+        parallel=own.parallel,
+        note=own.note,
         points=sum(1 for _ in study.points()),
         file=file,
         versions=versions(),
@@ -71,6 +77,9 @@ def described(variant: Variant, settings: StudySettings) -> str:
 
 
 def _facts(variant: Variant, settings: StudySettings) -> Iterator[str]:
+    if variant.model == "static":
+        yield "static embeddings of the teacher with trimmed vocabulary, by model2vec; a linear classifier from labels"
+        return
     if variant.model == "teacher":
         yield "the undistilled teacher" + (", whole vocabulary" if variant.whole_vocabulary else ", trimmed vocabulary")
         if variant.language_sfts:
@@ -156,8 +165,9 @@ def point_record(study: Study, run: RunFolder, point: Point) -> PointRecord | No
             return None
         scores.update(made.result.parts)
     source = f"{own.source}/dev"
-    learnt = run.known(study.fine_tuned(point), whole=False)
-    trained = _trained(study, run, point)
+    learning: Stage[Any] = study.fine_tuned(point)
+    learnt = run.known(learning, whole=False)
+    trained, phase1 = _trained(study, run, point), study.bilingual(point)
     return PointRecord(
         **identity(study, point),
         key=point_key(study, point),
@@ -171,6 +181,7 @@ def point_record(study: Study, run: RunFolder, point: Point) -> PointRecord | No
         tokens={name: value for name, value in trained["tokens"].items() if value},
         seconds=trained["seconds"],
         steps={name: value for name, value in trained["steps"].items() if value},
+        phase1_languages=[] if phase1 is None or phase1.settings.probabilities else [*phase1.texts],
         held_out=_held_out(study, run, point),
         precision=sorted(trained["precision"]),
         machine=learnt.machine if learnt else {},
@@ -192,6 +203,8 @@ def _shape(variant: Variant, student: StudentSettings | None) -> str:
     """The name in `Study.shapes`."""
     if student is not None:
         return student.name
+    if variant.model == "static":
+        return "static"
     return "teacher" if variant.whole_vocabulary else "teacher, trimmed"
 
 

@@ -1,7 +1,8 @@
 """A study, made: points one after the other, each put on record when it has its scores."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +11,12 @@ from bistil.report.study_page import PAGE, present
 from bistil.runs.folder import RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster
 from bistil.runs.stage import Stage
-from bistil.runs.stages import Bare, Exchange, FineTune, Restore
 from bistil.runtime.artefacts import check_apart
 from bistil.runtime.documents import read_document
+from bistil.study.board import Board
+from bistil.study.cluster import Cluster, make_on
 from bistil.study.jobs import LOGS, Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
-from bistil.study.plan import Study
+from bistil.study.plan import PASSING, Study
 from bistil.study.points import Only, Point
 from bistil.study.records import PointBook, closure
 
@@ -22,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 # Everything that a study writes in its folder.
 WRITTEN = ("made", "stages", "work", LOGS, "run.json", ".lock", RECORDS, f".{RECORDS}.lock", PAGE)
-# Kinds of stages whose products go when they are scored.
-PASSING = (FineTune.KIND, Exchange.KIND, Restore.KIND, Bare.KIND)
 
 
 def make_points(study: Study, output: Path, points: Iterable[Point], *, text: str = "") -> None:
@@ -63,26 +63,25 @@ def choose(study: Study, run: RunFolder, point: Point) -> Point:
             run.make(stage)
         found = study.chosen(run, point)
         assert found is not None
-    for rate, (tried, _) in study.trials(point).items() if len(study.rates(point)) > 1 else ():
-        if rate != found.learning_rate:
-            _drop(study, run, tried)
+    for loser in study.losers(found):
+        _drop(study, run, loser)
     return found
 
 
 def _drop(study: Study, run: RunFolder, point: Point) -> None:
-    """Remove a point's models; the students' teacher stays."""
-    kept = {study.method.fine_tuned_teacher().key, study.method.task_teacher().stage.key}
-    stages = {product.stage.key: product.stage for product in study.models(point).values()}
-    below = {one.key: one for stage in stages.values() for one in stage.stands_on() if one.KIND in PASSING}
-    for key, stage in (below | stages | {study.fine_tuned(point).key: study.fine_tuned(point)}).items():
-        if key not in kept:
-            run.drop(stage)
+    """Remove a point's models."""
+    for stage in study.passing(point).values():
+        run.drop(stage)
 
 
-def measure_shapes(study: Study, output: Path) -> None:
-    """Measure size and speed of all shapes, on an otherwise idle machine, and put them on record."""
+def measure_shapes(study: Study, output: Path, make: Callable[[RunFolder, Stage[Any]], Any] = RunFolder.make) -> None:
+    """Measure size and speed of all shapes, on an otherwise idle machine, and put them on record.
+
+    Args:
+        make: makes a stage; by itself, in this process.
+    """
     with study.open(output) as run:
-        run.make(study.speed())
+        make(run, study.speed())
         PointBook(study, run).add_speed()
         kept = study.method.fine_tuned_teacher().key
         for product in study.shapes().values():
@@ -116,6 +115,7 @@ def carry_out(
     output: Path | None,
     dry_run: bool = False,
     jobs: int = 1,
+    cluster: Cluster | None = None,
     print_jobs: Literal["shell", "slurm"] | None = None,
     report: bool = True,
     measured: bool = True,
@@ -125,6 +125,7 @@ def carry_out(
     Args:
         file: the study's file.
         data: what its paths are relative to, if that is not its folder.
+        cluster: makes the stages, instead of processes on this machine.
         measured: whether size and speed are measured for the report.
 
     Raises:
@@ -146,14 +147,26 @@ def carry_out(
     check_apart([output / part for part in WRITTEN], [str(file), *study.read()])
     text = read_document(file)
     todo = jobs_of(study, points)
-    if jobs > 1 and len(todo) > 1:
+    make: Callable[[RunFolder, Stage[Any]], Any] = RunFolder.make
+    if cluster is not None:
+        cluster.reach()
+        make = partial(_make_on, study, cluster)
+        logger.info(f"plan: {forecast(study, points, output).line()}, on one machine like this")
+        with study.open(output) as run:
+            PointBook(study, run).open(text)
+            make_on(cluster, study, run, Board(study, run, points))
+    elif jobs > 1 and len(todo) > 1:
         _side_by_side(study, points, todo, jobs, text, file=file, data=data, output=output)
     else:
         make_points(study, output, points, text=text)
     if report:
         if measured:
-            measure_shapes(study, output)
+            measure_shapes(study, output, make)
         present(output)
+
+
+def _make_on(study: Study, cluster: Cluster, run: RunFolder, stage: Stage[Any]) -> None:
+    make_on(cluster, study, run, Board(study, run, stages=[stage]))
 
 
 def _side_by_side(

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 
 from bistil.errors import ArtefactError
+from bistil.models.cards import card_metadata
 from bistil.models.loading import load_model, model_class, read_config
-from bistil.models.tokenizers import load_tokenizer, write_tokenizer
-from bistil.models.writing import save_weights
-from bistil.runtime.artefacts import claim, whole_folder
+from bistil.models.tokenizers import load_tokenizer
+from bistil.models.writing import write_model
+from bistil.runtime.artefacts import claim
 
 # What a task's head puts into a configuration.
 HEAD_VALUES = ("id2label", "label2id", "problem_type", "parser_projection")
@@ -53,6 +54,15 @@ def restore_vocabulary(model: Path, *, base: Path, kept: torch.Tensor, output: P
             else:
                 shapes = f"{tuple(value.shape)} against {tuple(parameter.shape)} in {base}"
                 raise ArtefactError(f"{model} was not made from this base: {name} is {shapes}")
-    with whole_folder(output, replace=replace, record={"kind": "task model with its whole vocabulary"}) as folder:
-        save_weights(whole, folder)
-        write_tokenizer(load_tokenizer(str(base)), folder)
+    write_model(
+        output,
+        whole,
+        load_tokenizer(str(base)),
+        record={"kind": "task model with its whole vocabulary"},
+        title=output.name,
+        summary=f"The task model `{Path(model).name}` with all tokens of `{Path(base).name}` again.",
+        languages=[],
+        pipeline_tag=card_metadata(model).get("pipeline_tag"),
+        replace=replace,
+        parent=base,
+    )

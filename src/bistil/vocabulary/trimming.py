@@ -25,8 +25,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from bistil.errors import ArtefactError, InputError
 from bistil.models.cards import write_model_card
 from bistil.models.complete import CompleteModel, Origin, complete
+from bistil.models.families import family_of, position_limit
 from bistil.models.fingerprint import encoder_digest
 from bistil.models.names import model_folder
+from bistil.models.sentences import form_of_model, sentence_form, write_sentence_form
 from bistil.models.tokenizers import load_tokenizer, require_fast, settle, to_json, with_state
 from bistil.models.writing import save_weights
 from bistil.runtime.artefacts import check_product, claim, read_json, whole_folder, write_json
@@ -192,7 +194,7 @@ def trim(
     cut = cut_vocabulary(trimmed, fast, counted, name=name, settings=settings, keep=keep, verify=verify)
     own = with_state(fast, cut.state)
     report = cut.proven(trimmed if verify else None, own)
-    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base)}
+    facts = {"report": report, "kept": Kept(torch.from_numpy(cut.kept), cut.base), "sentences": form_of_model(model)}
     return complete(trimmed, own, Origin(record=_record(report), card=_card(report), facts=facts))
 
 
@@ -506,6 +508,9 @@ def _write_model(
         for module in _modules(source / "modules.json"):
             if module.get("path") and (source / module["path"]).is_dir():
                 shutil.copytree(source / module["path"], folder / module["path"])
+    elif (form := sentence_form(source)) is not None:
+        width = family_of(model).width(model.config)
+        write_sentence_form(folder, form, width=width, length=position_limit(model.config))
 
 
 def _modules(file: Path) -> list[dict[str, Any]]:
@@ -551,7 +556,7 @@ def _write_records(report: TrimReport, cut: Cut, folder: Path) -> None:
     order_metadata(folder / MAP_FILE)
     write_json(folder / REPORT_FILE, report.to_dict())
     write_json(folder / "bistil.json", _record(report))
-    write_model_card(folder, **_card(report))
+    write_model_card(folder, record=_record(report), **_card(report))
 
 
 def _record(report: TrimReport) -> dict[str, Any]:
@@ -584,6 +589,7 @@ def _card(report: TrimReport) -> dict[str, Any]:
         "summary": "The same model with fewer tokens. Text of kept tokens gets the same tokens and hidden states.",
         "languages": [corpus for corpus in report.corpora if re.fullmatch("[a-z]{2,3}", corpus)],
         "base_model": report.model,
+        "parent": report.model,
         "tags": ["vocabulary-trimming"],
         "metrics": figures,
     }

@@ -18,6 +18,18 @@ from torch import Tensor, nn
 from bistil.errors import ArtefactError, InputError
 
 
+@dataclass(frozen=True)
+class PlainLayer:
+    """Where a layer of BERT's first kind keeps its parts: attention, then two linear maps, each with the sum and a
+    layer norm behind it; and absolute positions, added to the embeddings."""
+
+    attention_norm: str = "attention.output.LayerNorm"
+    feed_forward_in: str = "intermediate.dense"
+    feed_forward_out: str = "output.dense"
+    output_norm: str = "output.LayerNorm"
+    activation_field: str = "hidden_act"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Paths and habits of one model type of transformers."""
@@ -43,6 +55,8 @@ class Family:
     """Whether attention goes through transformers' `AttentionInterface`; otherwise maps are always computed."""
     final_norm_path: str | None = None
     """A layer norm between the last layer and the encoder's output (pre-norm families)."""
+    plain_layer: PlainLayer | None = None
+    """The parts of a layer, where it is a plain one; None: it has more to it."""
     first_layer_lacks: tuple[tuple[str, str], ...] = ()
     """(norm, linear) of every layer but the first; a first layer copied from elsewhere takes the norm's gain into the
     linear map's columns."""
@@ -159,9 +173,9 @@ def register(family: Family) -> Family:
 
 
 for _family in (
-    Family(model_type="bert"),
-    Family(model_type="roberta"),
-    Family(model_type="xlm-roberta"),
+    Family(model_type="bert", plain_layer=PlainLayer()),
+    Family(model_type="roberta", plain_layer=PlainLayer()),
+    Family(model_type="xlm-roberta", plain_layer=PlainLayer()),
     Family(
         model_type="deberta-v2",
         projections=("query_proj", "key_proj", "value_proj"),
@@ -177,6 +191,7 @@ for _family in (
         self_attention_path="attention",
         attention_output_path="attention.out_lin",
         projections=("q_lin", "k_lin", "v_lin"),
+        plain_layer=PlainLayer("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm", "activation"),
     ),
     Family(
         model_type="modernbert",
