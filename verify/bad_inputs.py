@@ -598,7 +598,10 @@ def main(arguments: list[str] | None = None) -> int:
     for item in tally.items.values():
         formats.update(item["formats"])
     return tally.end(
-        inputs=tally.total("inputs"), of=len(every), real=options.real, formats=dict(sorted(formats.items()))
+        inputs=tally.total("inputs"),
+        of=len(every),
+        real=tally.items.get("real", {}).get("inputs", 0),
+        formats=dict(sorted(formats.items())),
     )
 
 

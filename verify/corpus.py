@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def trimmed(path: Path, place: Path) -> int:
     from bistil.settings.recipe import TrimSettings
     from bistil.vocabulary.trimming import trim_vocabulary
 
-    report = trim_vocabulary(place / "m", [path], place / "out", settings=TrimSettings(vocabulary_size=200))
+    report = trim_vocabulary(place / "m", {"sw": [path]}, place / "out", settings=TrimSettings(vocabulary_size=200))
     assert report is not None
     return sum(1 for _ in path.open("rb"))
 
@@ -75,19 +76,21 @@ def measured(step: Callable[[Path, Path], int], path: Path, place: Path) -> dict
     if not os.fork():
         code = 1
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             peaks = [0]
             threading.Thread(target=_watch, args=(peaks,), daemon=True).start()
             started = time.process_time()
             lines = step(path, place)
             os.write(writer, json.dumps([time.process_time() - started, lines, peaks[0]]).encode())
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader) as said:
         text = said.read()
-    os.wait()
+    if os.waitstatus_to_exitcode(os.wait()[1]):
+        raise RuntimeError(f"{step.__name__} fails on {path.name}")
     seconds, lines, peak = json.loads(text)
     size = path.stat().st_size
     return {
@@ -119,7 +122,7 @@ def write(path: Path, lines: int, *, ends: bool) -> None:
             if ends:
                 file.writelines(f"{sentences[i % len(sentences)]} {i}\n" for i in several)
             else:
-                file.write("kwamkekana" * (len(several) // 10))
+                file.write("kwamkekana" * (5 * len(several)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,13 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
                 wrong.append("memory grows with the text")
             if options.lines >= 1_000_000 and rows[1]["mb_per_second"] < SLOWEST * rows[0]["mb_per_second"]:
                 wrong.append("the rate falls")
-            tally.put(name, {"sizes": rows, "wrong": wrong})
+            tally.put(name, {"lines": options.lines, "sizes": rows, "wrong": wrong})
         os.chdir("/")
     return tally.end(
+        lines=min((item["lines"] for item in tally.items.values()), default=0),
         steps={
             name: [[row["lines"], row["lines_per_second"], row["peak_mb"]] for row in item["sizes"]]
             for name, item in tally.items.items()
-        }
+        },
     )
 
 

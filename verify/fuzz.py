@@ -226,7 +226,7 @@ def _hang(*_: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     made = parser(__doc__)
     made.add_argument("--seconds", type=float, default=3600, help="of the processor, for all readers together")
-    made.add_argument("--slice", type=float, default=30, help="seconds that a reader has at a time")
+    made.add_argument("--slice", type=float, default=10, help="seconds that a reader has at a time")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--only", default="", help="readers whose name holds this")
     made.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs that crash")

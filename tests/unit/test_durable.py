@@ -218,7 +218,17 @@ def test_whatever_a_process_is_in_a_signal_ends_it_and_its_children_in_time(numb
     assert ran.returncode == 128 + getattr(signal, number)
     assert ran.stderr == "bistil: interrupted; the same command goes on from the last checkpoint\n"
     child = int(ran.stdout)
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    until = time.monotonic() + 20
+    while is_running(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def is_running(process_id):
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.usefixtures("_handlers")

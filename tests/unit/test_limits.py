@@ -396,6 +396,8 @@ OWN = {
     "runtime/ownership.py": "plain files up to a size",
     "runtime/fast_linear.py": "/proc",
     "measuring/benchmark.py": "/proc",
+    "measuring/energy.py": "/sys",
+    "models/upload.py": "what is about to be sent",
     "export/proof.py": "what our child says",
     "export/fresh.py": "what our parent wrote",
     "study/jobs.py": "what our child wrote",

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from bistil._version import __version__
 from bistil.runtime.artefacts import RECORD, read_json, whole_file
+from bistil.runtime.documents import read_document
 
 TEMPLATE = """---
 {{ card_data }}
@@ -208,7 +209,7 @@ def add_to_card(folder: Path, text: str) -> None:
     path = folder / "README.md"
     if not path.is_file():
         return
-    content = path.read_text(encoding="utf-8")
+    content = read_document(path)
     section = f"{_ABOVE}\n{text.strip()}\n\n{_BELOW}\n\n"
     before, found, rest = content.partition(_ABOVE)
     if found and _BELOW in rest:
