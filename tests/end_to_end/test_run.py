@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from tiny_recipe import RECIPE, write_recipe
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from bistil.errors import BistilError, RecipeError
 from bistil.method import plan_recipe, run_recipe
+from bistil.runs.folder import RunFolder
 from bistil.runs.inputs import check_inputs
 from bistil.settings.recipe import load_recipe
 
@@ -148,6 +150,44 @@ def test_a_student_is_its_start_plus_its_sparse_fine_tuning(finished):
     )
     assert 0 < changed <= sft.count
     assert sft.density == pytest.approx(0.08, rel=0.01)
+
+
+def test_the_record_of_a_run_makes_its_products_again_byte_by_byte(finished, tmp_path):
+    """Out of recipe.json alone: seed, settings, and where the inputs are, whose digests the stages' keys hold."""
+    output, _ = finished
+    recipe = load_recipe(output / "recipe.json")
+    plan = plan_recipe(recipe, check_inputs(recipe))
+    wanted = ("trim", "phase1", "task-teacher", "phase2-lrf2")
+    with RunFolder(tmp_path / "again", identity={}, names=plan.names) as run:
+        for stage in plan.stages():
+            if plan.names[stage.key].label in wanted:
+                assert (output / "stages" / f"{stage.KIND}-{stage.key[:16]}.json").is_file()
+                run.make(stage)
+    again = [path for path in (tmp_path / "again").rglob("*") if path.suffix in (".safetensors", ".json", ".arrow")]
+    made = {path.relative_to(tmp_path / "again") for path in again if not {"stages", "work"} & {*path.parts}}
+    weights = {str(path) for path in made if path.suffix == ".safetensors"}
+    assert {"students/lrf2/model.safetensors", "trimmed/vocabulary_map.safetensors"} <= weights
+    assert any(name.startswith("sfts/lrf2/") for name in weights)
+    for path in made:
+        assert (tmp_path / "again" / path).read_bytes() == (output / path).read_bytes(), path
+
+
+def test_the_record_of_a_run_is_taken_as_it_is(finished, tmp_path):
+    output, _ = finished
+    with pytest.raises(RecipeError, match=r"not changed: leave out seed=1"):
+        load_recipe(output / "recipe.json", assignments=["seed=1"])
+    values = json.loads((output / "recipe.json").read_text())
+    for name, text in {
+        "list": "[]",
+        "empty": "{}",
+        "other": json.dumps({**values, "students": 3}),
+        "more": json.dumps({**values, "colour": "red"}),
+        "broken": "{",
+    }.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(BistilError) as caught:
+            load_recipe(tmp_path / f"{name}.json")
+        assert "\n" not in str(caught.value) and f"{name}.json" in str(caught.value)
 
 
 def test_the_summary_tells_what_was_made(finished):
