@@ -296,8 +296,9 @@ def test_results_are_models_that_bring_what_belongs_to_them(teacher, tmp_path, m
         def create_repo(self, name, **options):
             calls.append((name, options))
 
-        def upload_folder(self, *, folder_path, **options):
-            calls.append((sorted(path.name for path in Path(folder_path).iterdir()), options))
+        def create_commit(self, name, operations, **options):
+            assert name == "me/small"
+            calls.append(([one.path_in_repo for one in operations], options))
             return type("Done", (), {"commit_url": "https://hub/commit"})
 
     monkeypatch.setattr("bistil.models.complete.HfApi", Hub)

@@ -21,13 +21,13 @@ from bistil.models.tokenizers import PROBE, write_tokenizer
 from bistil.prediction.inputs import Input, Lines, read_inputs
 from bistil.prediction.loading import load
 from bistil.prediction.predictor import Predictor, Wanted
+from bistil.prediction.sentence_task import SentenceEmbedding
 from bistil.runtime.artefacts import RECORD, claim, json_digest, manifest, whole_folder, write_json
 from bistil.runtime.insides import has_vnni
 from bistil.runtime.progress import say
 from bistil.tasks.batches import Batch, TorchEngine
 from bistil.tasks.hub import source_of
 from bistil.tasks.reading import Reading
-from bistil.tasks.sentences import SentenceEmbedding
 
 # What the hub calls files for an engine, where it is not the engine's name.
 ENGINE_TAGS = {"onnxruntime": "onnx"}

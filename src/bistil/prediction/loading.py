@@ -11,11 +11,11 @@ from bistil.models.names import model_folder
 from bistil.models.sentences import SentenceForm, sentence_form
 from bistil.models.tokenizers import load_tokenizer
 from bistil.prediction.predictor import Predictor
+from bistil.prediction.sentence_task import KIND, SentenceEmbedding
 from bistil.prediction.sentences import SentenceEncoder
 from bistil.prediction.texts import Answerer, Classifier, MultiLabelClassifier
 from bistil.prediction.words import Tagger, TreeParser
 from bistil.tasks import Task, get_task, kind_of
-from bistil.tasks.sentences import KIND, SentenceEmbedding
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,

@@ -8,9 +8,9 @@ import numpy as np
 from bistil.errors import InputError
 from bistil.prediction.inputs import Input, Place
 from bistil.prediction.predictor import Format, Predictor, Said, Wanted
+from bistil.prediction.sentence_task import TextForVector
 from bistil.runtime.quiet import kept_threads
 from bistil.tasks.batches import run
-from bistil.tasks.sentences import TextForVector
 
 DIGITS = 6
 """Behind the point, of numbers that are written."""
