@@ -187,7 +187,9 @@ class Forecaster:
         if state.word == "again" and below is not None:
             state = State("again", f"it stands on {below.name}")
         cost = self.cost(stage)
+        looked = [(one.evaluations, one.evaluation) for one in cost.trainings if one.evaluation is not None]
         flops = sum(loop.steps * loop.step.flops for loop in cost.trainings) + sum(one.flops for one in cost.passes)
+        flops += sum(times * one.flops for times, one in looked)
         found[key] = Estimate(
             name=name,
             kind=kind,

@@ -126,5 +126,14 @@ def _said(one: Distribution) -> str:
     ]
     # Some put a licence's whole text where its name belongs.
     if not said.strip() or "\n" in said or len(said) > 120 or said.strip().upper() == "UNKNOWN":
-        said = " AND ".join(named)
+        said = " AND ".join(named) or _title(one)
     return said.strip() or "not stated"
+
+
+def _title(one: Distribution) -> str:
+    """The first line of the licence's own text, which names it by custom."""
+    for file in one.files or []:
+        if re.match(r"(LICEN[CS]E|COPYING)\b", file.name, re.IGNORECASE) and ".dist-info" in str(file):
+            text = file.read_text(encoding="utf-8").strip()
+            return text.splitlines()[0].strip()[:80] if text else ""
+    return ""
