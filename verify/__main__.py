@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 PARTS = {
     "bad_inputs": Part("Bad inputs of every format and command", ["--sample", "20", "--real", "1"], "inputs", 300, 20),
-    "fuzz": Part("Fuzzing of the readers", ["--seconds", "60", "--slice", "2.5"], "seconds", 3600, 55),
+    "fuzz": Part("Fuzzing of the readers", ["--seconds", "60", "--slice", "2.5"], "seconds", 3600, 40),
     "kills": Part("SIGKILL in all stages of a run", ["--kills", "5"], "kills", 50, 5),
     "signals": Part("SIGTERM and SIGINT in all stages and commands", ["--only", "run,predict", "--every", "5"], "signals", 30, 4),
     "full_disk": Part("Full disks in all stages and commands", ["--only", "run,predict", "--every", "8", "--limits", "2"], "refused", 30, 2),

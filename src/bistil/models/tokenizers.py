@@ -22,6 +22,7 @@ from bistil.errors import ArtefactError, BistilError, InputError, MissingExtraEr
 from bistil.models.names import model_folder
 from bistil.runtime.artefacts import check_product, read_json, write_json
 from bistil.runtime.documents import check_file, parse_json, read_document
+from bistil.runtime.insides import panics_as_errors
 from bistil.runtime.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
@@ -268,8 +269,11 @@ def _stated(folder: Path, name: str) -> _Stated:
     file = folder / TOKENIZER_FILE
     try:
         check_file(file)
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.encode("a")  # a vocabulary that lacks its own unknown token fails here, and not at the first odd word
+        with panics_as_errors():
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.encode(
+                "a"
+            )  # a vocabulary that lacks its own unknown token fails here, and not at the first odd word
         known = tokenizer.get_vocab(with_added_tokens=True)
         if max(known.values(), default=0) > 2 * len(known) + SPARE_IDS:
             raise ArtefactError(f"{file} gives {len(known):,} tokens ids up to {max(known.values()):,}: damaged")

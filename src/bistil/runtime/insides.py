@@ -7,6 +7,7 @@ this file, so heavy libraries are imported within functions.
 
 import json
 import logging
+import os
 import platform
 import re
 import sys
@@ -461,6 +462,33 @@ def _quiet_onnx() -> Iterator[None]:
 
 
 # --- texts and classes of errors
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """A library in Rust that panics, which only a damaged file makes it do, raises RuntimeError and prints nothing.
+
+    pyo3's PanicException is no Exception, so that no handler of errors sees it; its hook writes to the process's own
+    standard error.
+    """
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        kept = None
+    with Path(os.devnull).open("wb") as nowhere:
+        if kept is not None:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise RuntimeError(str(error)) from None
+        finally:
+            if kept is not None:
+                os.dup2(kept, 2)
+                os.close(kept)
 
 
 def usage_error() -> type[Exception]:
