@@ -5,6 +5,7 @@ import tiny
 import torch
 
 import bistil
+from bistil.export.folder import export_model
 from bistil.tasks import get_task
 
 TEXTS = [*tiny.ENGLISH.splitlines(), *tiny.SWAHILI.splitlines()]
@@ -33,6 +34,25 @@ def model_in(place, family, kind):
                     parameter.normal_(std=0.3)
         tiny.save(model, folder, family)
     return folder
+
+
+def exported(place, family="bert", kind=TAGS, *, engine, precision="float32", **options):
+    """The folder that such a model is exported to."""
+    folder = place / f"{family}-{kind}-{precision}"
+    if not folder.exists():
+        export_model(model_in(place, family, kind), folder, engine=engine, precision=precision, **options)
+    return folder
+
+
+def same_answers(model, folder, kind, engine):
+    """What a float32 export answers, which is what the PyTorch model does, with the engine that it was made for."""
+    ours, theirs = bistil.load(folder), bistil.load(model)
+    assert isinstance(ours.engine, engine)
+    found, numbers = without(ours(asked(kind)), "confidence", "confidences")
+    expected, their_numbers = without(theirs(asked(kind)), "confidence", "confidences")
+    assert found == expected
+    np.testing.assert_allclose(numbers, their_numbers, atol=1e-3, rtol=0)
+    return found
 
 
 def asked(kind):

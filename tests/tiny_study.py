@@ -2,6 +2,26 @@
 
 import tiny
 
+# Two steps of everything.
+LENGTHS = """
+[phase1]
+block_length = 16
+held_out_blocks = 2
+[phase1.training]
+steps = 2
+batch_size = 4
+[finetune]
+sparse = false
+[finetune.training]
+steps = 2
+batch_size = 4
+[phase2]
+target_text = 1.0
+sparse = false
+[phase2.training]
+steps = 2
+batch_size = 4
+"""
 STUDY = """
 name = "tiny"
 teacher = "teacher"
@@ -78,25 +98,8 @@ block_length = 16
 density = 0.1
 [language.training]
 batch_size = 4
-
-[phase1]
-block_length = 16
-held_out_blocks = 2
-[phase1.training]
-steps = 2
-batch_size = 4
-[finetune]
-sparse = false
-[finetune.training]
-steps = 2
-batch_size = 4
-[phase2]
-target_text = 1.0
-sparse = false
-[phase2.training]
-steps = 2
-batch_size = 4
 """
+STUDY += LENGTHS
 
 
 def write_study(folder, text=STUDY):

@@ -19,14 +19,8 @@ import workspace
 
 RECIPE = (
     workspace.RECIPE.replace("steps = 2", "steps = 6")
+    + workspace.TASK
     + """
-[task]
-kind = "sequence-classification"
-train = ["c.jsonl"]
-dev = ["dev.jsonl"]
-test = {sw = ["test.jsonl"]}
-max_length = 32
-
 [finetune]
 sparse = {dense_epochs = 1, sparse_epochs = 1}
 training = {batch_size = 4, checkpoint_steps = 1}
@@ -37,6 +31,8 @@ sparse = {dense_epochs = 3, sparse_epochs = 3}
 training = {batch_size = 4, checkpoint_steps = 1}
 """
 )
+# Of a run: stages under way.
+WORK = "work"
 TRAIN = ["--steps", "6", "--batch-size", "2"]
 # "OUT" is the output; the parts of the run are there before the others begin.
 COMMANDS = {
@@ -195,7 +191,7 @@ class Pipeline:
 
     def litter(self) -> list[str]:
         """What should not be there when no command runs."""
-        left = [str(one.relative_to(self.folder)) for one in self.folder.glob("*/work/*")]
+        left = [str(one.relative_to(self.folder)) for one in self.folder.glob(f"*/{WORK}/*")]
         return left + sorted(
             str(one.relative_to(self.folder))
             for one in self.folder.rglob(".*")

@@ -63,14 +63,17 @@ batch_size = 2
 evaluate_steps = 2
 checkpoint_steps = 1
 """
-TASK_RECIPE = """
+TASK = """
 [task]
 kind = "sequence-classification"
 train = ["c.jsonl"]
 dev = ["dev.jsonl"]
 test = {sw = ["test.jsonl"]}
 max_length = 32
-
+"""
+TASK_RECIPE = (
+    TASK
+    + """
 [finetune]
 sparse = false
 training = {steps = 1, batch_size = 2}
@@ -80,6 +83,7 @@ sparse = false
 target_text = 0
 training = {steps = 1, batch_size = 2}
 """
+)
 HEADS = {
     "t": ("AutoModelForTokenClassification", ["O", "B-PER", "I-PER", "B-LOC"]),
     "c": ("AutoModelForSequenceClassification", ["a", "b"]),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_study
 
 from bistil.report.studies import read_records
 from bistil.report.study_page import PAGE
@@ -27,27 +28,8 @@ max_length = 32
 swa = { test = "swa.tsv" }
 hau = { test = "hau.tsv" }
 """
-LENGTHS = """
-[search]
-learning_rates = [1e-3, 5e-3]
-[phase1]
-block_length = 16
-held_out_blocks = 2
-[phase1.training]
-steps = 2
-batch_size = 4
-[finetune]
-sparse = false
-[finetune.training]
-steps = 2
-batch_size = 4
-[phase2]
-target_text = 0.0
-sparse = false
-[phase2.training]
-steps = 2
-batch_size = 4
-"""
+SEARCH = "[search]\nlearning_rates = [1e-3, 5e-3]\n"
+LENGTHS = tiny_study.LENGTHS.replace("target_text = 1.0", "target_text = 0.0")
 
 
 @pytest.fixture
@@ -65,7 +47,9 @@ def file(tmp_path):
     systems = whole[whole.index("[systems.teacher]") : whole.index("[search]")]
     if find_spec("model2vec") is None or find_spec("skeletoken") is None:
         systems = systems[: systems.index("[systems.model2vec]")]
-    (tmp_path / "study.toml").write_text(HEAD + systems + LENGTHS)
+    (tmp_path / "study.toml").write_text(
+        HEAD + systems + SEARCH + tiny_study.LENGTHS.replace("target_text = 1.0", "target_text = 0.0")
+    )
     return tmp_path / "study.toml"
 
 

@@ -1,6 +1,7 @@
 """Models that are broken in every way that we know: nothing runs on them, and one line says what is wrong."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from bistil.models.families import base_prefix, family_of
 from bistil.models.loading import load_model, read_config, task_of
 from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.artefacts import check_product, file_digest, manifest
+from bistil.runtime.insides import panics_as_errors
 from bistil.settings.recipe import (
     FinetuneSettings,
     Phase1Settings,
@@ -431,3 +433,24 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
     assert file_digest(path) == hashlib.sha256(b"abd").hexdigest()
     path.write_bytes(b"abe")
     assert file_digest(path) == hashlib.sha256(b"abe").hexdigest()
+
+
+@pytest.mark.parametrize("template", ["single", "pair"])
+def test_a_tokenizer_whose_template_names_a_token_that_it_lacks_is_one_line(tmp_path, capfd, template):
+    """The library panics on it, which is no Exception, and prints where in its source."""
+    tiny.save(tiny.model("bert", layers=1), tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["post_processor"][template].append({"SpecialToken": {"id": "[GONE]", "type_id": 0}})
+    file.write_text(json.dumps(state))
+    with pytest.raises(ArtefactError, match=r"the tokenizer of .*m cannot be read: .+") as caught:
+        load_tokenizer(str(tmp_path / "m"))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_other_errors_pass_through_what_catches_panics(capfd):
+    with pytest.raises(KeyboardInterrupt), panics_as_errors():
+        raise KeyboardInterrupt
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"

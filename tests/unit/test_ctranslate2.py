@@ -2,12 +2,14 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from task_models import LABELS, TAGS, TEXTS, asked, model_in, refused, tagged, without
+from task_models import LABELS, TAGS, TEXTS, model_in, refused, same_answers, tagged
+from task_models import exported as export
 
 import bistil
 from bistil.errors import ArtefactError, InputError, MissingExtraError
@@ -33,22 +35,12 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("ctranslate2")
 
 
-def exported(place, family="bert", kind=TAGS, precision="float32", **options):
-    folder = place / f"{family}-{kind}-{precision}"
-    if not folder.exists():
-        export_model(model_in(place, family, kind), folder, engine="ctranslate2", precision=precision, **options)
-    return folder
+exported = partial(export, engine="ctranslate2")
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_a_float32_export_says_what_pytorch_says(place, family, kind):
-    model, folder = model_in(place, family, kind), exported(place, family, kind)
-    ours, theirs = bistil.load(folder), bistil.load(model)
-    assert isinstance(ours.engine, CTranslate2Engine)
-    found, numbers = without(ours(asked(kind)), "confidence", "confidences")
-    expected, their_numbers = without(theirs(asked(kind)), "confidence", "confidences")
-    assert found == expected
-    assert numbers == pytest.approx(their_numbers, abs=1e-3)
+    same_answers(model_in(place, family, kind), exported(place, family, kind), kind, CTranslate2Engine)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

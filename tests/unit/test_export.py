@@ -4,13 +4,15 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from task_models import LABELS, LAYERS, TAGS, TEXTS, asked, model_in, refused, tagged, without
+from task_models import LABELS, LAYERS, TAGS, TEXTS, model_in, refused, same_answers, tagged, without
+from task_models import exported as export
 
 import bistil
 from bistil.errors import ArtefactError, InputError, MissingExtraError
@@ -41,11 +43,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("export")
 
 
-def exported(place, family="bert", kind=TAGS, precision="float32", **options):
-    folder = place / f"{family}-{kind}-{precision}"
-    if not folder.exists():
-        export_model(model_in(place, family, kind), folder, precision=precision, **options)
-    return folder
+exported = partial(export, engine="onnxruntime")
 
 
 # --- the same as PyTorch
@@ -53,13 +51,7 @@ def exported(place, family="bert", kind=TAGS, precision="float32", **options):
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_a_float32_graph_says_what_pytorch_says(place, family, kind):
-    model, folder = model_in(place, family, kind), exported(place, family, kind)
-    ours, theirs = bistil.load(folder), bistil.load(model)
-    assert isinstance(ours.engine, OnnxEngine)
-    found, numbers = without(ours(asked(kind)), "confidence", "confidences")
-    expected, their_numbers = without(theirs(asked(kind)), "confidence", "confidences")
-    assert found == expected
-    assert numbers == pytest.approx(their_numbers, abs=1e-3)
+    found = same_answers(model_in(place, family, kind), exported(place, family, kind), kind, OnnxEngine)
     # Not the same of every input; the answers are all of one passage.
     if kind != "question-answering":
         assert len({json.dumps(without(one, "text", "tokens", "offsets")[0]) for one in found}) > 1

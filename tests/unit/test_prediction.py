@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import SENTENCES
+from task_models import LABELS, TAGS, TEXTS
 from test_sparse_artefact import random_sft
 from test_tasks import CASES, PAIRS
 from transformers import AutoModel
@@ -33,17 +34,8 @@ from bistil.tasks import KINDS, get_task
 from bistil.tasks.question_answering import Answer, QuestionAnswerer, token_f1
 from bistil.tasks.words import sentence_places, split_words, word_places
 
-TEXTS = [*tiny.ENGLISH.splitlines(), *tiny.SWAHILI.splitlines()]
-LABELS = {
-    "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
-    "sequence-classification": ["0", "1", "2"],
-    "multi-label-classification": ["anger", "joy", "fear"],
-    "dependency-parsing": ["root", "nsubj", "punct", "obl"],
-    "question-answering": ["start", "end"],
-}
 LABELS_OF = "multi-label-classification"
-TAGS, TREES, LABEL, ANSWERS = (
-    "token-classification",
+TREES, LABEL, ANSWERS = (
     "dependency-parsing",
     "sequence-classification",
     "question-answering",

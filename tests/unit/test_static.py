@@ -1,5 +1,6 @@
 """Static embeddings as an opponent: the means, the classifier above them, and the folder that they are kept in."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -45,7 +46,19 @@ def test_the_classifier_is_scikit_learns():
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / FILE).write_bytes(b"nothing")
     with pytest.raises(ArtefactError, match=r"static\.safetensors cannot be read"):
-        StaticClassifier.load(tmp_path)
+        StaticClassifier.load(tmp_path, classes=2)
+
+
+def test_so_is_one_of_other_sizes(tmp_path):
+    own = StaticEmbeddings(np.ones((3, 2), np.float32), np.ones(3, bool))
+    made = StaticClassifier(own, np.ones((2, 2), np.float32), np.ones(2, np.float32))
+    made.save(tmp_path)
+    assert StaticClassifier.load(tmp_path, classes=2).logits(np.array([[1]]), np.array([[1]])).shape == (1, 2)
+    with pytest.raises(ArtefactError, match="of other sizes than its 4 labels"):
+        StaticClassifier.load(tmp_path, classes=4)
+    replace(made, embeddings=replace(own, counted=np.ones(2, bool))).save(tmp_path)
+    with pytest.raises(ArtefactError, match="of other sizes"):
+        StaticClassifier.load(tmp_path, classes=2)
 
 
 def test_without_model2vec_the_line_says_what_installs_it(monkeypatch):

@@ -111,7 +111,7 @@ class Runner:
     def __init__(self, folder: Path, *, threads: int) -> None:
         import ctranslate2
 
-        self.library = ctranslate2
+        self.view = ctranslate2.StorageView.from_array
         self.encoder = ctranslate2.Encoder(str(folder / ENCODER), intra_threads=threads, inter_threads=1)
         self.head = Head(folder / HEAD)
 
@@ -136,4 +136,4 @@ class Runner:
         return self.head(np.array(said.last_hidden_state), given)
 
     def _view(self, values: np.ndarray) -> Any:
-        return self.library.StorageView.from_array(np.ascontiguousarray(values, dtype=np.int32))
+        return self.view(np.ascontiguousarray(values, dtype=np.int32))

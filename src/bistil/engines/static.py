@@ -24,7 +24,8 @@ class StaticEngine:
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         del threads
-        self.labels, self.classifier = labels_of(read_config(folder)), StaticClassifier.load(folder)
+        self.labels = labels_of(read_config(folder))
+        self.classifier = StaticClassifier.load(folder, classes=len(self.labels))
 
     def __call__(self, batch: Batch) -> Mapping[str, Any]:
         ids, mask = (batch[name].cpu().numpy() for name in ("input_ids", "attention_mask"))

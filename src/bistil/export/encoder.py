@@ -1,6 +1,5 @@
 """A task model as CTranslate2 has it: its encoder in CTranslate2's own file, and the head in one for numpy."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,9 +8,10 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bistil.engines.alone import ENCODER, FORM, HEAD, SCALES
+from bistil.engines.alone import ENCODER, FORM, HEAD
 from bistil.engines.ctranslate2 import has_types, require_ctranslate2
 from bistil.errors import ArtefactError
+from bistil.export.quantise import in_rows
 from bistil.models.families import Family, PlainLayer, family_of, position_limit
 from bistil.models.loading import task_of
 
@@ -144,22 +144,6 @@ def _pooled(model: Any) -> tuple[nn.Module, nn.Module, Literal["tanh", "relu"]]:
         return model.classifier.dense, model.classifier.out_proj, "tanh"
     encoder: Any = family_of(model).encoder(model)
     return encoder.pooler.dense, model.classifier, "tanh"
-
-
-def in_rows(tensors: dict[str, np.ndarray], *, int8: bool, least: int = 0) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors by name, in int8 with a scale per row if asked, which `engines.alone.tensors_of` multiplies out.
-
-    Args:
-        least: tensors of fewer numbers stay as they are.
-    """
-    for name, values in tensors.items():
-        if not int8 or values.size < least:
-            yield name, values
-            continue
-        largest = np.abs(values).max(axis=-1, keepdims=True) / 127
-        scales = np.where(largest == 0, 1, largest).astype(np.float32)
-        yield name + SCALES, scales
-        yield name, np.rint(values / scales).astype(np.int8)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -13,10 +13,10 @@ from bistil.engines.ctranslate2 import CTranslate2Engine, has_types, require_ctr
 from bistil.engines.onnx import CONSTANTS, GRAPH, OnnxEngine
 from bistil.errors import InputError, MissingExtraError
 from bistil.export.choice import Chosen, Scorer, Sensitivity, agreement, by_score, refusal
-from bistil.export.encoder import OTHER, check_encoder, in_rows, write_encoder, write_head
+from bistil.export.encoder import OTHER, check_encoder, write_encoder, write_head
 from bistil.export.graph import Graph, make_graph, require_onnx
 from bistil.export.proof import Interface
-from bistil.export.quantise import Embeddings, quantise, smooth
+from bistil.export.quantise import Embeddings, in_rows, quantise, smooth
 from bistil.prediction.inputs import Input
 from bistil.prediction.predictor import Predictor
 from bistil.tasks.batches import Batch, Engine, TorchEngine

@@ -8,13 +8,14 @@ is first taken over by the matrix (Xiao et al. 2023, SmoothQuant, section 4).
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from bistil.engines.alone import SCALES
 from bistil.engines.onnx import open_session
 from bistil.runtime.insides import PRODUCTS, int8_products
 
@@ -248,3 +249,19 @@ def replace_table(model: Any, name: str, *, bits: int) -> None:
 def _looks_up_rows(node: Any) -> bool:
     """Whether a node gathers along the first axis."""
     return node.op_type == "Gather" and next((one.i for one in node.attribute if one.name == "axis"), 0) == 0
+
+
+def in_rows(tensors: dict[str, np.ndarray], *, int8: bool, least: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors by name, in int8 with a scale per row if asked, which `engines.alone.tensors_of` multiplies out.
+
+    Args:
+        least: tensors of fewer numbers stay as they are.
+    """
+    for name, values in tensors.items():
+        if not int8 or values.size < least:
+            yield name, values
+            continue
+        largest = np.abs(values).max(axis=-1, keepdims=True) / 127
+        scales = np.where(largest == 0, 1, largest).astype(np.float32)
+        yield name + SCALES, scales
+        yield name, np.rint(values / scales).astype(np.int8)

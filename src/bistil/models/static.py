@@ -58,14 +58,21 @@ class StaticClassifier:
         save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> "StaticClassifier":
+    def load(cls, folder: Path, *, classes: int) -> "StaticClassifier":
         """Read it.
 
+        Args:
+            classes: labels that it must have.
+
         Raises:
-            ArtefactError: it is missing, damaged or of other sizes than its labels' and tokenizer's.
+            ArtefactError: it is missing, damaged, or of sizes that do not fit.
         """
         try:
             found = load_file(folder / FILE)
-            return cls(StaticEmbeddings(found["vectors"], found["counted"]), found["weight"], found["bias"])
+            vectors, counted, weight, bias = (found[name] for name in ("vectors", "counted", "weight", "bias"))
         except (OSError, SafetensorError, KeyError) as error:
             raise ArtefactError(f"{folder / FILE} cannot be read: {first_line(error)}") from error
+        sizes = [vectors.ndim, counted.shape, weight.shape, bias.shape]
+        if sizes != [2, vectors.shape[:1], (classes, *vectors.shape[1:]), (classes,)]:
+            raise ArtefactError(f"{folder / FILE} is of other sizes than its {classes} labels: fetch or make it again")
+        return cls(StaticEmbeddings(vectors, counted), weight, bias)

@@ -271,9 +271,9 @@ def _stated(folder: Path, name: str) -> _Stated:
         check_file(file)
         with panics_as_errors():
             tokenizer = Tokenizer.from_file(str(file))
-            tokenizer.encode(
-                "a"
-            )  # a vocabulary that lacks its own unknown token fails here, and not at the first odd word
+            # A vocabulary that lacks its own unknown token, or a template one of its own, fails here and not later.
+            tokenizer.encode("a")
+            tokenizer.encode("a", "a")
         known = tokenizer.get_vocab(with_added_tokens=True)
         if max(known.values(), default=0) > 2 * len(known) + SPARE_IDS:
             raise ArtefactError(f"{file} gives {len(known):,} tokens ids up to {max(known.values()):,}: damaged")
