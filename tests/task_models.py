@@ -36,7 +36,7 @@ def model_in(place, family, kind):
     return folder
 
 
-def exported(place, family="bert", kind=TAGS, *, engine, precision="float32", **options):
+def exported(place, family="bert", kind=TAGS, precision="float32", *, engine, **options):
     """The folder that such a model is exported to."""
     folder = place / f"{family}-{kind}-{precision}"
     if not folder.exists():
