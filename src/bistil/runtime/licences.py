@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from bistil.runtime.documents import read_document
 
 __all__ = ["Licence", "Reach", "installed_licences", "reach_of"]
 
@@ -134,6 +137,6 @@ def _title(one: Distribution) -> str:
     """The first line of the licence's own text, which names it by custom."""
     for file in one.files or []:
         if re.match(r"(LICEN[CS]E|COPYING)\b", file.name, re.IGNORECASE) and ".dist-info" in str(file):
-            text = file.read_text(encoding="utf-8").strip()
+            text = read_document(Path(str(file.locate()))).strip()
             return text.splitlines()[0].strip()[:80] if text else ""
     return ""
