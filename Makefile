@@ -11,7 +11,7 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-# What is used is compiled when it is used, which is a small part of it: --no-compile saves half of the installation.
+# What is used is compiled when it is used, which is a small part of what is installed.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 $(VENV)/installed: requirements.lock requirements-torch.lock pyproject.toml
