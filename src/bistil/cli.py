@@ -1,7 +1,5 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
-import errno
-import os
 import sys
 from importlib import import_module
 
@@ -10,20 +8,15 @@ import typer
 from bistil._version import __version__
 from bistil.commands.options import in_new_words
 from bistil.errors import BistilError, one_line
-from bistil.runtime.insides import is_torch_writer_s, system_error_number, usage_error
+from bistil.runtime.insides import usage_error
 from bistil.runtime.process import prepare_process
+from bistil.runtime.refused import system_refusal
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = (
     "demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "push",
     "adapt", "sft", "licences",
 )  # fmt: skip
-
-# What the operating system refuses because of the user's disk, rights or paths.
-_REFUSED = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
-}  # fmt: skip
 
 app = typer.Typer(
     name="bistil",
@@ -73,7 +66,7 @@ def main() -> None:
             _fail(f"{error.format_message().removesuffix('.')}: see {command} --help", 2)  # type: ignore[attr-defined]
         sys.exit(2)
     except Exception as error:
-        refused = _refusal(error)
+        refused = system_refusal(error)
         if refused is None:
             raise
         _fail(refused, 2)
@@ -82,15 +75,3 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     print(f"bistil: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _refusal(error: Exception) -> str | None:
-    """One line for an error of the operating system that the user can do something about; None for all others."""
-    number, where = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-    if number is None:
-        number = errno.ENOSPC if is_torch_writer_s(error) else system_error_number(error)
-    if number is None or number not in _REFUSED:
-        return None
-    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    what = "make room, and the same command goes on" if full else "name another folder or mend its permissions"
-    return f"cannot write {where or 'a file'}: {os.strerror(number)}: {what}"

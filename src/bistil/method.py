@@ -18,11 +18,13 @@ from bistil.report.cards import write_measured
 from bistil.report.page import write_report
 from bistil.report.schema import Summary, save_summary
 from bistil.report.table import print_table
+from bistil.runs.board import Board
 from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
 from bistil.runs.data import Exam, Labelled, TargetText, sources_of
 from bistil.runs.folder import Name, RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster
 from bistil.runs.inputs import Inputs, check_inputs, labelled_files
+from bistil.runs.side_by_side import check_jobs, make_side_by_side, threads_of
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import (
     Adapt,
@@ -43,6 +45,7 @@ from bistil.runs.stages import (
 )
 from bistil.runs.summary import Candidate, Role, summarise
 from bistil.runtime.artefacts import check_apart, claim, write_json
+from bistil.runtime.quiet import kept_threads
 from bistil.settings.recipe import (
     AdaptSettings,
     FinetuneSettings,
@@ -433,18 +436,23 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
     yield plan.costs().key, Name("benchmark")
 
 
-def run_recipe(recipe: Recipe, output: Path) -> Summary:
+def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
     """Carry out a recipe in an output folder; the same call goes on where an earlier one stopped.
 
     Leaves `phase1/NAME` (bilingual students), `students/NAME` (their task models), `sfts/NAME`, `summary.json` and
     `report.html` there, and returns the summary (docs/report.md explains it). Several processes may call it together
     (torchrun): they share every training, and the first of them does everything else.
 
+    Args:
+        jobs: so many stages at a time, each a process with its share of the threads (`runs.side_by_side`): phase 1
+            beside the task teacher, students beside each other.
+
     Raises:
         BistilError: bad input, another run's folder, an input where a stage writes, too little disk; nothing is
             overwritten then.
     """
     first = processes().is_main_process
+    check_jobs(jobs)
     if first:
         check_run_folder(output)
         check_apart(_written(recipe, output), _read(recipe))
@@ -463,7 +471,10 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
                 keep_lengths(fixed, output)
             forecaster = Forecaster(run)
             run.on_made = forecaster.made
-            forecaster.announce(plan.stages())
+            with kept_threads(threads_of(jobs)):
+                expected = forecaster.announce(plan.stages(), jobs=jobs)
+            if jobs > 1:
+                make_side_by_side(Board(run, plan.stages()), jobs, expected)
         for stage in plan.stages():
             run.make(stage)
         summary = summarise(recipe, inputs, plan, run)
@@ -476,7 +487,9 @@ def run_recipe(recipe: Recipe, output: Path) -> Summary:
     return summary
 
 
-def forecast_recipe(recipe: Recipe, output: Path | None = None, *, inputs: Inputs | None = None) -> Forecast:
+def forecast_recipe(
+    recipe: Recipe, output: Path | None = None, *, inputs: Inputs | None = None, jobs: int = 1
+) -> Forecast:
     """What a recipe's run will take: steps, time, memory and disk per stage, and what an output folder has already.
 
     Nothing is written but this machine's rates; a rate that it does not know is measured, in seconds.
@@ -484,6 +497,7 @@ def forecast_recipe(recipe: Recipe, output: Path | None = None, *, inputs: Input
     Args:
         output: the run's folder, there or not.
         inputs: of the recipe, if they were checked.
+        jobs: so many stages at a time.
 
     Raises:
         BistilError: as `check_inputs`; or the recipe's budget is too small.
@@ -494,7 +508,8 @@ def forecast_recipe(recipe: Recipe, output: Path | None = None, *, inputs: Input
     look = None
     if output is not None and (output / "stages").is_dir():
         look = RunFolder(output, identity={}, names=plan.names, look=True)
-    return Forecaster(look, names=plan.names).forecast(plan.stages())
+    with kept_threads(threads_of(jobs)):
+        return Forecaster(look, names=plan.names).forecast(plan.stages())
 
 
 def _fixed_lengths(recipe: Recipe, inputs: Inputs, output: Path | None) -> Fixed | None:

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -444,6 +445,39 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_pat
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
     assert not list(output.rglob("*.partial"))
     assert not list((output / "work").rglob("*.safetensors"))
+
+
+def test_stages_side_by_side_make_what_one_process_makes_however_it_ends(recipe_folder, finished, tmp_path):
+    command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--jobs", "2"]
+    command += ["--output", str(tmp_path / "run")]
+
+    def until(marks, log, number=None):
+        """Run until all marks were said, then send a signal; the exit code, and processes that are left."""
+        with log.open("w") as stream:
+            process = subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not all(mark in log.read_text() for mark in marks):
+            time.sleep(0.02)
+        workers = psutil.Process(process.pid).children(recursive=True) if number else []
+        if number:
+            os.kill(process.pid, number)
+        code = process.wait(timeout=120)
+        _, left = psutil.wait_procs(workers, timeout=5)
+        return code, left
+
+    log = tmp_path / "log"
+    assert until(["phase1: started", "task-teacher: started"], log, signal.SIGTERM) == (128 + signal.SIGTERM, [])
+    said = log.read_text()
+    assert said.count("bistil: interrupted; the same command goes on") in (1, 2), said
+    assert "plan: " in said and "2 side by side" in said
+    assert until(["phase2-lrf2: started", "phase2-lrf3: started"], log, signal.SIGKILL) == (-signal.SIGKILL, [])
+    assert until([], log) == (0, []), log.read_text()
+    whole, _ = finished
+    ours = {path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.safetensors")}
+    assert ours == {path.relative_to(whole) for path in whole.rglob("*.safetensors")}
+    assert [name for name in ours if (tmp_path / "run" / name).read_bytes() != (whole / name).read_bytes()] == []
+    scores = [json.loads((folder / "summary.json").read_text())["models"] for folder in (tmp_path / "run", whole)]
+    assert [one["target_score"] for one in scores[0]] == [one["target_score"] for one in scores[1]]
+    assert not list((tmp_path / "run" / "work").glob("*"))
 
 
 def test_two_processes_make_what_one_makes(recipe_folder, finished, tmp_path):

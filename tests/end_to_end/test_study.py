@@ -108,25 +108,25 @@ def test_a_changed_file_withdraws_what_no_longer_holds_and_redoes_it(finished, f
 
 
 def test_jobs_side_by_side_give_what_one_process_gives(finished, file, tmp_path, command_line, monkeypatch):
-    monkeypatch.setattr("bistil.study.jobs.cores", lambda: 2)
+    monkeypatch.setattr("bistil.runs.side_by_side.cores", lambda: 2)
     small = ("--only", "trim only", "--only", "ST", "--only", "all")
     code, _, errors = command_line("study", file, "--output", tmp_path / "out", *small, "--jobs", 2)
     assert code == 0, errors
-    assert "job 2 of 2" in errors
+    assert "2 side by side" in errors
     ours = {one.place: one.scores for one in read_records(tmp_path / "out").points}
     theirs = {one.place: one.scores for one in read_records(finished).points}
     assert len(ours) == 2 and ours["trim only", "all", None, 0] == theirs["trim only", "all", None, 0]
 
 
 def test_stages_in_any_order_give_what_one_process_gives(finished, file, tmp_path):
-    from bistil.study.board import Board
+    from bistil.study.board import StudyBoard
 
     study = study_at(file, load_study(file))
     points = [point for point in study.points() if point.variant in ("trim only", "TF")]
     given = []
     with study.open(tmp_path / "out") as run:
         PointBook(study, run).open(file.read_text())
-        board = Board(study, run, points)
+        board = StudyBoard(study, run, points)
         waiting = board.ready()
         while waiting:
             # The last first: as far from the order of one process as may be.
@@ -149,28 +149,18 @@ def test_stages_in_any_order_give_what_one_process_gives(finished, file, tmp_pat
 
 def test_what_stands_on_a_failed_stage_is_given_up_and_all_else_is_made(file, tmp_path):
     from bistil.errors import InputError
-    from bistil.study.board import Board
+    from bistil.study.board import StudyBoard
 
     study = study_at(file, load_study(file))
     points = [point for point in study.points() if point.variant in ("trim only", "TF")]
     with study.open(tmp_path / "out") as run:
-        board = Board(study, run, points)
+        board = StudyBoard(study, run, points)
         (trim,) = board.ready()
         assert board.ready() == []
         board.done(trim, "the disk is full")
         assert board.ready() == []
     with pytest.raises(InputError, match="the stage 'vocabulary' failed: the disk is full; the same command goes on"):
         board.check()
-
-
-def test_a_job_that_fails_is_one_line_and_leaves_the_others(tmp_path):
-    from bistil.errors import InputError
-    from bistil.study.jobs import run_jobs
-
-    commands = {"bad": ["study", str(tmp_path / "none.toml"), "--dry-run"], "good": ["--version"]}
-    with pytest.raises(InputError, match=r"the job 'bad' failed: bistil: error: cannot read recipe .*1\.log"):
-        run_jobs(commands, 1, tmp_path)
-    assert (tmp_path / "jobs/2.log").read_text().startswith("bistil ")
 
 
 def test_what_is_foretold_is_what_is_done(finished, file):

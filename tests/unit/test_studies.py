@@ -14,7 +14,6 @@ import tiny_study
 
 from bistil.errors import RecipeError
 from bistil.runs.cost import Kind
-from bistil.runs.forecast import Forecast
 from bistil.runs.stages import Exchange, FineTune, Headed, Restore
 from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
 from bistil.study import Only, Point, Study, jobs, study_at
@@ -321,25 +320,6 @@ def test_printed_jobs_are_commands_and_a_script_that_bash_reads(study, tmp_path)
         ["bash", "-c", echo], env={"SLURM_ARRAY_TASK_ID": "1"}, capture_output=True, text=True, check=True
     )
     assert said.stdout.strip() == lines[1]
-
-
-def test_a_job_that_would_wait_for_another_comes_later():
-    pending = {"a": {"trim", "x"}, "b": {"trim", "x", "y"}, "c": {"trim", "z"}, "d": set()}.__getitem__
-    assert jobs.next_job(["b", "c"], [], pending) == "b"
-    assert jobs.next_job(["b", "c"], ["a"], pending) == "c"
-    assert jobs.next_job(["b", "c", "d"], ["a"], pending) == "d"
-    assert jobs.next_job(["b", "c"], ["d"], pending) == "b"
-
-
-def test_as_many_jobs_run_as_cores_and_memory_allow(monkeypatch):
-    from types import SimpleNamespace
-
-    monkeypatch.setattr(jobs, "cores", lambda: 4)
-    monkeypatch.setattr(jobs.psutil, "virtual_memory", lambda: SimpleNamespace(available=7.0))
-    needs = SimpleNamespace(memory=2.0)
-    assert jobs.side_by_side(8, 10, needs) == (3, "memory for 3")
-    assert jobs.side_by_side(2, 10, needs) == (2, "")
-    assert jobs.side_by_side(8, 1, Forecast([])) == (1, "jobs for 1")
 
 
 @pytest.mark.usefixtures("benchmarks")

@@ -10,6 +10,9 @@ def register(app: typer.Typer) -> None:
     def demo(
         output: Path = typer.Option(Path("runs/demo"), "--output", "-o", help="Folder for everything it makes."),
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
+        jobs: int | None = typer.Option(
+            None, min=1, help="Stages side by side, at most.  [default: 2, or 1 on a single core]", show_default=False
+        ),
     ) -> None:
         """Make a real small model out of a real multilingual one: topic classification, English to Italian.
 
@@ -19,4 +22,4 @@ def register(app: typer.Typer) -> None:
         """
         from bistil.demo.run import run_demo
 
-        run_demo(output, seed=seed)
+        run_demo(output, seed=seed, jobs=jobs)

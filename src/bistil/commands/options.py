@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 FORCE = typer.Option(False, "--force", help="Replace the output if bistil made it.")
 SEED = typer.Option(0, min=0, max=MOST_SEED, help=help_of(Recipe, "seed"))
 TRUST = typer.Option(False, "--trust-code", help="Import the code that settings name as package.module:Class.")
+JOBS = typer.Option(
+    1, min=1, help="At most so many stages side by side, as cores and memory allow; each has its share of the threads."
+)
 DEVICE = typer.Option(help="PyTorch's device, such as cpu, cuda or mps. Default: a CUDA GPU if there is one.")
 SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from bistil.commands.options import TRUST, Table, takes
+from bistil.commands.options import JOBS, TRUST, Table, takes
 from bistil.errors import InputError, printable
 from bistil.settings.recipe import TrainingSettings, load_recipe, on_device, parse
 
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         check: bool = typer.Option(
             False, "--check", help="Only check the recipe and its files, and say what the run will take."
         ),
+        jobs: int = JOBS,
         trust_code: bool = TRUST,
         *,
         values: dict[str, Any],
@@ -53,8 +54,8 @@ def register(app: typer.Typer) -> None:
             for line in inputs.lines():
                 typer.echo(printable(line))
             typer.echo()
-            forecast_recipe(resolved, output, inputs=inputs).print()
+            forecast_recipe(resolved, output, inputs=inputs, jobs=jobs).print(jobs)
             return
         if output is None:
             raise InputError("--output is missing: name a folder for the run, or add --check to check the recipe only")
-        run_recipe(resolved, output)
+        run_recipe(resolved, output, jobs=jobs)

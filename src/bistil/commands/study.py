@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from bistil.commands.options import JOBS
 from bistil.errors import InputError
 
 
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
         dry_run: bool = typer.Option(
             False, "--dry-run", help="Only say what would be done, and what time, memory and disk it will take."
         ),
-        jobs: int = typer.Option(1, min=1, help="At most so many processes side by side, as cores and memory allow."),
+        jobs: int = JOBS,
         ray: str | None = typer.Option(
             None, help="Make the stages on a Ray cluster: HOST:PORT of its head, or auto.", metavar="ADDRESS"
         ),

@@ -8,8 +8,11 @@ from bistil.method import run_recipe
 from bistil.pretrained import cache_folder
 from bistil.report.schema import Summary
 from bistil.runs.folder import check_run_folder
+from bistil.runs.side_by_side import cores
 from bistil.settings.recipe import Recipe, load_recipe
 
+# Phase 1 and the task teacher side by side, then students: more has nothing to do.
+JOBS = 2
 RECIPE = Path(__file__).with_name("recipe.toml")
 
 
@@ -26,11 +29,14 @@ def demo_recipe(*, seed: int) -> Recipe:
     return replace(load_recipe(folder / "recipe.toml"), seed=seed)
 
 
-def run_demo(output: Path, *, seed: int = 0) -> Summary:
+def run_demo(output: Path, *, seed: int = 0, jobs: int | None = None) -> Summary:
     """Carry out the demo in an output folder; goes on where an earlier call stopped.
+
+    Args:
+        jobs: stages side by side; none: `JOBS`, or one on a single core.
 
     Raises:
         BistilError: as `run_recipe`.
     """
     check_run_folder(output)
-    return run_recipe(demo_recipe(seed=seed), output)
+    return run_recipe(demo_recipe(seed=seed), output, jobs=jobs or min(JOBS, cores()))

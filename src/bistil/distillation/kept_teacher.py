@@ -12,6 +12,7 @@ are smaller, nothing has to be multiplied again, and it goes for every kind of a
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from bistil.distillation.aligned_attention import AttentionInputs
@@ -192,18 +194,19 @@ class KeptTeacher:
         if self._folder is None:
             self._parts = [self._made(part, sizes, said) for part in self._shown(parts)]
             return True
-        self._open(self._folder, identity)
-        own = [
-            number
-            for number in range(len(parts))
-            if number % processes().num_processes == processes().process_index and not self._is_sound(number)
-        ]
-        for number, part in zip(own, self._shown([parts[number] for number in own]), strict=True):
-            path = self._file(number)
-            with whole_file(path, inner=True) as partial:
-                partial.write_bytes(self._made(part, sizes, said).data)
-            # Written last: a part without it does not count.
-            write_sealed(path.with_suffix(".json"), {"files": {path.name: file_digest(path)}})
+        with self._alone(self._folder):
+            self._open(self._folder, identity)
+            own = [
+                number
+                for number in range(len(parts))
+                if number % processes().num_processes == processes().process_index and not self._is_sound(number)
+            ]
+            for number, part in zip(own, self._shown([parts[number] for number in own]), strict=True):
+                path = self._file(number)
+                with whole_file(path, inner=True) as partial:
+                    partial.write_bytes(self._made(part, sizes, said).data)
+                # Written last: a part without it does not count.
+                write_sealed(path.with_suffix(".json"), {"files": {path.name: file_digest(path)}})
         self._first = {}
         processes().wait_for_everyone()
         # Copied where it is written to, which nobody does: torch wants arrays that could be.
@@ -309,6 +312,13 @@ class KeptTeacher:
             return path.exists() and mark.exists() and read_sealed(mark)["files"] == {path.name: file_digest(path)}
         except (ArtefactError, KeyError):
             return False
+
+    def _alone(self, folder: Path) -> AbstractContextManager[Any]:
+        """Of students that are made side by side one lets the teacher speak; the others wait, and read the same."""
+        if not self._shared or processes().num_processes > 1:
+            return nullcontext()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder.with_name(f".{folder.name}.lock"))
 
     def _open(self, folder: Path, identity: str) -> None:
         """What another teacher said, or of other examples, is removed, unless it is for others."""

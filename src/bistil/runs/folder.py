@@ -115,6 +115,7 @@ class RunFolder:
         shared: several processes may work in the folder; each stage is then done by one of them, for which the others
             wait. Otherwise one process works in it at a time.
         look: only look at what is there: nothing is taken, moved or written, and nothing can be made.
+        held: the process that started this one holds the folder, and hands out its stages (`runs.side_by_side`).
         on_made: is told of each stage that was carried out.
 
     Raises:
@@ -130,16 +131,17 @@ class RunFolder:
         names: Mapping[str, Name] | None = None,
         shared: bool = False,
         look: bool = False,
+        held: bool = False,
         on_made: Callable[[Stage[Any], Made[Any]], None] | None = None,
     ) -> None:
         self.folder, self.names, self.shared = folder, dict(names or {}), shared
-        self.look, self.on_made = look, on_made
+        self.look, self.held, self.on_made = look, held, on_made
         self.results: list[Made[Any]] = []
         self._made: dict[str, Made[Any]] = {}
         self._memory: dict[str, Any] = {}
         self._lock = FileLock(folder / ".lock")
         self._first = processes().is_main_process
-        if look:
+        if look or held:
             return
         if self._first:
             self._open(dict(identity))
@@ -185,9 +187,14 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self.held:
+            return
         if kind is None and self._first and not self.shared and self.common.is_dir():
             for work in self.common.iterdir():
-                discard_work(work)
+                if work.suffix == ".lock":
+                    work.unlink()
+                else:
+                    discard_work(work)
             self.common.rmdir()
         self._lock.release()
 
@@ -219,6 +226,21 @@ class RunFolder:
         self._made[stage.key] = made
         self.results.append(made)
         return made
+
+    def take(self, stage: Stage[Result]) -> Made[Result]:
+        """What another process has just made of a stage, as if it had been made here."""
+        made = self.known(stage, whole=False)
+        assert made is not None
+        made = replace(made, skipped=False)
+        self._made[stage.key] = made
+        self.results.append(made)
+        if self.on_made is not None:
+            self.on_made(stage, made)
+        return made
+
+    def look_again(self) -> None:
+        """Others may have made or removed something since: what is there is asked of the disk again."""
+        self._made.clear()
 
     def _known_to_all(self, stage: Stage[Result]) -> Made[Result] | None:
         """`known`, as the first of the processes sees it."""
@@ -300,6 +322,10 @@ class RunFolder:
         """Where a product lies, or is to be written, or where a file is."""
         return of.path if isinstance(of, File) else self.folder / self._place(of)
 
+    def label(self, stage: Stage[Any]) -> str:
+        """What a stage is called."""
+        return self._name(stage).label
+
     def _name(self, stage: Stage[Any]) -> Name:
         return self.names.get(stage.key) or Name(f"{stage.KIND} {stage.key[:8]}")
 
@@ -309,7 +335,7 @@ class RunFolder:
 
     def _alone(self, stage: Stage[Any]) -> Any:
         """With several processes in the folder, only one does a stage."""
-        if not (self.shared and self._first):
+        if not ((self.shared or self.held) and self._first):
             return nullcontext()
         (self.folder / "stages").mkdir(exist_ok=True)
         return FileLock(self.folder / "stages" / f".{_file_name(stage.KIND, stage.key)}.lock")

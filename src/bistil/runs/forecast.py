@@ -51,6 +51,8 @@ class Estimate:
         memory: peak of resident memory, in bytes.
         disk: bytes that it leaves.
         work: bytes on disk while it is made.
+        stands_on: keys of the stages that are made before.
+        alone: nothing else is made meanwhile.
         state: done, begun, to do, or again and why.
     """
 
@@ -63,6 +65,8 @@ class Estimate:
     memory: float = 0.0
     disk: float = 0.0
     work: float = 0.0
+    stands_on: tuple[str, ...] = ()
+    alone: bool = False
     state: State
 
 
@@ -97,6 +101,33 @@ class Forecast:
         """Bytes that the disk must have room for: all that is left there, and the most that is there meanwhile."""
         return sum(one.disk for one in self.to_do) + max((one.work for one in self.to_do), default=0.0)
 
+    def urgency(self) -> dict[str, float]:
+        """Per stage that is left to do, seconds from its beginning to the end of all that stands on it, one by one."""
+        found: dict[str, float] = {}
+        # What stands on a stage comes after it.
+        for one in reversed(self.to_do):
+            found[one.key] = one.seconds + found.get(one.key, 0.0)
+            for below in one.stands_on:
+                found[below] = max(found.get(below, 0.0), found[one.key])
+        return {one.key: found[one.key] for one in self.to_do}
+
+    def side_by_side(self, jobs: int) -> float:
+        """Seconds that all that is left takes, so many stages at a time, the most urgent first."""
+        urgency, ends = self.urgency(), dict[str, float]()
+        left, free, now = list(self.to_do), [0.0] * jobs, 0.0
+        while left:
+            waited = {one.key for one in left} | {key for key, end in ends.items() if end > now}
+            ready = [one for one in left if waited.isdisjoint(one.stands_on)]
+            ready.sort(key=lambda one: (one.alone, -urgency[one.key]))
+            idle = [number for number, end in enumerate(free) if end <= now]
+            if ready and idle and not (ready[0].alone and len(idle) < jobs):
+                one = ready[0]
+                left.remove(one)
+                ends[one.key] = free[idle[0]] = now + one.seconds
+            else:
+                now = min(end for end in free if end > now)
+        return max(ends.values(), default=0.0)
+
     def without_lasting(self, passing: Collection[str]) -> "Forecast":
         """The same where what some stages leave goes before the end: it takes its room meanwhile only.
 
@@ -107,18 +138,27 @@ class Forecast:
             [replace(one, disk=0.0, work=one.work + one.disk) if one.key in passing else one for one in self.stages]
         )
 
-    def line(self) -> str:
-        """All of it in one line."""
+    def line(self, jobs: int = 1) -> str:
+        """All of it in one line.
+
+        Args:
+            jobs: so many stages are made at a time.
+        """
         if not self.to_do:
             return f"all {len(self.stages)} stages are done"
         begun = f" of {len(self.stages)}" if len(self.to_do) < len(self.stages) else ""
         return (
-            f"{len(self.to_do)}{begun} stages to do: {self.steps:,} steps, about {rough_duration(self.seconds)}, "
-            f"{_bytes(self.memory)} of memory, {_bytes(self.disk)} of disk"
+            f"{len(self.to_do)}{begun} stages to do: {self.steps:,} steps, "
+            f"about {rough_duration(self.side_by_side(jobs))}{f', {jobs} side by side' if jobs > 1 else ''}, "
+            f"{_bytes(self.memory * jobs)} of memory, {_bytes(self.disk)} of disk"
         )
 
-    def print(self) -> None:
-        """A table of the stages on standard output, and the line."""
+    def print(self, jobs: int = 1) -> None:
+        """A table of the stages on standard output, and the line.
+
+        Args:
+            jobs: so many stages are made at a time.
+        """
         table = Table(box=None, pad_edge=False)
         for name in ("stage", "steps", "time", "memory", "disk", "state"):
             table.add_column(name, justify="left" if name in ("stage", "state") else "right", no_wrap=name != "state")
@@ -130,7 +170,7 @@ class Forecast:
             table.add_row(one.name, *numbers, _said(one.state))
         # In a file or a pipe nothing is cut off.
         Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
-        print(self.line())
+        print(self.line(jobs))
 
 
 def _said(state: State) -> str:
@@ -200,6 +240,8 @@ class Forecaster:
             memory=PROCESS_BYTES + cost.memory,
             disk=cost.disk,
             work=cost.work,
+            stands_on=tuple(one.key for one in stage.stands_on()),
+            alone=stage.ALONE,
             state=state,
         )
 
@@ -230,16 +272,19 @@ class Forecaster:
     def _of(self, passes: Passes | None) -> float:
         return 0.0 if passes is None else self.rates.seconds(passes)
 
-    def announce(self, stages: Iterable[Stage[Any]], *, passing: Collection[str] = ()) -> None:
+    def announce(self, stages: Iterable[Stage[Any]], *, passing: Collection[str] = (), jobs: int = 1) -> Forecast:
         """Say what a run will take at its start, and keep nothing of it but the costs of its stages.
 
         Args:
             passing: see `Forecast.without_lasting`.
+            jobs: so many stages are made at a time.
         """
-        logger.info(f"plan: {self.forecast(stages).without_lasting(passing).line()}")
+        ahead = self.forecast(stages).without_lasting(passing)
+        logger.info(f"plan: {ahead.line(jobs)}")
         self.ahead.forget()
         gc.collect()
         return_freed_heap()
+        return ahead
 
     def made(self, stage: Stage[Any], made: Made[Any]) -> None:
         """Learn from a stage that was carried out: how long its steps took, beside how long they were to take.

@@ -88,6 +88,8 @@ class Stage(ABC, Generic[Result]):
     """Goes up when the same fields give another result."""
     JOINT: ClassVar[bool] = False
     """Whether all processes of a run do it together; otherwise the first one does it, and the others wait."""
+    ALONE: ClassVar[bool] = False
+    """Whether it measures this machine: nothing else of the run is made meanwhile."""
 
     @abstractmethod
     def make(self, place: Place) -> Result:

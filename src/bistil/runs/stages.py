@@ -844,6 +844,7 @@ class Benchmark(Stage[Costs]):
     """Size and speed of all models in turn, on real text; the first is the reference of the speed ratios."""
 
     KIND: ClassVar[str] = "benchmark"
+    ALONE: ClassVar[bool] = True
 
     models: tuple[Product, ...]
     text: Exam | tuple[File, ...]

@@ -17,7 +17,7 @@ import psutil
 
 from bistil.errors import one_line
 from bistil.runtime.memory import let_training_return_memory
-from bistil.runtime.progress import set_progress
+from bistil.runtime.progress import Mode, set_progress
 
 # Turns that a waiting thread of GCC's OpenMP spins before it sleeps; milliseconds of Intel's (docs/performance.md).
 SPIN_COUNT, BLOCK_TIME = "2000", "1"
@@ -31,6 +31,25 @@ def prepare_process() -> None:
     show_messages()
     _wait_asleep()
     set_progress("bar" if sys.stderr.isatty() else "lines")
+    let_training_return_memory()
+    _stop_with_a_line()
+
+
+def is_shown() -> bool:
+    """Whether this process prints what the package logs, as `prepare_process` lets it."""
+    return any(isinstance(handler, _StandardError) for handler in logging.getLogger("bistil").handlers)
+
+
+def prepare_worker(*, shown: bool, progress: Mode) -> None:
+    """Make this process one that works for another of this package.
+
+    Args:
+        shown: it prints what the package logs.
+        progress: of the other; bars of several processes do not fit on one terminal, so that it shows lines.
+    """
+    if shown:
+        show_messages()
+    set_progress("off" if progress == "off" else "lines")
     let_training_return_memory()
     _stop_with_a_line()
 
@@ -123,6 +142,18 @@ def stopped_gently(lost: Callable[[], str]) -> Iterator[Stopping]:
 
 
 _said = False
+_others_speak = False
+
+
+@contextmanager
+def spoken_for() -> Iterator[None]:
+    """Within it this process ends without a word when a signal ends it: others do the work, and speak."""
+    global _others_speak
+    before, _others_speak = _others_speak, True
+    try:
+        yield
+    finally:
+        _others_speak = before
 
 
 def _end(number: int) -> None:
@@ -133,7 +164,7 @@ def _end(number: int) -> None:
 
 def _say_interrupted() -> None:
     global _said
-    if is_first_of_run() and not _said:
+    if is_first_of_run() and not _said and not _others_speak:
         _said = True
         where = "" if _stopping is None else f", {_stopping.lost()}"
         print(f"bistil: interrupted; the same command goes on from the last checkpoint{where}", file=sys.stderr)

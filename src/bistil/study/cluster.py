@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 
 from bistil.errors import BistilError, InputError, MissingExtraError, first_line
+from bistil.runs.board import Board
 from bistil.runs.folder import Name, RunFolder, versions
+from bistil.runs.side_by_side import cores
 from bistil.runs.stage import Stage
-from bistil.study.board import Board
-from bistil.study.jobs import LOGS, cores
 from bistil.study.plan import Study
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _REACH_SECONDS, _ANSWER_SECONDS = 4.0, 14.0
 # So often a stage is given to another worker when the one that had it died.
 _RETRIES = 3
+LOGS = "jobs"
+"""In a study's folder."""
 _PROBE = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)"
 
 
@@ -126,7 +128,10 @@ def make_on(cluster: Cluster, study: Study, run: RunFolder, board: Board) -> Non
             (one, *_), _ = ray.wait([*running], num_returns=1)
             stage = running.pop(one)
             try:
-                board.done(stage, ray.get(one))
+                board.done(stage, wrong := ray.get(one))
+                if wrong is None:
+                    made = run.take(stage)
+                    logger.info(f"{made.name}: done in {made.seconds:.0f} s")
             except ray.exceptions.RayError as error:
                 board.done(stage, f"its worker was lost {_RETRIES + 1} times: {first_line(error)}")
     finally:

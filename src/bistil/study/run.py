@@ -8,16 +8,19 @@ from typing import Any, Literal
 
 from bistil.report.studies import RECORDS
 from bistil.report.study_page import PAGE, present
+from bistil.runs.board import Board
 from bistil.runs.folder import RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster
+from bistil.runs.side_by_side import check_jobs, make_side_by_side, threads_of
 from bistil.runs.stage import Stage
 from bistil.runtime.artefacts import check_apart
 from bistil.runtime.documents import read_document
-from bistil.study.board import Board
-from bistil.study.cluster import Cluster, make_on
-from bistil.study.jobs import LOGS, Job, jobs_of, run_jobs, shell_lines, side_by_side, slurm_script
+from bistil.runtime.quiet import kept_threads
+from bistil.study.board import StudyBoard
+from bistil.study.cluster import LOGS, Cluster, make_on
+from bistil.study.jobs import jobs_of, shell_lines, slurm_script
 from bistil.study.plan import PASSING, Study
-from bistil.study.points import Only, Point
+from bistil.study.points import Point
 from bistil.study.records import PointBook, closure
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,7 @@ logger = logging.getLogger(__name__)
 WRITTEN = ("made", "stages", "work", LOGS, "run.json", ".lock", RECORDS, f".{RECORDS}.lock", PAGE)
 
 
-def make_points(study: Study, output: Path, points: Iterable[Point], *, text: str = "") -> None:
+def make_points(study: Study, output: Path, points: Iterable[Point], *, text: str = "", jobs: int = 1) -> None:
     """Make, score and record models; each is removed when it has its scores.
 
     The same call goes on where an earlier one stopped. Several processes may do it with other points of one study.
@@ -35,17 +38,24 @@ def make_points(study: Study, output: Path, points: Iterable[Point], *, text: st
         output: the study's folder.
         points: learning rates are chosen here.
         text: the study's file, for the record.
+        jobs: so many stages at a time (`runs.side_by_side`).
 
     Raises:
         BistilError: as the stages.
     """
     wanted = list(points)
+    check_jobs(jobs)
     with study.open(output) as run:
         ledger = PointBook(study, run)
         ledger.open(text)
         forecaster = Forecaster(run)
         run.on_made = forecaster.made
         ahead = list(study.stages(wanted, run))
+        if jobs > 1:
+            with kept_threads(threads_of(jobs)):
+                expected = forecaster.announce(ahead, passing=_passing(study, ahead), jobs=jobs)
+            make_side_by_side(StudyBoard(study, run, wanted), jobs, expected)
+            return
         forecaster.announce(ahead, passing=_passing(study, ahead))
         for point in wanted:
             settled = choose(study, run, point)
@@ -140,52 +150,28 @@ def carry_out(
         return
     if dry_run:
         print(f"{len(points)} models of {len({point.variant for point in points})} systems")
-        forecast(study, points, output).print()
+        with kept_threads(threads_of(jobs)):
+            forecast(study, points, output).print(jobs)
         return
     assert output is not None
     check_run_folder(output)
     check_apart([output / part for part in WRITTEN], [str(file), *study.read()])
     text = read_document(file)
-    todo = jobs_of(study, points)
     make: Callable[[RunFolder, Stage[Any]], Any] = RunFolder.make
     if cluster is not None:
         cluster.reach()
-        make = partial(_make_on, study, cluster)
+        make = partial(_make_on, cluster, study)
         logger.info(f"plan: {forecast(study, points, output).line()}, on one machine like this")
         with study.open(output) as run:
             PointBook(study, run).open(text)
-            make_on(cluster, study, run, Board(study, run, points))
-    elif jobs > 1 and len(todo) > 1:
-        _side_by_side(study, points, todo, jobs, text, file=file, data=data, output=output)
+            make_on(cluster, study, run, StudyBoard(study, run, points))
     else:
-        make_points(study, output, points, text=text)
+        make_points(study, output, points, text=text, jobs=jobs)
     if report:
         if measured:
             measure_shapes(study, output, make)
         present(output)
 
 
-def _make_on(study: Study, cluster: Cluster, run: RunFolder, stage: Stage[Any]) -> None:
-    make_on(cluster, study, run, Board(study, run, stages=[stage]))
-
-
-def _side_by_side(
-    study: Study, points: Sequence[Point], todo: Sequence[Job], asked: int, text: str, *, file: Path, data: Path | None,
-    output: Path,
-) -> None:  # fmt: skip
-    ahead = forecast(study, points, output)
-    logger.info(f"plan: {ahead.line()}")
-    count, why = side_by_side(asked, len(todo), ahead)
-    if why:
-        logger.info(f"{count} side by side: there are {why}")
-    with study.open(output) as run:
-        PointBook(study, run).open(text)
-        needs = {}
-        for job in todo:
-            own = Only.of(job.only, study.settings)
-            needs[job.name] = [*closure(study.stages(study.points(own), run))]
-
-    def pending(name: str) -> set[str]:
-        return {stage.key for stage in needs[name] if run.known(stage, whole=False) is None}
-
-    run_jobs({job.name: job.words(file, output, data) for job in todo}, count, output, pending)
+def _make_on(cluster: Cluster, study: Study, run: RunFolder, stage: Stage[Any]) -> None:
+    make_on(cluster, study, run, Board(run, [stage]))

@@ -1,0 +1,159 @@
+"""Stages side by side: which may begin, who makes them, what becomes of one that fails, and how long it takes."""
+
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import psutil
+import pytest
+import torch
+from small_stages import Size, Write
+
+from bistil.errors import InputError
+from bistil.runs.board import Board
+from bistil.runs.folder import RunFolder, State
+from bistil.runs.forecast import Estimate, Forecast
+from bistil.runs.side_by_side import check_jobs, how_many, make_side_by_side
+from bistil.runs.stage import Product, Stage
+
+# Longer than two processes take to begin on a busy machine.
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meets(Stage[Size]):
+    """Is made only while another is made too."""
+
+    KIND: ClassVar[str] = "meets"
+
+    name: str
+    other: str
+    place: str
+
+    def make(self, _place):
+        mine, theirs = (Path(self.place, name) for name in (self.name, self.other))
+        mine.touch()
+        until = time.monotonic() + PATIENCE
+        while not theirs.exists():
+            if time.monotonic() > until:
+                raise InputError(f"{self.other} never came")
+            time.sleep(0.01)
+        return Size(size=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends(Stage[Size]):
+    """Refuses, or takes its process with it."""
+
+    KIND: ClassVar[str] = "ends"
+
+    after: Product | None = None
+    dies: bool = False
+
+    def make(self, _place):
+        if self.dies:
+            os._exit(7)
+        raise InputError("the soup is cold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures(Stage[Size]):
+    """Says how many threads it has."""
+
+    KIND: ClassVar[str] = "measures"
+    ALONE: ClassVar[bool] = True
+
+    def make(self, _place):
+        return Size(size=torch.get_num_threads())
+
+
+def made(folder, *stages, jobs=2):
+    with RunFolder(folder, identity={}) as run:
+        make_side_by_side(Board(run, stages), jobs, Forecast([]))
+        return [run.make(stage) for stage in stages]
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_stages_are_made_at_the_same_time_by_processes_that_are_gone_afterwards(tmp_path):
+    base = Write(text="base")
+    pair = [Meets(name=a, other=b, place=str(tmp_path)) for a, b in (("a", "b"), ("b", "a"))]
+    above = Write(text="above", after=base.product("out"))
+    results = made(tmp_path / "run", *pair, above, Measures())
+    assert [one.skipped for one in results] == [False] * 4
+    assert (tmp_path / "run" / "made").is_dir() and not list((tmp_path / "run" / "work").glob("*"))
+    assert multiprocessing.active_children() == []
+    # What measures has all threads.
+    assert results[-1].result.size == torch.get_num_threads()
+    again = made(tmp_path / "run", *pair, above)
+    assert [one.skipped for one in again] == [True] * 3
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_what_fails_is_one_line_and_all_else_is_made(tmp_path):
+    base = Write(text="base")
+    refuses, dies = Ends(after=base.product("out")), Ends(after=base.product("out"), dies=True)
+    others = [Write(text=str(i), after=base.product("out")) for i in range(3)]
+    with pytest.raises(InputError, match=r"the stage 'ends \w+' and 1 more failed: .*; the same command goes on"):
+        made(tmp_path / "run", refuses, dies, *others)
+    with RunFolder(tmp_path / "run", identity={}) as run:
+        assert all(run.known(stage) is not None for stage in others)
+    with pytest.raises(InputError, match="its process ended with code 7; a process that takes too much memory"):
+        made(tmp_path / "run", dies)
+    assert not [one for one in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(one.cmdline())]
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr("bistil.runs.side_by_side.cores", lambda: 2)
+
+
+def test_as_many_stages_are_made_as_cores_and_memory_allow(monkeypatch):
+    from bistil.runs import side_by_side
+
+    monkeypatch.setattr(side_by_side, "cores", lambda: 4)
+    monkeypatch.setattr(side_by_side.psutil, "virtual_memory", lambda: SimpleNamespace(available=7.0))
+    needs = SimpleNamespace(memory=2.0)
+    assert how_many(8, needs) == (3, "memory for 3")
+    assert how_many(2, needs) == (2, "")
+    monkeypatch.setattr(side_by_side, "cores", lambda: 1)
+    assert how_many(2, needs) == (1, "cores for 1")
+
+
+def test_processes_that_share_trainings_make_no_stages_side_by_side(monkeypatch):
+    check_jobs(2)
+    monkeypatch.setattr("bistil.runs.side_by_side.processes", lambda: SimpleNamespace(num_processes=2))
+    check_jobs(1)
+    with pytest.raises(InputError, match="--jobs and torchrun are two ways to use several processes: leave one out"):
+        check_jobs(2)
+
+
+def estimate(name, seconds, *below, alone=False, state="to do"):
+    return Estimate(
+        name=name, kind="k", key=name, seconds=seconds, stands_on=below, alone=alone, state=State(state), memory=2.0**30
+    )
+
+
+def test_the_time_of_stages_side_by_side_is_that_of_the_longest_way():
+    plan = Forecast([
+        estimate("done", 100.0, state="done"),
+        estimate("trim", 10.0, "done"),
+        estimate("phase1", 60.0, "trim"),
+        estimate("teacher", 30.0, "trim"),
+        estimate("student", 40.0, "phase1", "teacher"),
+        estimate("copied", 20.0, "teacher"),
+        estimate("benchmark", 5.0, "student", "copied", alone=True),
+    ])  # fmt: skip
+    assert plan.seconds == plan.side_by_side(1) == 165.0
+    assert plan.side_by_side(2) == plan.side_by_side(3) == 10 + 60 + 40 + 5
+    assert plan.urgency()["trim"] == 115.0 and plan.urgency()["copied"] == 25.0
+    assert "2 side by side, 2.0 GiB of memory" in plan.line(2) and "side by side" not in plan.line()
+    assert Forecast([]).side_by_side(2) == 0.0
+
+
+def test_what_measures_begins_when_nothing_else_is_made():
+    plan = Forecast([estimate("measure", 5.0, alone=True), estimate("a", 10.0), estimate("b", 20.0)])
+    assert plan.side_by_side(2) == 25.0
