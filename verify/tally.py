@@ -35,9 +35,11 @@ class Tally:
             self.items = json.loads(self.file.read_text(encoding="utf-8"))["items"]
 
     def left(self, names: Iterable[str], is_done: Callable[[dict[str, Any]], bool] = lambda _: True) -> Iterable[str]:
-        """Those of the items that are to be done, as long as there is time."""
+        """Those of the items that are to be done, as long as there is time; findings in code that is another now are
+        looked at again."""
         for name in names:
-            if not (name in self.items and is_done(self.items[name])):
+            item = self.items.get(name)
+            if item is None or not is_done(item) or (item["wrong"] and item["commit"] != commit()):
                 if self.is_late():
                     return
                 yield name

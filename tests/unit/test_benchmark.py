@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 from typer.testing import CliRunner
 
@@ -266,6 +268,13 @@ def test_bad_input_is_one_line(tmp_path):
         benchmark({"m": folder}, texts=TEXTS, lengths=[0])
     with pytest.raises(InputError, match="lengths"):
         benchmark({"m": folder}, texts=TEXTS, lengths=[100_000])
+    with pytest.raises(InputError, match="max_length is 100000, but the model has"):
+        benchmark({"m": folder}, texts=TEXTS, max_length=100_000)
+    decoding = T5Config(vocab_size=80, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(decoding).save_pretrained(tmp_path / "t5")
+    tiny.tokenizer("bert").save_pretrained(tmp_path / "t5")
+    with pytest.raises(ArtefactError, match="a t5 model, which has a decoder: only encoders are run"):
+        benchmark({"t5": tmp_path / "t5"}, texts=TEXTS)
     with pytest.raises(InputError, match="threads is 0"):
         benchmark({"m": folder}, texts=TEXTS, threads=0)
     with pytest.raises(ArtefactError, match="not a Hugging Face model folder"):

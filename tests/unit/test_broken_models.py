@@ -22,7 +22,7 @@ from bistil.commands.sft import merge
 from bistil.distillation.general import distill_general
 from bistil.distillation.student import copy_student
 from bistil.distillation.task import read_task_data
-from bistil.errors import ArtefactError
+from bistil.errors import ArtefactError, BistilError
 from bistil.measuring.benchmark import benchmark
 from bistil.measuring.evaluation import evaluate_folder
 from bistil.models.auto import AutoModelForDependencyParsing
@@ -433,6 +433,36 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
     assert file_digest(path) == hashlib.sha256(b"abd").hexdigest()
     path.write_bytes(b"abe")
     assert file_digest(path) == hashlib.sha256(b"abe").hexdigest()
+
+
+def test_a_tokenizer_that_leaves_nothing_of_a_text_is_one_line(tmp_path):
+    tiny.model("bert").save_pretrained(tmp_path)
+    tiny.tokenizer("bert").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["post_processor"]["single"] = []
+    file.write_text(json.dumps(state))
+    with pytest.raises(ArtefactError, match="leaves nothing of a text"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("empty", ["", {"content": "", "__type": "AddedToken"}])
+def test_an_unknown_token_without_a_letter_is_one_line(tmp_path, empty):
+    tiny.model("bert").save_pretrained(tmp_path)
+    tiny.tokenizer("bert").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"unk_token": empty}))
+    with pytest.raises(ArtefactError, match="'unk_token' is an empty text"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"])
+def test_a_configuration_whose_numbers_are_none_is_one_line(tmp_path, key):
+    tiny.model("bert").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: float("nan")}))
+    with pytest.raises(BistilError, match=r"config.json.* NaN"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("template", ["single", "pair"])

@@ -24,7 +24,9 @@ def run(
     output: Path | None = typer.Option(None, "--output", "-o", help="Also write the record to this JSON file."),
     examples: int = typer.Option(50, help="Sentences to run per round, the first non-empty ones of the file."),
     rounds: int = typer.Option(7, help="Rounds over all models, after a warm-up."),
-    max_length: int = typer.Option(128, help="Longer sentences are cut to this many tokens."),
+    max_length: int | None = typer.Option(
+        None, help="Longer sentences are cut to this many tokens.  [default: 128]", show_default=False
+    ),
     length: list[int] = typer.Option(
         [32, 128], help="Also measure batch 1 at exactly this many tokens; repeatable; 0: none."
     ),
@@ -43,7 +45,7 @@ def run(
     Example: bistil benchmark --model runs/demo/teacher --model runs/demo/students/lrf2 --text sentences.txt
     """
     from bistil.errors import InputError
-    from bistil.measuring.benchmark import benchmark, cost_record
+    from bistil.measuring.benchmark import MOST_TOKENS, benchmark, cost_record
     from bistil.report.costs import FORMATS, draw_costs
     from bistil.report.table import print_benchmark
     from bistil.runtime.artefacts import claim, write_json
@@ -72,7 +74,7 @@ def run(
             progress=progress.note,
         )
     print_benchmark(list(rows.values()))
-    record = cost_record(rows, texts=str(text) if text else f"random tokens, {max_length} per example")
+    record = cost_record(rows, texts=str(text) if text else f"random tokens, {max_length or MOST_TOKENS} per example")
     machine = record["machine"]
     flags = ", ".join(machine["flags"]) if machine["flags"] else "unknown"
     typer.echo(f"processor: {machine['processor']}, {machine['cores']} cores; instructions: {flags}")

@@ -143,7 +143,12 @@ def load_for_inference(folder: Path) -> Any:
     Raises:
         ArtefactError: `folder` is no Hugging Face model folder, is damaged, or its class is unknown.
     """
-    return load_model(folder)[0].requires_grad_(False)
+    model = load_model(folder)[0]
+    if model.config.is_encoder_decoder:
+        raise ArtefactError(
+            f"{folder} is a {model.config.model_type} model, which has a decoder: only encoders are run"
+        )
+    return model.requires_grad_(False)
 
 
 def open_model(folder: Path, *, threads: int | None = None) -> tuple[Engine, Any]:
@@ -284,7 +289,7 @@ def benchmark(
     texts: Sequence[str] | None,
     examples: int = 50,
     rounds: int = ROUNDS,
-    max_length: int = MOST_TOKENS,
+    max_length: int | None = None,
     batch_size: int | Sequence[int] | None = None,
     lengths: Sequence[int] = (),
     threads: int | None = None,
@@ -299,7 +304,7 @@ def benchmark(
         texts: real sentences, encoded by each model's own tokenizer; the first `examples` non-empty ones are used.
             None: random token ids, `max_length` of them per example.
         rounds: passes over all models after one warm-up pass.
-        max_length: longer texts are cut to this many tokens.
+        max_length: longer texts are cut to this many tokens; None: `MOST_TOKENS`, or what a model has positions for.
         batch_size: also measure throughput with padded batches of this size, or of each of these; the row then says
             which one is best.
         lengths: also measure batch 1 at each of these numbers of tokens exactly, random ones, `examples` of them.
@@ -314,7 +319,11 @@ def benchmark(
     """
     if not models:
         raise InputError("nothing to measure: name at least one model folder")
-    numbers = [("examples", examples), ("rounds", rounds), ("max_length", max_length)]
+    numbers = [
+        ("examples", examples),
+        ("rounds", rounds),
+        *([] if max_length is None else [("max_length", max_length)]),
+    ]
     for label, number in (*numbers, *(("lengths", one) for one in lengths)):
         if number < 1:
             raise InputError(f"{label} is {number}; it must be at least 1")
@@ -403,7 +412,7 @@ def _load(
     texts: list[str] | None,
     *,
     examples: int,
-    max_length: int,
+    max_length: int | None,
     lengths: Sequence[int],
     sizes: Sequence[int],
     threads: int | None,
@@ -411,14 +420,17 @@ def _load(
     engine, model = open_model(folder, threads=threads)
     for length in lengths:
         check_length(model.config, length, name="lengths")
+    if max_length is not None:
+        check_length(model.config, max_length)
+    most = max_length or min(MOST_TOKENS, position_limit(model.config) or MOST_TOKENS)
     fixed = {length: random_inputs(model, examples, length) for length in lengths}
     if texts is None:
-        inputs = fixed.get(max_length) or random_inputs(model, examples, max_length)
+        inputs = fixed.get(most) or random_inputs(model, examples, most)
         batches = {size: [_concatenated(part) for part in _parts(inputs, size)] for size in sizes}
         return _Loaded(name, folder, engine, model, inputs, fixed, batches, None)
     tokenizer = load_tokenizer(str(folder))
     accepted = inspect.signature(model.forward).parameters
-    limit = min(max_length, tokenizer.model_max_length)
+    limit = min(most, tokenizer.model_max_length)
 
     def encode(one: str | list[str]) -> dict[str, torch.Tensor]:
         if _scores_words(model):

@@ -110,6 +110,9 @@ def _check_settings(folder: Path) -> None:
         longest = settings.get("model_max_length")
         if name == CONFIG_FILE and not (longest is None or (type(longest) in (int, float) and longest > 0)):
             raise ArtefactError(f"{file}: 'model_max_length' is {longest!r:.60}, and a length is expected")
+        unknown = settings.get("unk_token")
+        if unknown == "" or (isinstance(unknown, dict) and unknown.get("content") == ""):
+            raise ArtefactError(f"{file}: 'unk_token' is an empty text, which is no token")
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerFast:
@@ -277,11 +280,22 @@ def _stated(folder: Path, name: str) -> _Stated:
         known = tokenizer.get_vocab(with_added_tokens=True)
         if max(known.values(), default=0) > 2 * len(known) + SPARE_IDS:
             raise ArtefactError(f"{file} gives {len(known):,} tokens ids up to {max(known.values()):,}: damaged")
-        return _Stated(file, tokenizer, definition(tokenizer), known)
+        found = definition(tokenizer)
+        if any(not any("Sequence" in part for part in one["single"]) for one in _templates(found["post_processor"])):
+            raise ArtefactError(f"the post_processor of {file} leaves nothing of a text: damaged")
+        return _Stated(file, tokenizer, found, known)
     except BistilError:
         raise
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
         raise ArtefactError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
+
+
+def _templates(processor: Any) -> Iterator[dict[str, Any]]:
+    """The templates of a post-processor."""
+    if processor is not None and processor.get("type") == "TemplateProcessing":
+        yield processor
+    for one in (processor or {}).get("processors", ()):
+        yield from _templates(one)
 
 
 def _plain(folder: Path, stated: _Stated, like: Any, name: str) -> PreTrainedTokenizerFast:

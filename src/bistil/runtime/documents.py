@@ -5,6 +5,7 @@ the limits.
 """
 
 import json
+import math
 import re
 import stat
 import tomllib
@@ -18,6 +19,8 @@ MOST_DEPTH = 100
 """Tables and lists within each other, in JSON and TOML."""
 MOST_DIGITS = 1_000
 """Of a whole number in TOML and in our own and Hugging Face's JSON."""
+MOST_KEY_PARTS = 1_000
+"""Of a dotted key in TOML."""
 MOST_BYTES = 1 << 30
 """Of a document that is read as a whole: configurations, records, labelled files (unpacked)."""
 LONGEST_LINE = 1 << 20
@@ -119,7 +122,7 @@ def parse_json(text: str | bytes, *, lenient: bool = False) -> Any:
     marks = ("[", "{", "\\u") if isinstance(text, str) else (b"[", b"{", b"\\u")
     lists, tables, escapes = (text.count(mark) for mark in marks)  # type: ignore[arg-type]
     if lists + tables > MOST_DEPTH or not lenient:
-        _check(value, lenient=lenient, escapes=escapes > 0)
+        _check(value, lenient=lenient, finite=True, escapes=escapes > 0)
     return value
 
 
@@ -129,6 +132,9 @@ def parse_toml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is none, or beyond the limits; in one line, without the place.
     """
+    # Python's reader takes a time that grows with the square of a dotted key's parts.
+    if any(_KEY.match(line)[0].count(".") > MOST_KEY_PARTS for line in text.splitlines()):  # type: ignore[index]
+        raise ValueError(_DEEP)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
@@ -137,15 +143,18 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(_DEEP) from None
     except (ValueError, OverflowError) as error:
         raise ValueError(_LONG if "digits" in str(error) else str(error)) from None
-    _check(values, lenient=False, escapes=True)
+    # A setting that is not finite is refused by its name.
+    _check(values, lenient=False, finite=False, escapes=True)
     return values
 
 
+# What may be a key: all up to a sign or a quotation mark.
+_KEY = re.compile(r"[^=\"'#]*")
 _DEEP = f"tables or lists are more than {MOST_DEPTH} deep within each other"
 _LONG = "a number has too many digits"
 
 
-def _check(value: Any, *, lenient: bool, escapes: bool) -> None:
+def _check(value: Any, *, lenient: bool, finite: bool, escapes: bool) -> None:
     """Depth, long numbers and odd characters of a parsed value, level by level."""
     level = [value]
     for depth in range(MOST_DEPTH + 1):
@@ -163,6 +172,8 @@ def _check(value: Any, *, lenient: bool, escapes: bool) -> None:
                 continue
             elif isinstance(one, int) and one.bit_length() > 64 and len(hex(one)) > MOST_DIGITS:
                 raise ValueError(_LONG)
+            elif finite and isinstance(one, float) and not math.isfinite(one):
+                raise ValueError("a number is NaN, infinite or beyond what a computer's numbers hold")
             elif escapes and isinstance(one, str):
                 _check_texts((one,))
         if not below:
