@@ -14,7 +14,7 @@ from bistil.runtime.refused import system_refusal
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = (
-    "demo", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "push",
+    "demo", "init", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "push",
     "adapt", "sft", "licences",
 )  # fmt: skip
 
@@ -22,8 +22,8 @@ app = typer.Typer(
     name="bistil",
     help=(
         "Small, fast models for one language out of massively multilingual ones (BiStil).\n\n"
-        "Start with `bistil demo --output runs/demo`; for your own language write a recipe and "
-        "`bistil run RECIPE.toml --output DIR`."
+        "Start with `bistil demo --output runs/demo`; for your own language write a recipe with "
+        "`bistil init FILE...`, then `bistil run recipe.toml`."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -263,4 +263,6 @@ _EXAMPLES = {
     "LANGUAGE=SFT": "sw=sfts/sw",
     "OLD=NEW": "B-DATE=O",
     "NAME=COLUMN": "tags=3",
+    "FILE=LANGUAGE": "news.txt=sw",
+    "FILE=PART": "news.tsv=test",
 }

@@ -3,6 +3,7 @@
 Only what is ours may give way to a new output (`runtime.artefacts.claim`); everything else belongs to somebody.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -24,6 +25,8 @@ WORK = "work"
 CREATOR = f"bistil {__version__}"
 # Records that are files of their own, by "kind".
 FILE_RECORDS = ("evaluation", "benchmark", "prediction")
+# What the first line of a text of ours begins with; it ends with the digest of all others, which an edit changes.
+_MARK = "# Written by bistil "
 # Longer JSON than this is no record.
 _LONGEST_RECORD = 1 << 28
 
@@ -110,8 +113,24 @@ def is_our_file(path: Path) -> bool:
         return re.search(rb"<dc:creator>\s*<cc:Agent>\s*<dc:title>bistil ", begin) is not None
     if begin.startswith(b"<!doctype html>"):
         return b'<meta name="generator" content="bistil ' in begin or _EARLIER_PAGE in begin
+    if begin.startswith(_MARK.encode()):
+        return _is_marked(path.read_bytes())
     # safetensors: the length of a JSON header, eight bytes, and the header.
     return begin[8:].startswith(b'{"__metadata__":{"bistil_counts":')
+
+
+def marked_text(text: str) -> str:
+    """A text whose comments begin with `#`, under a line by which `is_our_file` knows it until it is edited."""
+    return f"{_MARK}{__version__}; as it was written while its SHA-256 is {_digest(text.encode())}\n{text}"
+
+
+def _is_marked(text: bytes) -> bool:
+    mark, _, rest = text.partition(b"\n")
+    return mark.endswith(_digest(rest).encode())
+
+
+def _digest(rest: bytes) -> str:
+    return hashlib.sha256(rest).hexdigest()
 
 
 def recorded_predictions(record: Path | None) -> list[str]:
