@@ -1,15 +1,16 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
 import sys
+import traceback
 from importlib import import_module
 
 import typer
 
 from bistil._version import __version__
-from bistil.commands.options import in_new_words
-from bistil.errors import BistilError, one_line
+from bistil.commands.options import FlagsWithoutType, GroupOfFlagsWithoutType, in_new_words
+from bistil.errors import BistilError, InputError, one_line
 from bistil.runtime.insides import usage_error
-from bistil.runtime.process import prepare_process
+from bistil.runtime.process import hide_messages, is_verbose, prepare_process, show_all_messages
 from bistil.runtime.refused import system_refusal
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
@@ -25,6 +26,7 @@ app = typer.Typer(
         "Start with `bistil demo --output runs/demo`; for your own language write a recipe with "
         "`bistil init FILE...`, then `bistil run recipe.toml`."
     ),
+    cls=GroupOfFlagsWithoutType,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -41,14 +43,29 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+        False, "--version", "-V", help="Print the version and stop.", callback=_print_version, is_eager=True
+    ),
+    quiet: bool = typer.Option(
+        False, "--quiet", "-q", help="Print results and errors alone: no messages, no progress."
+    ),
+    verbose: bool = typer.Option(
+        False, "--verbose", "-v", help="Print more: what libraries say, and where in the code an error comes from."
     ),
 ) -> None:
     del version
+    if quiet and verbose:
+        raise InputError("--quiet and --verbose exclude each other: leave one out")
+    if quiet:
+        hide_messages()
+    if verbose:
+        show_all_messages()
 
 
 for _name in COMMANDS:
     import_module(f"bistil.commands.{_name}").register(app)
+for _one in (app, *(_group.typer_instance for _group in app.registered_groups)):
+    for _command in _one.registered_commands if _one is not None else ():
+        _command.cls = FlagsWithoutType
 
 
 def main() -> None:
@@ -73,5 +90,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    if is_verbose():
+        traceback.print_exc()
     print(f"bistil: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

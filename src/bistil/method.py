@@ -4,7 +4,6 @@ text S, text T --> trim vocabulary --> copy every s-th layer --> phase 1: genera
 labelled S ------> task teacher ------> phase 2: task distillation ------> evaluate on T --> benchmark --> report
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from bistil.runs.board import Board
 from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
 from bistil.runs.data import Exam, Labelled, TargetText, sources_of
 from bistil.runs.folder import Name, RunFolder, check_run_folder
-from bistil.runs.forecast import Forecast, Forecaster
+from bistil.runs.forecast import Forecast, Forecaster, free_disk
 from bistil.runs.inputs import Inputs, check_inputs, labelled_files
 from bistil.runs.side_by_side import check_jobs, make_side_by_side, threads_of
 from bistil.runs.stage import File, Product, Stage
@@ -565,12 +564,9 @@ def _check_disk(inputs: Inputs, output: Path) -> None:
     Raises:
         InputError: less room than the teacher's copies and checkpoints need.
     """
-    place = output.absolute()
-    while not place.exists():
-        place = place.parent
-    free, needed = shutil.disk_usage(place).free, TEACHER_SIZES * folder_bytes(inputs.teacher.path)[0]
+    free, needed = free_disk(output), TEACHER_SIZES * folder_bytes(inputs.teacher.path)[0]
     if free < needed and not (output / "run.json").exists():
         raise InputError(
-            f"{place} has {free / 2**30:.1f} GiB free and the run needs about {needed / 2**30:.1f}: make room or name "
-            "an output folder on another disk"
+            f"the disk of {output} has {free / 2**30:.1f} GiB free and the run needs about {needed / 2**30:.1f}: make "
+            "room or name an output folder on another disk"
         )

@@ -1,6 +1,7 @@
 """The command line: wrong use, and what the operating system refuses, in one line each; every help has an example."""
 
 import errno
+import logging
 import re
 import resource
 
@@ -37,7 +38,37 @@ def test_without_arguments_the_help_is_shown(command_line, arguments):
 
 
 def test_version(command_line):
-    assert command_line("--version") == (0, "bistil 0.1.0\n", "")
+    assert command_line("--version") == command_line("-V") == (0, "bistil 0.1.0\n", "")
+
+
+@pytest.fixture
+def loggers(monkeypatch):
+    """What `-q` and `-v` change is as before afterwards."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "warning")
+    before = [(one, one.level, [*one.handlers]) for one in map(logging.getLogger, (None, "bistil"))]
+    yield
+    for one, level, handlers in before:
+        one.setLevel(level)
+        one.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("loggers")
+def test_quiet_leaves_results_and_errors_and_verbose_says_where_an_error_comes_from(command_line, tmp_path):
+    (tmp_path / "en.txt").write_text(tiny.ENGLISH)
+    (tmp_path / "sw.txt").write_text(tiny.SWAHILI)
+    distill = ["distill", "--teacher", "x", "--text", f"en={tmp_path}/en.txt", "--random-start", "-o", tmp_path / "out"]
+    assert "--random-start is now" in command_line(*distill)[2]
+    said = command_line("-q", *distill)[2]
+    assert said.startswith("bistil: error: ") and said.count("\n") == 1
+    said = command_line("--verbose", "run", tmp_path / "none.toml")[2]
+    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("bistil: error: cannot read recipe")
+    assert "exclude each other" in command_line("-q", "-v", "licences")[2]
+
+
+@pytest.mark.parametrize("path", [[], ["run"], ["distill"], ["sft", "merge"]], ids=" ".join)
+def test_help_shows_no_type_beside_a_flag(path):
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
+    assert "--help" in shown and "bool" not in shown.lower()
 
 
 def commands():

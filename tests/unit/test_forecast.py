@@ -1,9 +1,12 @@
 """What a run will take, said before: FLOPs, steps, states, rates, and the lengths that a budget comes to."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -21,8 +24,8 @@ from bistil.method import forecast_recipe, plan_recipe, run_recipe
 from bistil.runs import budget as budgets
 from bistil.runs.budget import LEAST_STEPS, LENGTHS, MOST_TIMES, fix_lengths
 from bistil.runs.cost import Cost, Passes, Training
-from bistil.runs.folder import RunFolder
-from bistil.runs.forecast import Forecaster
+from bistil.runs.folder import RunFolder, State
+from bistil.runs.forecast import Estimate, Forecast, Forecaster
 from bistil.runs.inputs import check_inputs
 from bistil.runs.rates import MOST_FACTORS, MOST_RATES, Rate, Rates
 from bistil.settings.durations import rough_duration, seconds_of
@@ -199,13 +202,35 @@ def test_looking_changes_nothing_and_follows_what_is_needed(tmp_path):
 
 
 def test_a_check_and_a_run_say_what_it_takes(recipe_folder, finished, command_line):
-    code, out, _ = command_line("run", recipe_folder / "recipe.toml", "--check")
-    assert code == 0
-    assert "phase2-lrf2-self-taught" in out and " stages to do: " in out.splitlines()[-1]
+    code, out, said = command_line("run", recipe_folder / "recipe.toml", "--check")
+    assert code == 0 and "[bistil] the run's folder is runs/tiny; --output names another" in said
+    assert "phase2-lrf2-self-taught" in out and " stages to do: " in out.splitlines()[-2]
+    assert re.fullmatch(r"fine: about .+, .+ of memory of .+ that are free, .+ of disk of .+, nothing is done again",
+                        out.splitlines()[-1])  # fmt: skip
     code, out, _ = command_line("run", recipe_folder / "recipe.toml", "--check", "--output", finished)
-    assert code == 0 and out.splitlines()[-1].startswith("all ")
-    code, _, said = command_line("run", recipe_folder / "recipe.toml", "--output", finished)
+    assert code == 0 and out.splitlines()[-2].startswith("all ")
+    assert out.splitlines()[-1].startswith("fine: all ") and out.endswith("nothing is done again\n")
+    code, out, said = command_line("run", recipe_folder / "recipe.toml", "--output", finished)
     assert code == 0 and "[bistil] plan: all " in said
+    assert out.splitlines()[-2:] == [
+        f"report: {finished}/report.html",
+        f"next: bistil predict {finished}/students/lrf2 FILE",
+    ]
+
+
+def test_a_verdict_says_what_is_wrong_and_what_is_done_again(tmp_path, monkeypatch):
+    def stage(key, state, **values):
+        return Estimate(name=key, kind="x", key=key, state=state, seconds=80, memory=2**30, disk=2**30, **values)
+
+    again = Forecast([stage("a", State("done")), stage("b", State("again", "settings changed"))])
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=3 * 2**30))
+    assert again.verdict(tmp_path).startswith("fine: about 80 s, 1.0 GiB of memory of 3.0 GiB that are free, ")
+    assert again.verdict(tmp_path).endswith("1 of 2 stages are done, again: b (settings changed)")
+    assert again.verdict(tmp_path, jobs=4).startswith("not fine: too little memory for b (--jobs 1, ")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert again.verdict(tmp_path / "none" / "yet").startswith("not fine: too little room on the disk")
 
 
 # Rates

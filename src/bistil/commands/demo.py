@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from bistil.commands.run import say_what_next
+
 
 def register(app: typer.Typer) -> None:
     @app.command()
@@ -23,3 +25,4 @@ def register(app: typer.Typer) -> None:
         from bistil.demo.run import run_demo
 
         run_demo(output, seed=seed, jobs=jobs)
+        say_what_next(output, "lrf2")

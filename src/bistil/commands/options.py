@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from bistil.errors import InputError
 from bistil.settings.parsing import assigned, plain_value, settled
@@ -40,15 +41,38 @@ RENAMED = {
 WITH_DENSE = {"--dense-epochs": ["--epochs"]}
 
 
+class FlagsWithoutType(TyperCommand):
+    """A command whose help shows no type beside a flag, which takes no value."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_type(super().get_params(ctx))
+
+
+class GroupOfFlagsWithoutType(TyperGroup):
+    """The same of a command with commands."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_type(super().get_params(ctx))
+
+
+def _without_type(parameters: Any) -> Any:
+    for one in parameters:
+        if getattr(one, "is_flag", False) and one.metavar is None:
+            one.metavar = ""
+    return parameters
+
+
 def in_new_words(words: Sequence[str]) -> list[str]:
     """A command line with old options in today's words; a notice says each new name."""
-    renamed = RENAMED.get(words[0], {}) if words else {}
+    place = next((place for place, word in enumerate(words) if not word.startswith("-")), len(words))
+    quiet = bool({"-q", "--quiet"} & set(words[:place]))
+    renamed = RENAMED.get(words[place], {}) if place < len(words) else {}
     if "--dense" in words and "--dense" in renamed:
         renamed = renamed | WITH_DENSE
     new: list[str] = []
     for word in words:
         name, sign, value = word.partition("=")
-        if name in renamed:
+        if name in renamed and not quiet:
             logger.warning(f"{name} is now {' '.join(renamed[name])}; the old name goes in 0.3")
         *first, last = renamed.get(name, [name])
         new += [*first, f"{last}{sign}{value}"]

@@ -1,13 +1,18 @@
 """`bistil run`: the whole method from a recipe."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from bistil.commands.options import JOBS, TRUST, Table, takes
-from bistil.errors import InputError, printable
-from bistil.settings.recipe import TrainingSettings, load_recipe, on_device, parse
+from bistil.errors import printable
+from bistil.runtime.process import is_first_of_run
+from bistil.settings.recipe import UNNAMED_RUN, Recipe, TrainingSettings, load_recipe, on_device, parse
+
+logger = logging.getLogger(__name__)
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +21,11 @@ def register(app: typer.Typer) -> None:
     def run(
         recipe: Path = typer.Argument(help="A recipe in TOML; see recipes/ and docs/recipe.md."),
         output: Path | None = typer.Option(
-            None, "--output", "-o", help="Folder for the models, records and the report; needed without --check."
+            None,
+            "--output",
+            "-o",
+            help="Folder for the models, records and the report.  [default: runs/NAME, after the recipe]",
+            show_default=False,
         ),
         seed: int | None = typer.Option(None, help="Another seed than the recipe's."),
         assignments: list[str] = typer.Option(
@@ -36,8 +45,8 @@ def register(app: typer.Typer) -> None:
 
         Example: bistil run recipes/ner-en-sw.toml --output runs/ner-en-sw
 
-        Add --check to see first whether the recipe and its files are sound, and what time, memory and disk the run will
-        take; with --output also what is done there already, and what would be done again and why.
+        Add --check to see first whether the recipe and its files are sound, what time, memory and disk the run will
+        take, what of the folder is done already, and what would be done again and why.
 
         Example, with changes: bistil run r.toml --set phase1.objective.cosine=1 --set students.0.reduction=3 -o runs/r
         """
@@ -46,6 +55,9 @@ def register(app: typer.Typer) -> None:
         resolved = load_recipe(recipe, assignments=assignments, trust_code=trust_code)
         if values:
             resolved = on_device(resolved, parse(TrainingSettings, values, "bistil run").device)
+        if output is None:
+            output = _folder_for(resolved, recipe)
+            logger.info(f"the run's folder is {output}; --output names another")
         from bistil.method import forecast_recipe, run_recipe
         from bistil.runs.inputs import check_inputs
 
@@ -54,8 +66,32 @@ def register(app: typer.Typer) -> None:
             for line in inputs.lines():
                 typer.echo(printable(line))
             typer.echo()
-            forecast_recipe(resolved, output, inputs=inputs, jobs=jobs).print(jobs)
+            ahead = forecast_recipe(resolved, output, inputs=inputs, jobs=jobs)
+            ahead.print(jobs)
+            typer.echo(printable(ahead.verdict(output, jobs)))
             return
-        if output is None:
-            raise InputError("--output is missing: name a folder for the run, or add --check to check the recipe only")
         run_recipe(resolved, output, jobs=jobs)
+        say_what_next(output, resolved.students[0].name, task=resolved.task is not None)
+
+
+def _folder_for(recipe: Recipe, file: Path) -> Path:
+    """`runs/NAME` in the working folder, after the recipe's name, or its file's where it has none."""
+    name = recipe.name if recipe.name != UNNAMED_RUN else file.stem
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or UNNAMED_RUN)
+
+
+def say_what_next(output: Path, student: str, *, task: bool = True) -> None:
+    """At the end of a run: where the report is, and what to type.
+
+    Args:
+        student: one of the run's, by its name.
+        task: whether the run had one.
+    """
+    if not is_first_of_run():
+        return
+    if (output / "report.html").is_file():
+        typer.echo(f"report: {output / 'report.html'}")
+    if task:
+        typer.echo(f"next: bistil predict {output / 'students' / student} FILE")
+    else:
+        typer.echo(f"next: bistil finetune --model {output / 'phase1' / student} --task KIND --train FILE --output DIR")

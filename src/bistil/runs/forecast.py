@@ -7,12 +7,15 @@ from the stages that are wanted to what they stand on as `RunFolder.make` does, 
 
 import gc
 import logging
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -153,6 +156,36 @@ class Forecast:
             f"{_bytes(self.memory * jobs)} of memory, {_bytes(self.disk)} of disk"
         )
 
+    def verdict(self, folder: Path, jobs: int = 1) -> str:
+        """Whether the run can be made here, what it takes of what there is, and what of its folder is done again.
+
+        Args:
+            folder: of the run, there or not.
+            jobs: so many stages are made at a time.
+        """
+        if not self.to_do:
+            return f"fine: {self.line()}, and nothing is done again"
+        memory, room = psutil.virtual_memory().available, free_disk(folder)
+        needed = self.memory * jobs
+        wrong = []
+        if needed > memory:
+            largest = max(self.to_do, key=lambda one: one.memory).name
+            less = "--jobs 1, " if jobs > 1 else ""
+            wrong.append(f"too little memory for {largest} ({less}a smaller batch_size, or more parts: accumulation)")
+        if self.disk > room:
+            wrong.append("too little room on the disk (--output names a folder on another)")
+        time = rough_duration(self.side_by_side(jobs))
+        again = [f"{one.name} ({one.state.why})" for one in self.to_do if one.state.word == "again"]
+        done = len(self.stages) - len(self.to_do)
+        parts = [
+            f"{'not fine: ' + ', and '.join(wrong) if wrong else 'fine'}: about {time}",
+            f"{_bytes(needed)} of memory of {_bytes(memory)} that are free",
+            f"{_bytes(self.disk)} of disk of {_bytes(room)}",
+            *([f"{done} of {len(self.stages)} stages are done"] if done else []),
+            f"again: {', '.join(again)}" if again else "nothing is done again",
+        ]
+        return ", ".join(parts)
+
     def print(self, jobs: int = 1) -> None:
         """A table of the stages on standard output, and the line.
 
@@ -181,6 +214,14 @@ def _said(state: State) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{max(1, round(count / 2**20))} MiB"
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, there or not."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 class Forecaster:

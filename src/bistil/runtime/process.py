@@ -72,11 +72,37 @@ def show_messages() -> None:
     package.setLevel(logging.INFO)
 
 
+def hide_messages() -> None:
+    """Print nothing of what the package logs, and no progress; workers of this process do not either."""
+    package = logging.getLogger("bistil")
+    for handler in [one for one in package.handlers if isinstance(one, _StandardError)]:
+        package.removeHandler(handler)
+    # Without any handler Python would print warnings itself.
+    package.addHandler(logging.NullHandler())
+    set_progress("off")
+
+
+def show_all_messages() -> None:
+    """Print what is for those who look for a fault too, and what libraries log from level INFO; see `is_verbose`."""
+    show_messages()
+    logging.getLogger("bistil").setLevel(logging.DEBUG)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info")
+    others = _StandardError()
+    others.addFilter(lambda record: record.name.split(".")[0] != "bistil")
+    logging.getLogger().addHandler(others)
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def is_verbose() -> bool:
+    """Whether errors come with the place in the code that they come from."""
+    return logging.getLogger("bistil").isEnabledFor(logging.DEBUG)
+
+
 class _StandardError(logging.Handler):
     """Prints a message as "[bistil] message", a progress line as it is, on whatever standard error is by then."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        mark = "" if record.name == "bistil.runtime.progress" else "[bistil] "
+        mark = "" if record.name == "bistil.runtime.progress" else f"[{record.name.split('.')[0]}] "
         print(f"{mark}{one_line(record.getMessage())}", file=sys.stderr, flush=True)
 
 

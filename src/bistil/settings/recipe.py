@@ -46,6 +46,7 @@ from bistil.settings.trust import require_trust
 __all__ = [
     "SHORT_LEAST_STEPS",
     "SHORT_MOST_STEPS",
+    "UNNAMED_RUN",
     "AdaptSettings",
     "Checked",
     "CompareSettings",
@@ -81,6 +82,8 @@ __all__ = [
     "without_target_text",
 ]
 
+# What a run is called that has no name.
+UNNAMED_RUN = "run"
 # What a student may be compared with: "a, copied" in tables, a-copied in folders.
 VARIANTS = ("copied", "self-taught", "no target text")
 # Other lines of the tables, and other folders beside the students'.
@@ -94,7 +97,7 @@ class Recipe(Checked):
     Paths in a recipe are relative to the recipe's own folder.
     """
 
-    name: str = option("run", "a short name for the reports")
+    name: str = option(UNNAMED_RUN, "a short name for the reports")
     teacher: str = option(help="hub name or folder of the multilingual model; e5-small is the packaged one")
     source: str = option(help="code of the language with labels, such as en")
     target: str = option(help="code of the language that the model is for")
