@@ -62,6 +62,19 @@ def test_other_things_than_models(tmp_path):
         resolve_model(" ")
 
 
+def test_a_misspelt_name_is_answered_at_once_with_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    for name, near in (("e5-smal", "e5-small"), ("xlm-robreta-base", "xlm-roberta-base")):
+        with pytest.raises(InputError, match=f"^no model '{name}': did you mean {near}\\?$"):
+            model_folder(name)
+    # A model of its own, though it is not far from another.
+    assert resolve_model("roberta-base") == "roberta-base"
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"no such folder: {tmp_path}/teachr: did you mean {tmp_path}/teacher\?$"):
+        resolve_model(f"{tmp_path}/teachr")
+
+
 def test_packaged_teacher_has_a_name(monkeypatch, tmp_path):
     monkeypatch.setattr("bistil.models.names.e5_small_folder", lambda: tmp_path)
     assert resolve_model("e5-small") == str(tmp_path)

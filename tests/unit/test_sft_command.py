@@ -109,7 +109,14 @@ def test_compose_inspect_and_compare(folders):
     assert f"{total.count:,} entries" in out
     assert total.provenance.architecture == "BertForTokenClassification"
     text = call("sft", "inspect", folders / "sum")
-    assert f"entries: {total.count:,}" in text and "kind: language+task" in text and "query" in text
+    assert f"entries: {total.count:,}" in text and "kind: language+task" in text and "query" not in text
+    rows = {line.split()[1]: line.split() for line in text.splitlines() if "│" in line and "layer" in line.split()[1]}
+    first = [delta for name, delta in total.deltas.items() if ".layer.0." in name]
+    assert rows["bert.encoder.layer.0"][3] == f"{sum(len(delta.indices) for delta in first):,}"
+    assert float(rows["bert.encoder.layer.0"][7]) == pytest.approx(
+        float(torch.cat([delta.values for delta in first]).norm()), rel=0.01
+    )
+    assert "query" in call("sft", "inspect", folders / "sum", "--full")
     table = call("sft", "compare", folders / "task", folders / "task")
     assert "1.000" in table
 

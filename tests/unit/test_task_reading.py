@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import tomllib
 
 import pytest
 
 from bistil.errors import InputError, RecipeError
 from bistil.tasks import KINDS, get_task
 from bistil.tasks.parsing.conllu import heads, read_conllu, write_sentence
-from bistil.tasks.reading import Reading
+from bistil.tasks.reading import Reading, require_known_labels
 
 
 def row(number, form, head="0", relation="root", upos="NOUN"):
@@ -225,3 +226,19 @@ def test_an_empty_sentence_and_words_of_control_characters_are_examples(tmp_path
 def test_squad(tmp_path):
     (question,) = read(ANSWERS, tmp_path, "a.json", squad())
     assert question.answers == [("Nairobi", 0)] and question.id == "q1" and question.line == 9
+
+
+def test_all_unknown_labels_are_named_with_a_label_map_to_paste():
+    found = [
+        ("B-PER", "a.txt, line 1"),
+        ("B-DATE", "a.txt, line 2"),
+        ("I-DATE", "a.txt, line 3"),
+        ("B-DATE", "b.txt, line 9"),
+    ]
+    with pytest.raises(InputError) as error:
+        require_known_labels(found, ["O", "B-PER"])
+    said = str(error.value)
+    assert said.startswith("a.txt, line 2: 2 labels are not among the model's (O, B-PER): 'B-DATE', 'I-DATE'; ")
+    pasted = tomllib.loads(said[said.index("label_map = ") : said.index("}") + 1])
+    assert pasted["label_map"].keys() == {"B-DATE", "I-DATE"} and {*pasted["label_map"].values()} <= {"O", "B-PER"}
+    require_known_labels(found[:1], ["O", "B-PER"])

@@ -420,7 +420,10 @@ def test_dry_run_shows_and_draws_the_sizes_that_trimming_gives(run, texts, tmp_p
     done = run("--model", folder, "--text", texts["eng"][0], "--dry-run", "--plot", tmp_path / "sizes.svg")
     assert done.exit_code == 0, done.output
     assert "1e-06" in done.output
-    assert "<svg" in (tmp_path / "sizes.svg").read_text()
+    drawing = (tmp_path / "sizes.svg").read_text()
+    assert "<svg" in drawing
+    # Both axes' curves are named.
+    assert "<!-- parameters -->" in drawing and drawing.count(", covered -->") == 1
 
 
 @pytest.mark.parametrize(

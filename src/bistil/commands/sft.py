@@ -1,5 +1,6 @@
 """`bistil sft`: look at, put on, add up, compare, convert and share sparse fine-tunings."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,14 +43,18 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="sft")
 
 
-def inspect(sft: str = typer.Argument(..., help="An SFT.")) -> None:
-    """Show what an SFT changes and where it comes from.
+def inspect(
+    sft: str = typer.Argument(..., help="An SFT."),
+    full: bool = typer.Option(False, "--full", help="Show every parameter, instead of a sum per layer."),
+) -> None:
+    """Show what an SFT changes, layer by layer, and where it comes from.
 
     Example: bistil sft inspect sfts/sw
     """
     from rich.table import Table
 
     from bistil.sparse import SparseFineTuning
+    from bistil.sparse.delta import SparseDelta
 
     loaded = SparseFineTuning.load(sft)
     origin = loaded.provenance
@@ -67,11 +72,21 @@ def inspect(sft: str = typer.Argument(..., help="An SFT.")) -> None:
     for name, value in facts.items():
         if value is not None:
             console.print(printable(f"{name}: {value}"), highlight=False, soft_wrap=True, markup=False)
-    table = Table("parameter", "entries", "share", "norm of deltas")
+    rows: dict[str, list[SparseDelta]] = {}
     for name, delta in loaded.deltas.items():
-        share = len(delta.indices) / max(delta.size, 1)
-        table.add_row(shown(name), f"{len(delta.indices):,}", f"{share:.2%}", f"{float(delta.values.norm()):.3g}")
+        rows.setdefault(name if full else _layer_of(name), []).append(delta)
+    table = Table("parameter" if full else "layer", "entries", "share", "norm of deltas")
+    for name, deltas in rows.items():
+        entries, size = sum(len(one.indices) for one in deltas), sum(one.size for one in deltas)
+        norm = sum(float(one.values.norm()) ** 2 for one in deltas) ** 0.5
+        table.add_row(shown(name), f"{entries:,}", f"{entries / max(size, 1):.2%}", f"{norm:.3g}")
     console.print(table)
+
+
+def _layer_of(parameter: str) -> str:
+    """The layer that a parameter is of, such as encoder.layer.3; of others the module, such as embeddings."""
+    numbered = re.match(r"(.*?\.\d+)\.", parameter)
+    return numbered[1] if numbered else ".".join(parameter.split(".")[:-2]) or parameter.split(".")[0]
 
 
 def merge(

@@ -1,6 +1,8 @@
 """Names to folders: paths, hub names, and the teacher that comes with a package."""
 
+import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +14,15 @@ from bistil.runtime.artefacts import read_json
 from bistil.runtime.documents import check_names
 
 PACKAGED = "e5-small"
+# Multilingual models whose names people type.
+NAMES = (
+    PACKAGED, "xlm-roberta-base", "xlm-roberta-large", "bert-base-multilingual-cased", "bert-base-multilingual-uncased",
+    "distilbert-base-multilingual-cased", "FacebookAI/xlm-roberta-base", "FacebookAI/xlm-roberta-large",
+    "google-bert/bert-base-multilingual-cased", "microsoft/mdeberta-v3-base", "jhu-clsp/mmBERT-base",
+    "jhu-clsp/mmBERT-small", "intfloat/multilingual-e5-small", "intfloat/multilingual-e5-base",
+)  # fmt: skip
+# A slip adds or leaves out so many: roberta-base is a model of its own.
+MOST_LETTERS_OFF = 2
 # What describes a sparse fine-tuning in its folder (`bistil.sparse`).
 SFT_CONFIG = "sft_config.json"
 
@@ -43,8 +54,22 @@ def resolve_model(name: str) -> str:
     if folder.is_file():
         raise InputError(f"{name} is a file: name the model's folder, which holds config.json")
     if name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1:
-        raise InputError(f"no such folder: {name}")
+        raise InputError(f"no such folder: {name}{_did_you_mean(name)}")
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.85)
+    # The hub gives no new names without an owner, so that one that is nearly a known one is a slip: nobody is asked.
+    if near and "/" not in name and name not in NAMES and abs(len(name) - len(near[0])) <= MOST_LETTERS_OFF:
+        raise InputError(f"no model {name!r}: did you mean {near[0]}?")
     return name
+
+
+def _did_you_mean(name: str) -> str:
+    """The nearest name of a known model or of a folder beside, for a message; empty: none is near."""
+    folder = Path(name).expanduser()
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = [str(folder.parent / one.name) for one in folder.parent.iterdir() if (one / "config.json").is_file()]
+    near = difflib.get_close_matches(name, [*NAMES, *beside], n=1, cutoff=0.8)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def what_else(folder: Path, name: str) -> str:
@@ -134,6 +159,8 @@ def hub_folder(name: str, files: Sequence[str], *, kind: str = "model", revision
     except HFValidationError:
         raise InputError(f"no such folder: {name}") from None
     except Exception as error:  # the hub's, the operating system's, or those of the client's HTTP library
+        hint = _did_you_mean(name) if kind == "model" and name not in NAMES else ""
         raise InputError(
-            f"no {kind} {name!r}: not a folder, and not on the hub or the hub cannot be reached ({first_line(error)})"
+            f"no {kind} {name!r}: not a folder, and not on the hub or the hub cannot be reached "
+            f"({first_line(error)}){hint}"
         ) from error

@@ -32,7 +32,7 @@ from bistil.tasks.parsing.conllu import (
     write_sentence,
 )
 from bistil.tasks.parsing.trees import spanning_tree
-from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_labels
 from bistil.tasks.rows import column_of, read_rows
 from bistil.tasks.words import WORDS, check_words, encode_words, split_words
 from bistil.text import IGNORED
@@ -117,10 +117,15 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
 
     def check_labels(self, examples: Sequence[ParsedSentence], labels: Sequence[str]) -> None:
         known = set(labels)
-        for example in examples:
-            for word, relation in enumerate(example.relations):
-                if relation not in known:
-                    require_known_label(relation, labels, example.at(word))
+        require_known_labels(
+            (
+                (relation, example.at(word))
+                for example in examples
+                for word, relation in enumerate(example.relations)
+                if relation not in known
+            ),
+            labels,
+        )
 
     def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         sizes = {} if self.projection is None else {"parser_projection": self.projection}

@@ -19,7 +19,7 @@ from bistil.tasks.base import Decoded, PredictionPair
 from bistil.tasks.batches import Feature, Outputs, PerExample, as_array
 from bistil.tasks.hub import Source
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
-from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_labels
 from bistil.tasks.rows import Row, check_named, listed, read_rows
 from bistil.tasks.texts import (
     LABEL,
@@ -141,9 +141,7 @@ class MultiLabelClassification(TextTask):
         return sorted({label for example in examples for label in (*example.labels, *example.indicators.values())})
 
     def check_labels(self, examples: Sequence[LabelledText], labels: Sequence[str]) -> None:
-        for example in examples:
-            for label in example.labels:
-                require_known_label(label, labels, example.where)
+        require_known_labels(((label, example.where) for example in examples for label in example.labels), labels)
 
     def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(AutoModelForSequenceClassification, folder, labels, seed=seed, problem=PROBLEM)

@@ -3,9 +3,10 @@
 import csv
 import difflib
 import io
+import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,14 +334,40 @@ def require_known_label(label: str, labels: Sequence[str], where: str) -> None:
     Raises:
         InputError: with the place, the nearest label and what to do.
     """
-    if label in labels:
+    require_known_labels([(label, where)], labels)
+
+
+def require_known_labels(found: Iterable[tuple[str, str]], labels: Sequence[str]) -> None:
+    """Refuse labels that are not among the known ones, all at once.
+
+    Args:
+        found: labels with their places.
+
+    Raises:
+        InputError: with the first one's place, the nearest labels, and a label map to paste.
+    """
+    known = set(labels)
+    unknown: dict[str, str] = {}
+    for label, where in found:
+        if label not in known:
+            unknown.setdefault(label, where)
+    if not unknown:
         return
-    near = difflib.get_close_matches(label, labels, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    other = near[0] if near else "O" if "O" in labels else labels[0]
+    near = {label: next(iter(difflib.get_close_matches(label, labels, n=1)), None) for label in unknown}
+    named = {label: one or ("O" if "O" in known else labels[0]) for label, one in near.items()}
+    first, where = next(iter(unknown.items()))
+    if len(unknown) == 1:
+        hint = f"did you mean {near[first]!r}? " if near[first] else ""
+        raise InputError(
+            f"{where}: the label {first!r} is not among the model's labels ({', '.join(labels)}); {hint}"
+            f"rename it with a label map, such as {first}={named[first]}, or add it to the training data"
+        )
+    pasted = ", ".join(f"{json.dumps(old, ensure_ascii=False)} = {json.dumps(new, ensure_ascii=False)}"
+                       for old, new in named.items())  # fmt: skip
     raise InputError(
-        f"{where}: the label {label!r} is not among the model's labels ({', '.join(labels)}); {hint}"
-        f"rename it with a label map, such as {label}={other}, or add it to the training data"
+        f"{where}: {len(unknown)} labels are not among the model's ({', '.join(labels)}): "
+        f"{', '.join(map(repr, unknown))}; rename them, as a recipe does with label_map = {{ {pasted} }} and a command "
+        "with --label-map OLD=NEW for each, or add them to the training data"
     )
 
 

@@ -18,7 +18,7 @@ from bistil.tasks.base import Decoded, PredictionPair
 from bistil.tasks.batches import Feature, Outputs, PerExample, as_array, softmax
 from bistil.tasks.hub import Source
 from bistil.tasks.metrics import Metrics, macro_f1, ratio
-from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_label
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, renamed, require_known_labels
 from bistil.tasks.rows import Row, check_named, read_rows
 from bistil.tasks.texts import (
     LABEL,
@@ -93,8 +93,7 @@ class SequenceClassification(TextTask):
         return sorted({example.label for example in examples})
 
     def check_labels(self, examples: Sequence[TextExample], labels: Sequence[str]) -> None:
-        for example in examples:
-            require_known_label(example.label, labels, example.where)
+        require_known_labels(((example.label, example.where) for example in examples), labels)
 
     def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(

@@ -23,7 +23,7 @@ from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import FORM as CONLLU_FORM
 from bistil.tasks.parsing.conllu import UPOS, Sentence, read_conllu, write_sentence
-from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_label
+from bistil.tasks.reading import NoLabelError, Reading, RowReport, plain_name, renamed, require_known_labels
 from bistil.tasks.rows import check_named, columns_of, is_json, read_rows
 from bistil.tasks.spans import OUTSIDE, check_scheme, fits, marks_spans, scheme_of, slips, spans
 from bistil.tasks.words import WORDS, check_words, encode_words, split_words, without_language_prefix
@@ -132,11 +132,15 @@ class TokenClassification(Task):
 
     def check_labels(self, examples: Sequence[TaggedSentence], labels: Sequence[str]) -> None:
         known = set(labels)
-        for example in examples:
-            if not known.issuperset(example.tags):
-                unknown = next(i for i, tag in enumerate(example.tags) if tag not in known)
-                line = example.lines[unknown]
-                require_known_label(example.tags[unknown], labels, f"{example.file}, line {line}")
+        require_known_labels(
+            (
+                (tag, f"{example.file}, line {line}")
+                for example in examples
+                if not known.issuperset(example.tags)
+                for tag, line in zip(example.tags, example.lines, strict=True)
+            ),
+            labels,
+        )
 
     def build_model(self, folder: ModelSource, labels: Sequence[str] | None, *, seed: int = 0) -> PreTrainedModel:
         return build_head(AutoModelForTokenClassification, folder, labels, seed=seed)

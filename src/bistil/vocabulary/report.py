@@ -271,8 +271,12 @@ def draw_dry_run(rows: Sequence[DryRunRow], path: Path, *, form: str, replace: b
     sizes.set(xscale="log", xlabel="unigram probability threshold", ylabel="parameters (millions)", ylim=(0, None))
     shares = sizes.twinx()
     for name in rows[0].coverage:
-        shares.plot(thresholds, [100 * row.coverage[name] for row in rows], marker=".", linestyle="--", label=name)
+        shares.plot(
+            thresholds, [100 * row.coverage[name] for row in rows], marker=".", linestyle="--", label=f"{name}, covered"
+        )
     shares.set_ylabel("tokens covered (%)")
-    shares.legend(loc="lower left", title="coverage")
+    # The curves of both axes; the size's would be missing from either legend.
+    lines = [*sizes.get_lines(), *shares.get_lines()]
+    shares.legend(lines, [str(line.get_label()) for line in lines], loc="lower left")
     with whole_file(path, replace=replace) as partial:
         figure.savefig(partial, format=form, metadata={"Software" if form == "png" else "Creator": CREATOR})
