@@ -183,6 +183,40 @@ def test_headline_says_what_the_numbers_say():
     assert headline(changed(models=[])) == "demo: no distilled student was scored"
 
 
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ([-0.04, -0.01], "2.0 points below the teacher"),
+        (None, "2.0 points below the teacher"),
+        ([-0.05, 0.01], "with no measurable distance to the teacher (-2.0 points, interval -5.0 to +1.0)"),
+    ],
+)
+def test_a_gap_within_its_interval_is_no_loss_in_the_headline(interval, words):
+    student = model("s", "student", target=0.58, gap_to_teacher=-0.02, gap_interval=interval)
+    assert headline(changed(models=[model("teacher", "teacher", target=0.6), student])).endswith(f", {words}")
+
+
+def test_without_target_labels_the_headline_is_size_speed_and_source_score(tmp_path):
+    teacher = model("teacher", "teacher", parameters=10_000_000, speed=1.0, source_score=0.9)
+    students = [
+        model("a", "student", parameters=5_000_000, speed=2.0, source_score=0.7, folder="students/a"),
+        model("b", "student", parameters=2_000_000, speed=3.0, source_score=0.8, folder="students/b"),
+    ]
+    summary = changed(models=[teacher, *students])
+    assert headline(summary) == (
+        "The student b is 5.0 times smaller and 3.0 times faster than the teacher and scores 80.0% accuracy in en "
+        "(the teacher 90.0%); without test data of it its score there is unknown"
+    )
+    html = page(summary, tmp_path)
+    assert "Use the student" in html and "students/b" in html and "There are no test data of it" in html
+    for one in (teacher, *students):
+        one["source_score"] = None
+    assert headline(changed(models=[teacher, *students])) == (
+        "The student b is 5.0 times smaller and 3.0 times faster than the teacher and was not scored: without test "
+        "data of it its score there is unknown"
+    )
+
+
 def test_page_is_whole_offline_and_true(tmp_path):
     html = page(summary_from(SUMMARY), tmp_path)
     seen = checked(html)

@@ -768,7 +768,8 @@ def test_command_line(loaded, tmp_path):
     task, _examples, tokenizer, _, model = loaded("ner")
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
-    command = ["evaluate", "--model", str(tmp_path / "saved"), "--task", task.kind, "--file", str(tmp_path / "ner.txt")]
+    # The task is that of the model's head.
+    command = ["evaluate", "--model", str(tmp_path / "saved"), "--file", str(tmp_path / "ner.txt")]
     options = ["--record", str(tmp_path / "record.json"), "--max-length", "32", "--bootstrap", "20"]
     result = CliRunner().invoke(app, [*command, *options, "--label-map", "B-LOC=O"], catch_exceptions=False)
     assert result.exit_code == 0 and result.output.startswith("f1 ")

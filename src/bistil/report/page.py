@@ -1,5 +1,6 @@
 """`report.html`: one offline file out of a summary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None
         creator=CREATOR,
         n=numbers,
         gap=summary.gap,
+        measured=any(model.target_score is not None for model in summary.models),
         code=loading_code(summary),
         slowest=max((stage.seconds or 0 for stage in summary.stages), default=0) or 1,
         total=sum(stage.seconds or 0 for stage in summary.stages),
@@ -87,9 +89,13 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def best_student(summary: Summary) -> ModelRecord | None:
-    """The student with the best target score; of equals, the faster one."""
-    scored = [s for s in summary.students if s.target_score is not None]
-    return max(scored, key=lambda s: (s.target_score, s.speed_ratio or 0), default=None)
+    """The student with the best target score; without any, with the best source score; of equals, the faster one."""
+
+    def rank(student: ModelRecord) -> tuple[float, float, float]:
+        scores = (student.target_score, student.source_score)
+        return *(-1.0 if score is None else score for score in scores), student.speed_ratio or 0.0  # type: ignore[return-value]
+
+    return max(summary.students, key=rank, default=None)
 
 
 def headline(summary: Summary) -> str:
@@ -97,10 +103,7 @@ def headline(summary: Summary) -> str:
     student, teacher = best_student(summary), summary.teacher
     if student is None:
         return f"{summary.name}: no distilled student was scored"
-    score = (
-        f"scores {numbers.score_text(student.target_score)}% zero-shot {student.metric} "
-        f"({summary.source} to {summary.target})"
-    )
+    score, gap = _score_words(student, summary), summary.gap(student)
     if teacher is None:
         return f"The student {student.name} {score}"
     facts = []
@@ -115,9 +118,22 @@ def headline(summary: Summary) -> str:
         if facts
         else f"The student {student.name}"
     )
-    gap = summary.gap(student)
     joint = " and " if facts else " "
-    return f"{what}{joint}{score}" + ("" if gap is None else f", {_gap_words(gap)}")
+    return f"{what}{joint}{score}" + ("" if gap is None else f", {_gap_words(gap, student.gap_interval)}")
+
+
+def _score_words(student: ModelRecord, summary: Summary) -> str:
+    """What a student scores; without labels of the target language what is known of the source's."""
+    if student.target_score is not None:
+        where = f"({summary.source} to {summary.target})"
+        return f"scores {numbers.score_text(student.target_score)}% zero-shot {student.metric} {where}"
+    unknown = f"without test data of {summary.target} its score there is unknown"
+    if student.source_score is None:
+        return f"was not scored: {unknown}"
+    score = f"scores {numbers.score_text(student.source_score)}% {student.metric} in {summary.source}"
+    if summary.teacher is not None and summary.teacher.source_score is not None:
+        score += f" (the teacher {numbers.score_text(summary.teacher.source_score)}%)"
+    return f"{score}; {unknown}"
 
 
 def loading_code(summary: Summary) -> str | None:
@@ -131,10 +147,13 @@ def loading_code(summary: Summary) -> str | None:
     return usage_code(summary.usage, student.folder)
 
 
-def _gap_words(gap: float) -> str:
+def _gap_words(gap: float, interval: Sequence[float] | None) -> str:
     amount = numbers.points(abs(gap)).lstrip("+")
     if amount == "0.0":
         return "level with the teacher"
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        low, high = map(numbers.points, interval)
+        return f"with no measurable distance to the teacher ({numbers.points(gap)} points, interval {low} to {high})"
     return f"{amount} points {'below' if gap < 0 else 'above'} the teacher"
 
 
