@@ -1,5 +1,6 @@
 """`bistil distill`: bilingual students out of a multilingual teacher, from plain text (phase 1)."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from bistil.commands.options import FORCE, SEED, TRUST, Table, pairs, takes
 from bistil.errors import RecipeError
 from bistil.settings.recipe import Phase1Settings, PresetName, Recipe, StudentSettings, parse, phase1_preset
 from bistil.settings.trust import require_trust
+
+logger = logging.getLogger(__name__)
 
 SHAPES = ("reduction", "depth", "layers")
 # Of every student that the command makes.
@@ -44,7 +47,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """General bilingual distillation (phase 1): small students that read two languages like their teacher.
 
-        All students learn from one teacher pass. The same command goes on where an earlier one stopped. With
+        All students learn from one teacher pass. The same command goes on where an earlier one stopped, and
+        leaves what it finished as it is. With
         `torchrun --nproc-per-node N -m bistil distill ...` N processes share every batch.
 
         Example:
@@ -57,25 +61,28 @@ def register(app: typer.Typer) -> None:
         texts: dict[str, list[Path]] = {}
         for language, file in pairs(text, "--text", "LANGUAGE=FILE"):
             texts.setdefault(language, []).append(Path(file))
-        from bistil.distillation.general import distill_general
+        from bistil.distillation.general import distill_general, students_made_before
         from bistil.runtime.artefacts import claim, work_for
         from bistil.training.loop import processes
 
-        with work_for(output) as work:
-            read: list[str | Path] = [teacher, *(file for files in texts.values() for file in files), *sfts.values()]
-            claim(folders=[output], work=work, inputs=read, force=force)
-            report = distill_general(
-                teacher,
-                students,
-                texts,
-                output,
-                settings=settings,
-                seed=seed,
-                work=work,
-                force_sfts=run.get("force_sfts", False),
-                replace=force,
-                language_sfts=sfts,
-            )
+        asked: dict[str, Any] = {"settings": settings, "seed": seed, "language_sfts": sfts}
+        report = None if force else students_made_before(teacher, students, texts, output, **asked)
+        if report is not None:
+            logger.info(f"{output} is done: the same call made it (--force makes it again)")
+        else:
+            with work_for(output) as work:
+                read: list[str | Path] = [teacher, *(one for files in texts.values() for one in files), *sfts.values()]
+                claim(folders=[output], work=work, inputs=read, force=force)
+                report = distill_general(
+                    teacher,
+                    students,
+                    texts,
+                    output,
+                    work=work,
+                    force_sfts=run.get("force_sfts", False),
+                    replace=force,
+                    **asked,
+                )
         if not processes().is_main_process:
             return
         for name, one in report["students"].items():

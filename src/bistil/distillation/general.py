@@ -12,7 +12,7 @@ from bistil._moved import left_names
 from bistil.distillation.checks import check_folder, check_general, check_mask_token, objectives_of
 from bistil.distillation.corpus import Figures, held_out_losses, masked_lm_losses, read_corpus
 from bistil.distillation.module import Distiller
-from bistil.distillation.outcome import phase1_report, student_made, write_students
+from bistil.distillation.outcome import CALL, phase1_report, student_made, write_students
 from bistil.distillation.student import borrowed, choose_layers, make_student, without_upper_layers
 from bistil.models.complete import CompleteModel, Origin, complete, tokenizer_of
 from bistil.models.families import family_of
@@ -20,11 +20,22 @@ from bistil.models.masked_lm import load_encoder
 from bistil.models.names import model_folder
 from bistil.models.sentences import form_of_model, known_form
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runtime.artefacts import claim, open_work
+from bistil.runtime.artefacts import (
+    RECORD,
+    check_product,
+    claim,
+    file_digest,
+    folder_digest,
+    json_digest,
+    open_work,
+    read_json,
+)
 from bistil.runtime.memory import return_memory_if_allowed
+from bistil.settings.parsing import deciding
 from bistil.settings.presets import phase1_preset
 from bistil.settings.schema import Phase1Settings, PresetName, StudentSettings
 from bistil.sparse import SparseFineTuning
+from bistil.sparse.hub import sft_folder
 from bistil.sparse.wearing import Wardrobe, kept_in
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.text.sources import as_texts
@@ -230,9 +241,62 @@ def distill_general(
         label=label,
     )
     if processes().is_main_process:
-        write_students(output, found, found.report, teacher=folder, training=work / "training", replace=replace)
+        call = _digest_of_call(folder, students, texts, settings, seed, language_sfts or {})
+        write_students(
+            output, found, found.report, teacher=folder, training=work / "training", replace=replace, call=call
+        )
     processes().wait_for_everyone()
     return found.report
+
+
+def students_made_before(
+    teacher: str | Path,
+    students: list[StudentSettings],
+    texts: Mapping[str, list[Path]],
+    output: Path,
+    *,
+    settings: Phase1Settings,
+    seed: int,
+    language_sfts: Mapping[str, str | Path] | None = None,
+) -> dict[str, Any] | None:
+    """What `distill_general` returned, if `output` is whole and holds what the same call made; None: it is not of it.
+
+    Raises:
+        ArtefactError: it is of the same call, but a file in it is missing or another one.
+        BistilError: an input cannot be read.
+    """
+    record = output / RECORD
+    stated = read_json(record) if record.is_file() else None
+    if not isinstance(stated, dict) or CALL not in stated:
+        return None
+    if stated[CALL] != _digest_of_call(
+        model_folder(str(teacher)), students, texts, settings, seed, language_sfts or {}
+    ):
+        return None
+    check_product(output)
+    report: dict[str, Any] = read_json(output / "phase1.json")
+    return report
+
+
+def _digest_of_call(
+    teacher: Path,
+    students: Sequence[StudentSettings],
+    texts: Mapping[str, list[Path]],
+    settings: Phase1Settings,
+    seed: int,
+    sfts: Mapping[str, str | Path],
+) -> str:
+    """SHA-256 of all that students depend on, files by their content."""
+    return json_digest(
+        {
+            "teacher": folder_digest(teacher),
+            "students": {student.name: deciding(student) for student in students},
+            "texts": {language: [file_digest(Path(file)) for file in files] for language, files in texts.items()},
+            "settings": deciding(settings),
+            "seed": seed,
+            "sfts": {language: folder_digest(sft_folder(str(sft))) for language, sft in sfts.items()},
+        }
+    )
 
 
 def _freeze(

@@ -14,6 +14,9 @@ from bistil.runtime.artefacts import folder_digest, whole_folder, write_json
 from bistil.settings.recipe import Phase1Settings, StudentSettings, to_dict
 from bistil.training.loop import TENSORBOARD, TrainingResult
 
+# In the record of students: by it the same call knows them as its own.
+CALL = "call"
+
 SENTENCES = """from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer({folder})
@@ -106,6 +109,7 @@ def write_students(
     teacher: Path,
     training: Path,
     replace: bool,
+    call: str,
 ) -> None:
     """Write a folder with every student, `phase1.json` and what was logged, whole or not at all.
 
@@ -115,12 +119,13 @@ def write_students(
         teacher: the folder that they were distilled from.
         training: the work folder of the training.
         replace: a folder of ours gives way.
+        call: digest of all that the students depend on.
 
     Raises:
         InputError: the folder may not be written (`runtime.artefacts.claim`).
     """
     parents = {"teacher": {"name": teacher.name, "digest": folder_digest(teacher)}}
-    with whole_folder(output, replace=replace, record={"kind": "bilingual students (phase 1)"}) as whole:
+    with whole_folder(output, replace=replace, record={"kind": "bilingual students (phase 1)", CALL: call}) as whole:
         for name, model in students.items():
             record = {**model.bistil.record, "parents": parents}
             sentences = model.bistil.facts.get("sentences")
