@@ -173,6 +173,15 @@ def has_a_value_that_is_no_number(folder):
     return "NaN or infinite"
 
 
+def holds_whole_numbers(folder):
+    def round_off(weights):
+        name = last_layer(weights)[0]
+        weights[name] = weights[name].int()
+
+    change(folder, round_off)
+    return "holds whole numbers where weights belong"
+
+
 def is_cut_short(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -207,6 +216,7 @@ BROKEN = [
     has_too_many_layers,
     has_another_shape,
     has_a_value_that_is_no_number,
+    holds_whole_numbers,
     is_cut_short,
     has_a_flipped_byte,
     has_a_flipped_byte_in_its_tokenizer,

@@ -261,6 +261,24 @@ def test_an_objective_that_random_models_cannot_have_is_measured_by_what_they_ca
         assert Rates(tmp_path / "rates.json").seconds(one) > 0
 
 
+def test_a_rate_that_is_measured_on_a_busy_machine_is_that_of_an_idle_one(monkeypatch):
+    from bistil.runs import rates
+
+    # A process that had a tenth of its core, and one with two threads on two cores.
+    clocks = {"perf_counter": 0.0, "process_time": 0.0}
+    monkeypatch.setattr(rates, "_wait", lambda _: None)
+    for name in clocks:
+        monkeypatch.setattr(rates.time, name, lambda name=name: clocks[name])
+
+    def step(wall, own):
+        clocks["perf_counter"] += wall
+        clocks["process_time"] += own
+
+    assert rates._seconds(lambda: step(10.0, 1.0), "cpu") == 1.0
+    assert rates._seconds(lambda: step(10.0, 19.0), "cpu") == 10.0
+    assert rates._seconds(lambda: step(10.0, 0.5), "gpu") == 10.0
+
+
 def test_stages_that_were_made_correct_a_rate_and_outliers_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr("bistil.runs.rates.measured", lambda _: Rate(1e-9, 0.0))
     one, file = passes(), tmp_path / "rates.json"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -150,6 +151,9 @@ def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
         ArtefactError: the folder's files do not fit together.
     """
     shards_of(folder)
+    for file in folder.glob("*.safetensors"):
+        if (odd := _whole_numbers(file)) is not None:
+            raise ArtefactError(f"{file}: {odd!r:.100} holds whole numbers where weights belong; {_REMEDY}")
     stored = sum(
         one.stat().st_size for kind in ("*.safetensors", "*.bin") for one in folder.glob(kind) if one.is_file()
     )
@@ -165,6 +169,20 @@ def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
         )
 
 
+def _whole_numbers(file: Path) -> str | None:
+    """The first weight or bias that is stored as integers: read as they are they would pass for numbers."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            for name in list(stored.keys()):  # it is no mapping
+                # Positions and masks, which old files hold too, are whole numbers.
+                if name.endswith(("weight", "bias")) and stored.get_slice(name).get_dtype() in _WHOLE:
+                    return str(name)
+    except SafetensorError:  # whoever loads it says what is wrong
+        pass
+    return None
+
+
+_WHOLE = frozenset({"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"})
 SPARE = 2**27
 """So many parameters may be made anew: 0.5 GB."""
 

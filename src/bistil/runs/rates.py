@@ -234,14 +234,18 @@ def _cut(shape: EncoderShape, layers: int) -> EncoderShape:
 def _timed(step: Callable[[], None], passes: Passes) -> float:
     """Median seconds of a few calls after a first one that does not count."""
     step()
-    times = []
-    for _ in range(_STEPS):
-        _wait(passes.device)
-        start = time.perf_counter()
-        step()
-        _wait(passes.device)
-        times.append(time.perf_counter() - start)
-    return median(times)
+    return median(_seconds(step, passes.device) for _ in range(_STEPS))
+
+
+def _seconds(step: Callable[[], None], device: str) -> float:
+    """Seconds of a call. Where other work kept this process from its core meanwhile, those that it had: that work will
+    not be there for ever, and where it is, the stages that are made say so."""
+    _wait(device)
+    start, began = time.perf_counter(), time.process_time()
+    step()
+    _wait(device)
+    wall, own = time.perf_counter() - start, time.process_time() - began
+    return min(wall, own) if device == "cpu" and own > 0 else wall
 
 
 def _optimizer_seconds(device: str) -> float:
@@ -254,15 +258,8 @@ def _optimizer_seconds(device: str) -> float:
         nn.utils.clip_grad_norm_([weight], 1.0)
         optimizer.step()
 
-    times = []
-    for number in range(_STEPS + 1):
-        _wait(device)
-        start = time.perf_counter()
-        step()
-        _wait(device)
-        if number:
-            times.append(time.perf_counter() - start)
-    return median(times) / _PARAMETERS
+    step()
+    return median(_seconds(step, device) for _ in range(_STEPS)) / _PARAMETERS
 
 
 def _wait(device: str) -> None:

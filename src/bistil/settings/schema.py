@@ -248,6 +248,8 @@ class ObjectiveSettings(Checked):
 
 
 UNNAMED = "(after its layers)"
+LONGEST_NAME = 100
+"""Bytes of a student's name: folders are called so, with an addition or two, and a file system takes 255."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -291,6 +293,8 @@ class StudentSettings(Checked):
                 f"name is {self.name!r}; a student's folder is called so: begin with a letter or digit, without dots, "
                 "slashes or colons"
             )
+        if len(self.name.encode()) > LONGEST_NAME:
+            raise RecipeError(f"name has {len(self.name.encode()):,} bytes; a folder's name has {LONGEST_NAME} at most")
         given = [name for name in self.ALTERNATIVES[0] if getattr(self, name) is not None]
         if len(given) != 1:
             raise RecipeError(f"reduction: give one of reduction, layers, depth; given: {', '.join(given) or 'none'}")
