@@ -202,8 +202,8 @@ def test_looking_changes_nothing_and_follows_what_is_needed(tmp_path):
 
 
 def test_a_check_and_a_run_say_what_it_takes(recipe_folder, finished, command_line):
-    code, out, said = command_line("run", recipe_folder / "recipe.toml", "--check")
-    assert code == 0 and "[bistil] the run's folder is runs/tiny; --output names another" in said
+    code, out, _ = command_line("run", recipe_folder / "recipe.toml", "--check")
+    assert code == 0 and "\nthe run's folder is runs/tiny; --output names another\n" in out
     assert "phase2-lrf2-self-taught" in out and " stages to do: " in out.splitlines()[-2]
     assert re.fullmatch(r"fine: about .+, .+ of memory of .+ that are free, .+ of disk of .+, nothing is done again",
                         out.splitlines()[-1])  # fmt: skip
@@ -216,6 +216,20 @@ def test_a_check_and_a_run_say_what_it_takes(recipe_folder, finished, command_li
         f"report: {finished}/report.html",
         f"next: bistil predict {finished}/students/lrf2 FILE",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("tiny", "tiny"), ("a b/../c", "a-b-..-c"), ("run", "mine"), ("//", "run")]
+)
+def test_a_run_without_an_output_goes_to_a_folder_after_its_name(tmp_path, command_line, monkeypatch, name, folder):
+    write_recipe(tmp_path)
+    (tmp_path / "mine.toml").write_text(RECIPE.replace('name = "tiny"', f'name = "{name}"'))
+    outputs = []
+    monkeypatch.setattr("bistil.method.run_recipe", lambda _recipe, output, **_: outputs.append(output))
+    code, out, said = command_line("run", tmp_path / "mine.toml")
+    assert code == 0 and outputs == [Path("runs") / folder]
+    assert said == f"[bistil] the run's folder is runs/{folder}; --output names another\n"
+    assert out == f"next: bistil predict runs/{folder}/students/lrf2 FILE\n"
 
 
 def test_a_verdict_says_what_is_wrong_and_what_is_done_again(tmp_path, monkeypatch):

@@ -55,23 +55,24 @@ def register(app: typer.Typer) -> None:
         resolved = load_recipe(recipe, assignments=assignments, trust_code=trust_code)
         if values:
             resolved = on_device(resolved, parse(TrainingSettings, values, "bistil run").device)
-        if output is None:
-            output = _folder_for(resolved, recipe)
-            logger.info(f"the run's folder is {output}; --output names another")
+        folder = output or _folder_for(resolved, recipe)
+        where = f"the run's folder is {folder}" + ("" if output else "; --output names another")
         from bistil.method import forecast_recipe, run_recipe
         from bistil.runs.inputs import check_inputs
 
         if check:
             inputs = check_inputs(resolved)
-            for line in inputs.lines():
+            for line in (*inputs.lines(), where):
                 typer.echo(printable(line))
             typer.echo()
-            ahead = forecast_recipe(resolved, output, inputs=inputs, jobs=jobs)
+            ahead = forecast_recipe(resolved, folder, inputs=inputs, jobs=jobs)
             ahead.print(jobs)
-            typer.echo(printable(ahead.verdict(output, jobs)))
+            typer.echo(printable(ahead.verdict(folder, jobs)))
             return
-        run_recipe(resolved, output, jobs=jobs)
-        say_what_next(output, resolved.students[0].name, task=resolved.task is not None)
+        if output is None:
+            logger.info(where)
+        run_recipe(resolved, folder, jobs=jobs)
+        say_what_next(folder, resolved.students[0].name, task=resolved.task is not None)
 
 
 def _folder_for(recipe: Recipe, file: Path) -> Path:
