@@ -52,7 +52,7 @@ def state():
     import torch
     return {
         "environment": dict(os.environ), "same object": os.environ is environment,
-        "native": {n: os.popen(f"printenv {n}").read() for n in ("TOKENIZERS_PARALLELISM", "THP_MEM_ALLOC_ENABLE")},
+        "native": {n: os.popen(f"printenv {n}").read() for n in ("TOKENIZERS_PARALLELISM",)},
         "signals": [repr(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
         "levels": {name: logging.getLogger(name).level for name in LOGGERS},
         "handlers": {name: repr(logging.getLogger(name).handlers) for name in LOGGERS if name != "bistil"},
@@ -154,12 +154,11 @@ def test_memory_goes_back_only_where_the_process_s_owner_allowed_it(monkeypatch)
     widths: list[object] = []
     monkeypatch.setattr(memory, "return_freed_memory", lambda *given: widths.append(given))
     monkeypatch.setattr(memory, "_allowed", False)
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     memory.return_memory_if_allowed(768)
-    assert not widths and "THP_MEM_ALLOC_ENABLE" not in os.environ
+    assert not widths
     memory.let_training_return_memory()
     memory.return_memory_if_allowed(768, "bf16")
-    assert widths == [(768, "bf16")] and os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert widths == [(768, "bf16")]
 
 
 def test_the_command_line_s_start_prepares_the_process(monkeypatch):

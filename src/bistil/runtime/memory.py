@@ -1,7 +1,6 @@
 """Give freed memory back at once: a training step's large tensors come and go with every step."""
 
 import ctypes
-import os
 import sys
 from contextlib import suppress
 
@@ -18,12 +17,10 @@ _allowed = False
 def let_training_return_memory() -> None:
     """Let phase 1 call `return_freed_memory` with the width of its teacher; the command line's start does so.
 
-    It changes the allocator of the whole process, which is for the process's owner to decide. To be called before the
-    first large tensor is made.
+    It changes the allocator of the whole process, which is for the process's owner to decide.
     """
     global _allowed
     _allowed = True
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def return_memory_if_allowed(width: int, precision: str = "float32") -> None:
@@ -36,8 +33,8 @@ def return_freed_memory(width: int, precision: str = "float32") -> bool:
     """Let the C library serve large blocks from memory of their own, which goes back when they are freed.
 
     glibc raises its limit for that to the largest block ever freed; from then on tensors of all sizes share one heap,
-    whose holes made a sixth of phase 1's peak memory (docs/performance.md). Huge pages, which PyTorch asks for when
-    told so before its first large tensor, save most of the price in page faults.
+    whose holes made a sixth of phase 1's peak memory (docs/performance.md). PyTorch's huge pages are not asked for:
+    they took less time on one machine and a third more on another, in half as much memory again.
 
     Args:
         width: hidden size of the widest model that is trained.
@@ -46,7 +43,6 @@ def return_freed_memory(width: int, precision: str = "float32") -> bool:
     Returns:
         Whether the C library took it (glibc on Linux); elsewhere nothing happens.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform != "linux":
         return False
     try:
