@@ -218,7 +218,8 @@ class RunFolder:
                 if self._first:
                     # A call that was killed between the stage's record and here has left it.
                     discard_work(self._work(stage))
-                self._say(f"{made.name}: done before, skipped")
+                if not self.held:  # what a worker's stage stands on was said when it was made
+                    self._say(f"{made.name}: done before, skipped")
             else:
                 for one in stage.stands_on():
                     self.make(one)
