@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 # Tests run side by side, one per core; each then needs one thread of its own.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist worksteal
 
+# Types are checked for each of these.
+PLATFORMS := linux win32 darwin
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench docs verify versions wheel clean
+.PHONY: help install demo test check $(PLATFORMS:%=types-%) format bench docs verify versions wheel clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,13 +33,14 @@ demo: install  ## a real bilingual model out of a real multilingual one, in runs
 test: install  ## the test suite
 	$(TEST) tests
 
+$(PLATFORMS:%=types-%): types-%: install
+	$(BIN)/mypy --platform $* --cache-dir .mypy_cache/$*
+
 check: install  ## formatter, linter, direction of imports, type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
-	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+	$(MAKE) --jobs 2 --output-sync $(PLATFORMS:%=types-%)
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .

@@ -172,6 +172,6 @@ def test_what_a_file_names_does_not_steer_the_terminal(command_line, tmp_path):
     (tmp_path / "s").mkdir()
     one = {"size": torch.Size([4, 4]), "index_steps": [3], "values": torch.ones(1)}
     torch.save({"diffs": {odd: one}, "abs": {}, "block_sparses": {}}, tmp_path / "s" / "pytorch_diff.bin")
-    for command in (["inspect", tmp_path / "s"], ["compare", tmp_path / "s", tmp_path / "s"]):
+    for command in (["inspect", tmp_path / "s", "--full"], ["compare", tmp_path / "s", tmp_path / "s"]):
         code, out, _ = command_line("sft", *command)
         assert code == 0 and "[/red]" in out and "\x1b" not in out and "\u202e" not in out

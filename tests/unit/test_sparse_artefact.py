@@ -339,7 +339,7 @@ def test_damaged_safetensors(tmp_path, damage):
         (lambda c: c.update(roles=["x"]), "'roles' is"),
         (lambda c: c.update(base=3), "'base' is 3"),
         (lambda c: c.update(labels=[["O"]]), "'labels' is"),
-        (lambda c: c.update(metrics={"loss": float("nan")}), "'metrics' is"),
+        (lambda c: c.update(metrics={"loss": float("nan")}), "a number is NaN"),
         (lambda c: c["shapes"].update({NAME: [2**40, 2**40]}), "malformed"),
     ],
 )

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def make_side_by_side(board: Board, jobs: int, forecast: Forecast) -> None:
                     worker.give(stage := ready.pop(0), everything if stage.ALONE else threads)
             if not any(worker.stage for worker in workers):
                 break
-            wait([end for worker in workers if worker.stage for end in (worker.connection, worker.process.sentinel)])
+            wait([end for worker in workers for end in worker.ends()])
             for worker in workers:
-                if worker.stage is not None and (worker.connection.poll() or not worker.process.is_alive()):
+                if worker.is_done():
                     stage, wrong = worker.take()
                     board.done(stage, wrong)
                     if wrong is None:
@@ -122,22 +123,23 @@ def _workers(run: RunFolder, count: int) -> Iterator[list["_Worker"]]:
                 workers.append(_Worker(run))
             yield workers
     finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join(SAVE_SECONDS + 1.0)
-            worker.process.kill()
-            worker.process.join()
+        started = [worker.process for worker in workers if worker.process is not None]
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join(SAVE_SECONDS + 1.0)
+            process.kill()
+            process.join()
 
 
 class _Worker:
-    """A process that makes stages, seen from the one that hands them out; it is started with its first one."""
+    """A process that makes stages, seen from the one that hands them out; its first stage starts it."""
 
     def __init__(self, run: RunFolder) -> None:
         self._start = _Start(run.folder, run.names, run.shared, is_shown(), progress_mode())
         self.stage: Stage[Any] | None = None
         """What it makes now."""
-        self._begin()
+        self.process: SpawnProcess | None = None
 
     def _begin(self) -> None:
         # Forked, it would have threads' locks and no threads.
@@ -149,14 +151,22 @@ class _Worker:
 
     def give(self, stage: Stage[Any], threads: int) -> None:
         """Have a stage made."""
-        if not self.process.is_alive():
+        if self.process is None or not self.process.is_alive():
             self._begin()
         self.stage = stage
         self.connection.send((stage, threads))
 
+    def ends(self) -> list[Any]:
+        """What becomes ready when its stage is done, or it is."""
+        return [] if self.stage is None or self.process is None else [self.connection, self.process.sentinel]
+
+    def is_done(self) -> bool:
+        """Whether its stage is made, or will not be."""
+        return bool(self.ends()) and (self.connection.poll() or not self.process.is_alive())  # type: ignore[union-attr]
+
     def take(self) -> tuple[Stage[Any], str | None]:
         """The stage that is done, and what is wrong with it."""
-        assert self.stage is not None
+        assert self.stage is not None and self.process is not None
         stage, self.stage = self.stage, None
         try:
             wrong: str | None = self.connection.recv()
