@@ -182,6 +182,13 @@ def holds_whole_numbers(folder):
     return "holds whole numbers where weights belong"
 
 
+def leads_nowhere(folder):
+    path = folder / "model.safetensors"
+    path.unlink()
+    path.symlink_to(folder / "nothing.safetensors")
+    return "cannot load"
+
+
 def is_cut_short(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -217,6 +224,7 @@ BROKEN = [
     has_another_shape,
     has_a_value_that_is_no_number,
     holds_whole_numbers,
+    leads_nowhere,
     is_cut_short,
     has_a_flipped_byte,
     has_a_flipped_byte_in_its_tokenizer,

@@ -177,7 +177,7 @@ def _whole_numbers(file: Path) -> str | None:
                 # Positions and masks, which old files hold too, are whole numbers.
                 if name.endswith(("weight", "bias")) and stored.get_slice(name).get_dtype() in _WHOLE:
                     return str(name)
-    except SafetensorError:  # whoever loads it says what is wrong
+    except (SafetensorError, OSError):  # whoever loads it says what is wrong
         pass
     return None
 
