@@ -94,6 +94,7 @@ WRONG_VALUES = [
         )
         if not table.startswith("students")
     ),
+    (f"trim.threshold={'9' * 400}", "trim.threshold is inf"),
     (f"students.0.name={'x' * 101}", "students[0].name has 101 bytes"),
     ("students.0.objective.temperature=-2", "students[0].objective.temperature is -2"),
     ("students.0.reduction=0", "students[0].reduction is 0"),

@@ -101,7 +101,8 @@ def _value(hint: Any, value: Any, where: str, *, base: Any = None, help: str = "
     if isinstance(hint, type) and is_dataclass(hint):
         return parse(hint, value, where, base=base)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        # A whole number that no float holds is beyond any limit.
+        return float(value) if abs(value) < 2**1000 else float("inf") if value > 0 else float("-inf")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise RecipeError(f"{where} is {value!r}; expected {hint.__name__}{help and f' ({help})'}")
     return value

@@ -82,9 +82,12 @@ def _within(value: float, how: str, limit: float) -> bool:
 def check_value(name: str, value: float, one: Any) -> None:
     """Raises RecipeError for a number beyond its field's limits; infinity and NaN are beyond any."""
     limits = one.metadata.get("limits") or {}
-    if limits and not (isfinite(value) and all(_within(value, how, limit) for how, limit in limits.items())):
+    # A whole number is finite, and may be more than a float holds.
+    if limits and not (
+        (isinstance(value, int) or isfinite(value)) and all(_within(value, how, limit) for how, limit in limits.items())
+    ):
         must = " and ".join(f"{how} {limit:g}" for how, limit in limits.items())
-        raise RecipeError(f"{name} is {value}; it must be {must} ({one.metadata['help']})")
+        raise RecipeError(f"{name} is {value!s:.40}; it must be {must} ({one.metadata['help']})")
 
 
 @dataclass(kw_only=True, frozen=True)
