@@ -100,9 +100,9 @@ def make_side_by_side(board: Board, jobs: int, forecast: Forecast) -> None:
                     worker.give(stage := ready.pop(0), everything if stage.ALONE else threads)
             if not any(worker.stage for worker in workers):
                 break
-            wait([end for worker in workers for end in worker.ends()])
+            over = wait([end for worker in workers for end in worker.ends()])
             for worker in workers:
-                if worker.is_done():
+                if any(end in over for end in worker.ends()):
                     stage, wrong = worker.take()
                     board.done(stage, wrong)
                     if wrong is None:
@@ -157,12 +157,8 @@ class _Worker:
         self.connection.send((stage, threads))
 
     def ends(self) -> list[Any]:
-        """What becomes ready when its stage is done, or it is."""
+        """What becomes ready when its stage is done, or it is; nothing of one that makes none."""
         return [] if self.stage is None or self.process is None else [self.connection, self.process.sentinel]
-
-    def is_done(self) -> bool:
-        """Whether its stage is made, or will not be."""
-        return bool(self.ends()) and (self.connection.poll() or not self.process.is_alive())  # type: ignore[union-attr]
 
     def take(self) -> tuple[Stage[Any], str | None]:
         """The stage that is done, and what is wrong with it."""
