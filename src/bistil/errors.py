@@ -18,6 +18,10 @@ class BistilError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        # Names and values that come from files may hold anything.
+        return one_line(super().__str__())
+
 
 class InputError(BistilError):
     """A file, a label or an argument is not what it must be."""

@@ -289,6 +289,7 @@ def config_of(tmp_path, **changes):
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"), ({"num_hidden_layers": -1}, "num_hidden_layers"),
         ({"num_attention_heads": 0}, "num_attention_heads"), ({"num_attention_heads": 5}, "attention heads"),
         ({"vocab_size": 10**12}, "vocab_size"), ({"vocab_size": "300"}, "config.json"),
+        ({"id2label": {}, "architectures": ["BertForTokenClassification"]}, "id2label"),
         ({"id2label": {"x": "a"}}, "id2label"), ({"id2label": {"0": ["a"]}}, "id2label"),
         ({"label2id": {"a": "0"}}, "label2id"),
     ],
@@ -453,3 +454,14 @@ def test_inputs_that_fuzzing_found_are_read_or_refused(tmp_path, case, skipped):
         FUZZED[kind](path)
     except BistilError as error:
         assert "\n" not in str(error)
+
+
+def test_what_fuzzing_put_into_a_message_stays_one_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label,lang\na,b,"x\ny"\na,c,z\n')
+    with pytest.raises(BistilError, match=r"names 2 languages \(x y, z\)"):
+        get_task("sequence-classification").read([path])
+    path = tmp_path / "pytorch_diff.bin"
+    torch.save({"diffs": {"a\r\nb": {"index_steps": 3}}, "abs": {}}, path)
+    with pytest.raises(BistilError, match="a b"):
+        read_legacy(path)

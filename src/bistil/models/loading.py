@@ -112,6 +112,9 @@ def _check_stated(stated: Any, file: Path) -> None:
             refuse(key, "a table of labels")
     if not all(key.isdecimal() for key in stated.get("id2label") or ()):
         refuse("id2label", "a table from numbers to labels")
+    # An encoder needs none; a classifier without classes can answer nothing.
+    if stated.get("id2label") == {} and any("Classification" in one for one in named or ()):
+        refuse("id2label", "a label or more")
     for key, value in stated.items():
         if isinstance(value, int) and abs(value) >= MOST_SIZE:
             refuse(key, "a size that memory holds")
