@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -23,3 +25,22 @@ def fork(log: Path, work: Callable[[], None]) -> int:
         code = 130
     finally:
         os._exit(code)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def share(log: Path, work: Callable[[], None], size: int = 2) -> list[int]:
+    """Let so many children do work together, as torchrun would launch them; their exit codes."""
+    port = free_port()
+
+    def ranked(rank: int) -> None:
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
+        work()
+
+    children = [fork(log, partial(ranked, rank)) for rank in range(size)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import psutil
 import pytest
 import tiny
 import torch
+from forking import free_port
 from safetensors.torch import load_file
 from tiny_recipe import RECIPE, write_recipe
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -501,12 +501,6 @@ def test_two_processes_make_what_one_makes(recipe_folder, finished, tmp_path):
         said = [line for line in done.stderr.splitlines() if "phase2-lrf3: " in line and "damaged" in line]
         assert len(said) == again
         (output / "students/lrf3/model.safetensors").write_bytes(b"damaged")
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def test_an_interrupted_run_says_in_one_line_how_to_go_on(recipe_folder, tmp_path):

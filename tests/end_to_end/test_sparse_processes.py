@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forking import fork
+from forking import fork, share
 from safetensors.torch import load_file, save_file
 
 TESTS = Path(__file__).parents[1]
@@ -86,6 +86,16 @@ def kill_again_and_again(folder: Path) -> None:
     print(json.dumps({"kills": kills, "finished": finished}))
 
 
+def alone_and_together(folder: Path) -> None:
+    """A run of one process, then what two do."""
+    import bistil.sparse.language  # noqa: F401  (children inherit the imports)
+
+    log = folder / "log.txt"
+    alone = share(log, partial(fine_tune, folder, "one"), 1)
+    together = share(log, partial(fine_tune, folder, "two")) + share(log, partial(adapt_language, folder))
+    assert not any(alone + together), log.read_text()[-4000:]
+
+
 def launch(*arguments: str) -> str:
     result = subprocess.run(
         [sys.executable, *arguments],
@@ -115,9 +125,7 @@ def test_two_processes_leave_frozen_entries_alone_and_agree_with_one(tmp_path):
     tiny.masked_lm(layers=2).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "sw.txt").write_text(tiny.SWAHILI * 4, encoding="utf-8")
-    launch(__file__, "one", str(tmp_path))
-    launch("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
-           "--rdzv-endpoint=localhost:0", __file__, "two", str(tmp_path))  # fmt: skip
+    launch(__file__, "share", str(tmp_path))
     sys.path.insert(0, str(TESTS / "unit"))
     from test_sparse_training import HEADS, tagger
 
@@ -143,9 +151,4 @@ def test_two_processes_leave_frozen_entries_alone_and_agree_with_one(tmp_path):
 
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
-    if what == "kill":
-        kill_again_and_again(where)
-    else:
-        fine_tune(where, what)
-    if what == "two":
-        adapt_language(where)
+    {"kill": kill_again_and_again, "share": alone_and_together}[what](where)
