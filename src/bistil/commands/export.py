@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         *,
         values: dict[str, Any],
     ) -> None:
-        """Write a task model for onnxruntime or CTranslate2, or as a web page, after it has proven that nothing was lost.
+        """Write a task model for onnxruntime or CTranslate2, or as a page, after it has proven that nothing was lost.
 
         Example:
         bistil export runs/demo/students/lrf2 --labelled dev.sw.conll --output deployed

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import tokenizers
@@ -114,43 +115,62 @@ def unicode_tables(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """
     state = definition(tokenizer)
     kinds = {*_kinds(state["normalizer"]), *_kinds(state["pre_tokenizer"])}
-    tables: dict[str, Any] = {
-        **{name: dict[str, str]() for name in ("canonical", "compatible", "classes")},
-        **dict.fromkeys(("punctuation", "marks", "accents", "controls"), ""),
+    canonical = _normal("NFD") if kinds & {"NFC", "NFD", "NFKC", "NFKD", "BertNormalizer"} else {}
+    compatible = _normal("NFKD") if kinds & {"NFKC", "NFKD"} else {}
+    return {
+        "canonical": canonical,
+        "compatible": {char: parts for char, parts in compatible.items() if canonical.get(char) != parts},
+        "classes": _classes() if canonical else {},
+        "punctuation": _punctuation() if kinds & {"BertPreTokenizer", "Punctuation"} else "",
+        "marks": _dropped("StripAccents") if "StripAccents" in kinds else "",
+        "accents": _dropped("BertNormalizer", strip_accents=True) if "BertNormalizer" in kinds else "",
+        "controls": _dropped("BertNormalizer", clean_text=True) if "BertNormalizer" in kinds else "",
     }
-    decomposed = kinds & {"NFC", "NFD", "NFKC", "NFKD", "BertNormalizer"}
-    splits = tokenizers.pre_tokenizers.Punctuation("isolated")
-    strips = tokenizers.normalizers.StripAccents()
-    bert = {"lowercase": False, "handle_chinese_chars": False}
-    cleans = tokenizers.normalizers.BertNormalizer(clean_text=True, strip_accents=False, **bert)
-    bares = tokenizers.normalizers.BertNormalizer(clean_text=False, strip_accents=True, **bert)
-    canonical, compatible = tokenizers.normalizers.NFD(), tokenizers.normalizers.NFKD()
-    for char in map(chr, [*range(0xD800), *range(0xE000, 0x110000)]):
-        kind = unicodedata.category(char)
-        # Hangul is taken apart by a formula.
-        if kind == "Co" or "\uac00" <= char <= "\ud7a3":
-            continue
-        if decomposed and char > "\x7f":
-            if (parts := canonical.normalize_str(char)) != char:
-                tables["canonical"][char] = parts
-            if kinds & {"NFKC", "NFKD"} and (wide := compatible.normalize_str(char)) != parts:
-                tables["compatible"][char] = wide
-            if number := unicodedata.combining(char):
-                tables["classes"][str(number)] = tables["classes"].get(str(number), "") + char
-        if (
-            kind[0] in "PS"
-            and kinds & {"BertPreTokenizer", "Punctuation"}
-            and len(splits.pre_tokenize_str(f"a{char}")) > 1
-        ):
-            tables["punctuation"] += char
-        if kind[0] == "M" and "StripAccents" in kinds and not strips.normalize_str(char):
-            tables["marks"] += char
-        if "BertNormalizer" in kinds:
-            if kind[0] == "M" and not bares.normalize_str(char):
-                tables["accents"] += char
-            if kind in ("Cc", "Cf") and not cleans.normalize_str(char):
-                tables["controls"] += char
-    return tables
+
+
+# Stands between characters, so that all are asked about at once: a letter that nothing is composed with.
+BETWEEN = "\U00010000"
+
+
+@cache
+def _characters() -> list[str]:
+    """All characters but surrogates, private ones, and Hangul, which is taken apart by a formula."""
+    ranges = ((0, 0xAC00), (0xD7A4, 0xD800), (0xF900, 0xF0000))
+    return [chr(code) for first, end in ranges for code in range(first, end) if chr(code) != BETWEEN]
+
+
+def _each(normalizer: Any) -> Iterator[tuple[str, str]]:
+    """Each character, and what the normaliser makes of it."""
+    made: str = normalizer.normalize_str(BETWEEN.join(_characters()))
+    return zip(_characters(), made.split(BETWEEN), strict=True)
+
+
+@cache
+def _normal(form: str) -> dict[str, str]:
+    return {char: parts for char, parts in _each(getattr(tokenizers.normalizers, form)()) if char != parts}
+
+
+@cache
+def _classes() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for char in _characters():
+        if kind := unicodedata.combining(char):
+            found[str(kind)] = found.get(str(kind), "") + char
+    return found
+
+
+@cache
+def _dropped(name: str, **options: bool) -> str:
+    """What a normaliser leaves nothing of."""
+    nothing = {"clean_text": False, "strip_accents": False, "lowercase": False, "handle_chinese_chars": False}
+    made = getattr(tokenizers.normalizers, name)(**(nothing | options if options else {}))
+    return "".join(char for char, left in _each(made) if not left)
+
+
+@cache
+def _punctuation() -> str:
+    pieces = tokenizers.pre_tokenizers.Punctuation("isolated").pre_tokenize_str(BETWEEN.join(_characters()))
+    return "".join(piece for piece, _ in pieces if len(piece) == 1 and piece != BETWEEN)
 
 
 def _markers(tokenizer: PreTrainedTokenizerFast) -> list[int]:
