@@ -91,7 +91,7 @@ async function start() {
     ? `${student.threads} thread${student.threads > 1 ? "s" : ""}`
     : "1 thread: threads are off, for this page is not isolated from other origins (headers COOP and COEP)";
   at("machine").textContent =
-    `Ready after ${seconds.toFixed(1)} s and ${(wire / 1e6).toFixed(1)} MB over the wire. ` +
+    `Ready after ${seconds.toFixed(1)} s, ${wire > 1e5 ? `${(wire / 1e6).toFixed(1)} MB over the wire` : "out of the browser's cache"}. ` +
     `onnxruntime-web ${about.runtime} on the processor, ${threads}.`;
 
   let asked = 0, running = Promise.resolve();
