@@ -27,7 +27,6 @@ from web_library import stand_in
 from bistil.cli import app, main
 from bistil.errors import InputError
 from bistil.export import libraries
-from bistil.export.folder import export_model
 from bistil.runs.folder import RunFolder
 from bistil.runtime.artefacts import (
     claim,
@@ -103,7 +102,7 @@ CASES = {
     "evaluate --predictions": (f"evaluate --model TAGGER --task {TAGS} --file TEST --record eval.json", "TAGGER TEST"),
     "evaluate --record": (f"evaluate --model TAGGER --task {TAGS} --file TEST", "TAGGER TEST"),
     "export --output": ("export TAGGER --labelled TEST --most-loss 100", "TAGGER TEST"),
-    "export --web": ("export EXPORTED --web-libraries MODULES", "EXPORTED MODULES"),
+    "export --web": ("export TAGGER --web-libraries MODULES", "TAGGER MODULES"),
     "finetune --output": (
         f"finetune -m MODEL --task {TAGS} --train TRAIN --test TEST {' '.join(SHORT)}",
         "MODEL TRAIN TEST",
@@ -145,7 +144,6 @@ def made(tmp_path_factory):
     tagger.config.id2label = dict(enumerate(task.provenance.labels))
     tagger.config.label2id = {label: i for i, label in tagger.config.id2label.items()}
     tiny.save(tagger, folder / "tagger")
-    export_model(folder / "tagger", folder / "exported", precision="float32")
     (folder / "en.txt").write_text(tiny.ENGLISH)
     (folder / "sw.txt").write_text(tiny.SWAHILI)
     (folder / "keep.txt").write_text("river\n")
@@ -182,7 +180,7 @@ def place(made, tmp_path, monkeypatch):
 PATHS = {
     "MODEL": "in/model", "TAGGER": "in/tagger", "LANG": "in/lang", "TASK": "in/task", "EN": "in/en.txt",
     "SW": "in/sw.txt", "KEEP": "in/keep.txt", "TRAIN": "in/train.conll", "TEST": "in/test.conll",
-    "EXPORTED": "in/exported", "MODULES": "in/modules", "RECIPE": "in/recipe.toml", "STUDY": "in/study.toml",
+    "MODULES": "in/modules", "RECIPE": "in/recipe.toml", "STUDY": "in/study.toml",
 }  # fmt: skip
 
 
@@ -501,8 +499,7 @@ def functions():
     """Every function that writes: called with an output, and leave to replace what is ours."""
     from bistil.demo.data import prepare_demo_data
     from bistil.distillation import general, student, task, task_folders
-    from bistil.export.folder import export_model
-    from bistil.measuring.evaluation import evaluate_folder
+        from bistil.measuring.evaluation import evaluate_folder
     from bistil.models.writing import write_model
     from bistil.report import save_summary, summary_from, write_report
     from bistil.settings.recipe import FinetuneSettings, Phase1Settings, StudentSettings
