@@ -6,8 +6,9 @@
 
 Each client keeps one connection and sends a sentence as soon as the last one is answered: as many requests are in
 flight as there are clients. No two sentences are alike. An error is any answer but 200, one about another sentence, or
-a connection that breaks. "cpu_ms" is the server's processor time per request, "peak_mb" is the server's peak of resident memory from its start to that number of requests.
-At the end, under load, the server gets SIGTERM: what is in flight must be answered, and its exit code be 0.
+a connection that breaks. "cpu_ms" is the server's processor time per request, "peak_mb" its peak of resident memory
+from its start to that number of requests. At the end, under load, the server gets SIGTERM: what is in flight must be
+answered, and its exit code be 0.
 
 Server and clients run on the processors that this process may use (taskset), and share them: a latency holds the
 clients' own work too. The last line is one JSON object.
@@ -26,11 +27,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "paka aliketi kwenye mkeka na kutazama mwezi mkulima aliuza kondoo saba sokoni Nairobi mvua ilinyesha usiku kucha "
-    "lakini mto ulibaki mtulivu anasoma kitabu kipya kila wiki rais Samia alizungumza watu kuhusu shule barabara Kenya "
-    "Juma anacheza mpira marafiki zake baada ya kazi treni kwenda pwani Mombasa inaondoka asubuhi mapema"
-).split()
+WORDS = """
+    paka aliketi kwenye mkeka na kutazama mwezi mkulima aliuza kondoo saba sokoni Nairobi mvua ilinyesha usiku kucha
+    lakini mto ulibaki mtulivu anasoma kitabu kipya kila wiki rais Samia alizungumza watu kuhusu shule barabara Kenya
+    Juma anacheza mpira marafiki zake baada ya kazi treni kwenda pwani Mombasa inaondoka asubuhi mapema
+""".split()  # noqa: SIM905  # a page of text
 BLOCK = 10_000
 
 
@@ -70,13 +71,16 @@ class Client:
         """
         text = " ".join(self.draw.choices(WORDS, k=self.draw.randint(3, 24))) + "."
         body = json.dumps({"inputs": [text]}).encode()
-        head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        lines = ("POST /predict HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(body)}")
+        head = "\r\n".join([*lines, "", ""])
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         started = time.perf_counter()
         self.writer.write(head.encode() + body)
         said = await self.reader.readuntil(b"\r\n\r\n")
-        size = next(int(line.split(b":")[1]) for line in said.split(b"\r\n") if line.lower().startswith(b"content-length"))
+        size = next(
+            int(line.split(b":")[1]) for line in said.split(b"\r\n") if line.lower().startswith(b"content-length")
+        )
         answer = await self.reader.readexactly(size)
         seconds = time.perf_counter() - started
         if not said.startswith(b"HTTP/1.1 200 ") or json.loads(answer)["predictions"][0]["text"] != text:

@@ -28,12 +28,12 @@ from bistil.serving.settings import TOKEN, Limits, read_token
 
 pytest.importorskip("fastapi", reason="pip install 'bistil[serve]'")
 
-from fastapi.testclient import TestClient  # noqa: E402
+from fastapi.testclient import TestClient
 
-from bistil.cli import main  # noqa: E402
-from bistil.serving.app import PAGE, make_app  # noqa: E402
-from bistil.serving.batching import Batcher, QueueFullError  # noqa: E402
-from bistil.serving.server import make_server, open_socket  # noqa: E402
+from bistil.cli import main
+from bistil.serving.app import PAGE, make_app
+from bistil.serving.batching import Batcher, QueueFullError
+from bistil.serving.server import make_server, open_socket
 
 CLASSES, TREES, ANSWERS = "sequence-classification", "dependency-parsing", "question-answering"
 SECRET = "a-token-of-this-test"
@@ -97,7 +97,7 @@ def test_answers_are_those_of_load(models, kind):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "ctranslate2"])
 def test_exported_models_are_served_as_they_are_loaded(place, engine):
-    for needed in (("onnx", "onnxruntime") if engine == "onnxruntime" else ("ctranslate2",)):
+    for needed in ("onnx", "onnxruntime") if engine == "onnxruntime" else ("ctranslate2",):
         pytest.importorskip(needed)
     model = bistil.load(exported(place / engine, engine=engine), threads=1)
     with served(model) as client:
@@ -148,7 +148,7 @@ def submitted(batcher, model, *texts, **wanted):
 def test_what_waits_is_answered_together_up_to_a_batch_and_each_gets_its_own(models):
     tagger, labeller = Held(models[TAGS]), models[CLASSES]
     observed = []
-    batcher = Batcher(batch=4, waiting=100, observe=lambda model, inputs, seconds: observed.append(inputs))
+    batcher = Batcher(batch=4, waiting=100, observe=lambda _, inputs, __: observed.append(inputs))
     first = submitted(batcher, tagger, TEXTS[0])
     assert tagger.begun.wait(20)
     rest = [submitted(batcher, tagger, text, threshold=i / 10) for i, text in enumerate(TEXTS[1:4])]
@@ -168,7 +168,14 @@ def test_what_waits_is_answered_together_up_to_a_batch_and_each_gets_its_own(mod
     assert pair.result(20).records == tagger.model(TEXTS[5:7]) and large.result(20).records == tagger.model(TEXTS[:6])
     batcher.close(20)
     # Another model or other sentences are another batch; what is larger than a batch is one; who left is not computed.
-    assert tagger.seen == [TEXTS[:1], TEXTS[1:4], [TEXTS[4]], TEXTS[5:7], TEXTS[:6]] and sorted(observed) == [1, 1, 1, 2, 3, 6]
+    assert tagger.seen == [TEXTS[:1], TEXTS[1:4], [TEXTS[4]], TEXTS[5:7], TEXTS[:6]] and sorted(observed) == [
+        1,
+        1,
+        1,
+        2,
+        3,
+        6,
+    ]
 
 
 def test_a_request_that_fails_takes_no_other_with_it(models):
@@ -253,7 +260,9 @@ def test_what_is_no_request_is_4xx_and_not_repeated(tagger, body, status, said):
 
 
 def test_a_body_in_chunks_has_the_same_limit_and_forms_are_refused(tagger):
-    got = tagger.post("/predict", content=(b" " * 1000 for _ in range(30)), headers={"content-type": "application/json"})
+    got = tagger.post(
+        "/predict", content=(b" " * 1000 for _ in range(30)), headers={"content-type": "application/json"}
+    )
     assert got.status_code == 413
     # What a page of another site can send without asking is none of these.
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
@@ -318,7 +327,10 @@ def test_who_has_no_token_gets_no_prediction_and_no_metrics(models):
     with served(models[TAGS], token=SECRET) as client:
         for given in (None, "", SECRET, f"Basic {SECRET}", "Bearer ", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}"):
             headers = {} if given is None else {"authorization": given}
-            for got in (client.post("/predict", json={"inputs": ["a"]}, headers=headers), client.get("/metrics", headers=headers)):
+            for got in (
+                client.post("/predict", json={"inputs": ["a"]}, headers=headers),
+                client.get("/metrics", headers=headers),
+            ):
                 assert got.status_code == 401 and got.headers["www-authenticate"] == "Bearer"
         own = {"authorization": f"Bearer {SECRET}"}
         assert client.post("/predict", json={"inputs": ["a"]}, headers=own).status_code == 200
@@ -519,7 +531,9 @@ def test_a_stop_under_load_answers_what_is_in_flight_and_takes_nothing_new(place
     child, flying = fork(log, work), []
     try:
         deadline = time.monotonic() + 20
-        while not (found := re.search(r"serving at http://127\.0\.0\.1:(\d+)", log.read_text() if log.exists() else "")):
+        while not (
+            found := re.search(r"serving at http://127\.0\.0\.1:(\d+)", log.read_text() if log.exists() else "")
+        ):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
         address = ("127.0.0.1", int(found[1]))

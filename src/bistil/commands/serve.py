@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def serve(
-        model: Annotated[str, typer.Argument(help="Folder of a task model or an exported one, or its name on the hub.")],
+        model: Annotated[
+            str, typer.Argument(help="Folder of a task model or an exported one, or its name on the hub.")
+        ],
         teacher: Annotated[
             str | None, typer.Option(help="Another model for the same task, to compare with on the page.")
         ] = None,

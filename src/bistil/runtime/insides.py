@@ -525,9 +525,11 @@ def patient_protocol(seconds: float) -> type[Any]:
     return PatientProtocol
 
 
-def _stopped(timer: Any) -> None:
+def _stopped(timer: Any) -> Any:
+    """None, in the place of a timer that is of no use any more."""
     if timer is not None:
         timer.cancel()
+    return None
 
 
 # --- texts and classes of errors

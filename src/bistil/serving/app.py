@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from bistil._version import __version__
-from bistil.errors import BistilError, InputError
+from bistil.errors import InputError
 from bistil.prediction.inputs import Input
 from bistil.prediction.predictor import Predictor
 from bistil.runtime.documents import parse_json
@@ -25,7 +25,12 @@ from bistil.serving.metrics import Metrics
 from bistil.serving.schema import Answers, Health, Problem, as_given, reads, request_model, wanted_of
 from bistil.serving.settings import Limits
 
-PAGE = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css"), "/page.svg": ("page.svg", "image/svg+xml")}
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.svg": ("page.svg", "image/svg+xml"),
+}
 MOST_PROBLEMS = 10
 """That are told of a request that does not fit."""
 
@@ -116,7 +121,9 @@ def make_app(
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     for role, predictor in roles.items():
-        _add_predict(app, "/predict" if role == "model" else f"/{role}/predict", predictor, called[role], batcher, limits)
+        _add_predict(
+            app, "/predict" if role == "model" else f"/{role}/predict", predictor, called[role], batcher, limits
+        )
     for path in PAGE:
         _add_file(app, path)
     paths = frozenset({"/openapi.json", *app.openapi()["paths"], *PAGE})
@@ -140,9 +147,7 @@ _RESPONSES_OF_METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _add_predict(
-    app: FastAPI, path: str, predictor: Predictor, name: str, batcher: Batcher, limits: Limits
-) -> None:
+def _add_predict(app: FastAPI, path: str, predictor: Predictor, name: str, batcher: Batcher, limits: Limits) -> None:
     model: type[BaseModel] = request_model(predictor, limits)
 
     async def predict(request: Request, asked: model) -> JSONResponse:  # type: ignore[valid-type]
@@ -180,13 +185,14 @@ async def _answered(
     request: Request, batcher: Batcher, predictor: Predictor, inputs: Sequence[Input], wanted: Any
 ) -> Answered:
     """What the model says, as soon as it was asked; nothing is computed for a client that has gone before its turn."""
-    future = asyncio.wrap_future(batcher.submit(predictor, inputs, wanted))
-    gone = asyncio.ensure_future(_gone(request))
+    future: asyncio.Future[Any] = asyncio.wrap_future(batcher.submit(predictor, inputs, wanted))
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({future, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([future, gone], return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
             raise HTTPException(GONE, "the client has closed the connection")
-        return future.result()
+        found: Answered = future.result()
+        return found
     finally:
         gone.cancel()
         future.cancel()

@@ -22,7 +22,9 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         Info("bistil", "What is served.", registry=registry).info({**models, "task": task, "version": __version__})
-        self.requests = Counter("bistil_requests", "Requests, by path and status.", ["path", "status"], registry=registry)
+        self.requests = Counter(
+            "bistil_requests", "Requests, by path and status.", ["path", "status"], registry=registry
+        )
         self.seconds = Histogram(
             "bistil_request_seconds", "From a request's first line to its answer.", ["path"], buckets=_SECONDS,
             registry=registry,

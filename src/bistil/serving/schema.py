@@ -87,10 +87,11 @@ def request_model(predictor: Predictor, limits: Limits) -> type[BaseModel]:
         list[Annotated[str, Field(min_length=1, max_length=limits.characters)]], Field(max_length=limits.characters)
     ]
     kinds: dict[Reads, Any] = {"text": text, "words": text | words, "pair": text | TextPair, "question": Asked}
-    item = kinds[reads(predictor)]
-    inputs = (Annotated[list[item], Field(min_length=1, max_length=limits.inputs)], ...)
-    wanted = {name: one for name, one in _WANTED.items() if name in predictor.takes}
-    return create_model("Request", __base__=_Strict, inputs=inputs, **wanted)
+    # Types that are put together here are values to a type checker.
+    fields: dict[str, Any] = {name: one for name, one in _WANTED.items() if name in predictor.takes}
+    listed: Any = list[kinds[reads(predictor)]]  # type: ignore[misc]
+    fields["inputs"] = (Annotated[listed, Field(min_length=1, max_length=limits.inputs)], ...)
+    return create_model("Request", __base__=_Strict, **fields)
 
 
 def as_given(item: Any) -> Any:

@@ -77,9 +77,7 @@ def serve(
                 f"whoever reaches {host} may ask the model: --token-file or {TOKEN} lets in those with a token alone"
             )
         names = {"model": Path(model).name, "teacher": Path(teacher or "").name}
-        app = make_app(
-            predictors["model"], teacher=predictors.get("teacher"), names=names, limits=limits, token=token
-        )
+        app = make_app(predictors["model"], teacher=predictors.get("teacher"), names=names, limits=limits, token=token)
         return run(app, opened, limits)
     finally:
         opened.close()
