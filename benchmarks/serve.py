@@ -27,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 WORDS = """
     paka aliketi kwenye mkeka na kutazama mwezi mkulima aliuza kondoo saba sokoni Nairobi mvua ilinyesha usiku kucha
     lakini mto ulibaki mtulivu anasoma kitabu kipya kila wiki rais Samia alizungumza watu kuhusu shule barabara Kenya
@@ -51,8 +53,8 @@ def status(pid: int, name: str) -> float:
 
 def processor_seconds(pid: int) -> float:
     """That a process has had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 class Client:
@@ -162,7 +164,7 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         listening = time.perf_counter() - launched
         first = Client(port, 1)
         asyncio.run(first.ask())
-        answered = time.perf_counter() - launched
+        answered, worked = time.perf_counter() - launched, processor_seconds(server.pid)
         print(f"listening after {listening:.1f} s, first answer after {answered:.1f} s", flush=True)
         result = asyncio.run(load(server, port, options))
     finally:
@@ -172,10 +174,14 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": model.name,
         "clients": options.clients,
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": len(psutil.Process().cpu_affinity()),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "note": options.note,
-        "start_seconds": {"listening": round(listening, 2), "first_answer": round(answered, 2)},
+        "start_seconds": {
+            "listening": round(listening, 2),
+            "first_answer": round(answered, 2),
+            "processor": round(worked, 2),
+        },
         **result,
         "machine": machine(),
     }

@@ -460,6 +460,9 @@ def test_uvicorn_s_protocol_shows_when_a_request_is_whole_and_when_it_is_answere
         def resume_reading(self):
             pass
 
+        def close(self):
+            self.cut = True
+
     async def talk():
         config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None)
         made = insides.patient_protocol(60)(config=config, server_state=ServerState(), app_state={})

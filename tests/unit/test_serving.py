@@ -585,6 +585,8 @@ def test_what_cannot_be_served_is_one_line(command_line, place, tmp_path, monkey
     refused(command_line("serve", model, "--token-file", tmp_path / "none", *free), "cannot read")
     refused(command_line("serve", model, "--host", "no.such.host.invalid", *free), "no address")
     refused(command_line("serve", model, "--max-length", "100000", *free), "100000")
+    refused(command_line("serve", model, "--timeout", "nan", *free), "--timeout")
+    refused(command_line("serve", model, "--threads", "0", *free), "--threads")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -592,6 +594,12 @@ def test_what_cannot_be_served_is_one_line(command_line, place, tmp_path, monkey
         refused(command_line("serve", model, "--port", port), "in use", "--port")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     refused(command_line("serve", model, *free), "pip install 'bistil[serve]'")
+
+
+def test_limits_that_limit_nothing_are_refused():
+    for wrong in ({"seconds": float("nan")}, {"stop": float("inf")}, {"waiting": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
+            Limits(**wrong)
 
 
 def test_the_command_line_starts_without_the_extra():

@@ -52,11 +52,13 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
         ] = None,
         device: Annotated[str | None, DEVICE] = None,
-        threads: Annotated[int | None, typer.Option(help="CPU threads. Default: as many as PyTorch takes.")] = None,
+        threads: Annotated[
+            int | None, typer.Option(help="CPU threads. Default: as many as PyTorch takes.", min=1)
+        ] = None,
     ) -> None:
         """Serve a task model over HTTP, with a page to try it on, until Ctrl-C or SIGTERM.
 
-        Example, at http://127.0.0.1:8000:
+        Example, with a page on port 8000:
         bistil serve runs/demo/students/lrf2 --teacher runs/demo/task-teacher
         """
         from bistil.serving.start import serve as run

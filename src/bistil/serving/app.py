@@ -21,7 +21,7 @@ from bistil.prediction.predictor import Predictor
 from bistil.runtime.documents import parse_json
 from bistil.serving.batching import Answered, Batcher, QueueFullError
 from bistil.serving.guard import FAILED, GONE, Guard
-from bistil.serving.metrics import Metrics
+from bistil.serving.metrics import ServerMetrics
 from bistil.serving.schema import Answers, Health, Problem, as_given, reads, request_model, wanted_of
 from bistil.serving.settings import Limits
 
@@ -82,7 +82,7 @@ def make_app(
     limits, names = limits or Limits(), dict(names or {})
     roles = {"model": model} if teacher is None else {"model": model, "teacher": teacher}
     called = {role: names.get(role, role) for role in roles}
-    metrics = Metrics(called, model.task.kind)
+    metrics = ServerMetrics(called, model.task.kind)
     role_of = {id(one): role for role, one in roles.items()}
     batcher = Batcher(
         batch=limits.batch,

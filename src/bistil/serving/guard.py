@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from bistil.serving.batching import Batcher
-from bistil.serving.metrics import Metrics
+from bistil.serving.metrics import ServerMetrics
 from bistil.serving.settings import Limits
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Guard:
         *,
         batcher: Batcher,
         limits: Limits,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         paths: frozenset[str],
         token: str | None = None,
     ) -> None:

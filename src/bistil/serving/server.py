@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
@@ -33,8 +34,10 @@ def open_socket(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
     except OSError as error:
         raise InputError(f"there is no address {host}: {error.strerror or error}") from error
-    # What an earlier server's connections leave behind for a minute does not count as in use.
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":
+        # What an earlier server's connections leave behind for a minute does not count as in use. (Elsewhere it means
+        # that two may have the same port.)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind(address)
     except OSError as error:
@@ -102,7 +105,7 @@ def make_server(app: Guard, limits: Limits) -> Server:
     return Server(config)
 
 
-def run(app: Guard, opened: socket.socket, limits: Limits) -> int:
+def serve_until_stopped(app: Guard, opened: socket.socket, limits: Limits) -> int:
     """Serve until SIGTERM or SIGINT, and answer what is in flight by then.
 
     Returns:

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bistil.errors import InputError
@@ -12,6 +12,7 @@ TOKEN = "BISTIL_SERVE_TOKEN"
 """Environment variable with the token that requests must bring."""
 LONGEST_TOKEN_FILE = 4096
 SHORTEST_TOKEN = 16
+MOST = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,17 @@ class Limits:
     seconds: float = 10.0
     idle: float = 5.0
     stop: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that limit nothing.
+
+        Raises:
+            InputError: one is.
+        """
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if not 0 < value <= MOST:
+                raise InputError(f"{one.name} is {value}; it must be more than 0 and at most {MOST:,}")
 
 
 def read_token(file: Path | None) -> str | None:

@@ -60,7 +60,7 @@ def serve(
     """
     require_server()
     from bistil.serving.app import make_app
-    from bistil.serving.server import open_socket, run
+    from bistil.serving.server import open_socket, serve_until_stopped
 
     limits, token = limits or Limits(), read_token(token_file)
     # Before a model is loaded, which takes seconds.
@@ -76,8 +76,8 @@ def serve(
             logger.warning(
                 f"whoever reaches {host} may ask the model: --token-file or {TOKEN} lets in those with a token alone"
             )
-        names = {"model": Path(model).name, "teacher": Path(teacher or "").name}
+        names = {"model": Path(model).resolve().name, "teacher": Path(teacher or "").resolve().name}
         app = make_app(predictors["model"], teacher=predictors.get("teacher"), names=names, limits=limits, token=token)
-        return run(app, opened, limits)
+        return serve_until_stopped(app, opened, limits)
     finally:
         opened.close()
