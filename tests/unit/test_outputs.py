@@ -74,6 +74,7 @@ INPUTS = {
     "init files",
     "predict file",
     "run recipe",
+    "serve --token-file",
     "study file",
     "study --data",
     "trim --sft",
