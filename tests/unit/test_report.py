@@ -15,7 +15,7 @@ from bistil.errors import ArtefactError, InputError
 from bistil.report import load_summary, print_table, save_summary, summary_from, write_report
 from bistil.report.numbers import duration, giga, megabytes, millions, points, times
 from bistil.report.page import best_student, headline, loading_code
-from bistil.report.schema import CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.report.schema import AgreementRecord, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
 from bistil.report.table import plain_table
 from bistil.tasks import get_task
 
@@ -69,6 +69,12 @@ SUMMARY = {
 
 def changed(**values):
     return summary_from({**copy.deepcopy(SUMMARY), **values})
+
+
+def printed(summary):
+    stream = io.StringIO()
+    print_table(summary, console=Console(file=stream, width=120))
+    return stream.getvalue()
 
 
 def page(summary, tmp_path):
@@ -156,7 +162,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def test_the_schema_is_documented():
     text = (DOCS / "report.md").read_text(encoding="utf-8")
-    for record in (Summary, ModelRecord, StageRecord, CurveRecord, DataRecord):
+    for record in (Summary, ModelRecord, StageRecord, CurveRecord, DataRecord, AgreementRecord):
         for field in fields(record):
             assert f"| `{field.name}` | {field.metadata['help']} |" in text, f"{record.__name__}.{field.name}"
 
@@ -209,6 +215,22 @@ def test_without_target_labels_the_headline_is_size_speed_and_source_score(tmp_p
     )
     html = page(summary, tmp_path)
     assert "Use the student" in html and "students/b" in html and "There are no test data of it" in html
+    agreement = {"metric": "accuracy", "examples": 1200, "trimmed": 0.95, "trimmed_interval": [0.9, 1.0]}
+    agreed = [{**one, "agreement": 0.88, "agreement_interval": [0.85, 0.9]} for one in students]
+    summary = changed(models=[teacher, *agreed], agreement=agreement)
+    assert headline(summary).endswith(
+        "its score there is unknown; on 1,200 texts without labels it agrees with the teacher to 88.0% (accuracy, "
+        "interval 85.0 to 90.0; the trimmed teacher 95.0%), which is agreement, not accuracy"
+    )
+    text = " ".join(" ".join(checked(page(summary, tmp_path)).text).split())
+    assert "agreement with the teacher, not accuracy" in text and "Where the teacher is wrong" in text
+    # Neither a column of scores nor one of gaps, for there are none.
+    assert "points to teacher" not in text and "agrees with teacher, %" in text
+    table = printed(summary)
+    assert "88.0 [85.0 90.0]" in table and "gap" not in table.splitlines()[1] and "agreement, not accuracy" in table
+    none = changed(models=[teacher, *students], agreement={"examples": 0, "why": "it needs questions"})
+    assert "no agreement with the teacher stands for them: it needs questions" in page(none, tmp_path)
+    assert headline(none).endswith("its score there is unknown")
     for one in (teacher, *students):
         one["source_score"] = None
     assert headline(changed(models=[teacher, *students])) == (

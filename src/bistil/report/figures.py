@@ -97,7 +97,7 @@ def tradeoff_figure(summary: Summary) -> str | None:
         axes.set_xlim(0, max(1.0, fastest) * 1.3)
         axes.margins(y=0.12)
         axes.set_xlabel("times as fast as the teacher (CPU, batch 1)")
-        axes.set_ylabel(f"{shown[0].metric} ({summary.target}, zero-shot)")
+        axes.set_ylabel(f"{shown[0].metric} ({summary.target}{'' if summary.target_labels else ', zero-shot'})")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _label_points(axes, shown)
         return _svg(figure, "tradeoff", "Speed, size and score", _described(shown))
