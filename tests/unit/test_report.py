@@ -239,6 +239,16 @@ def test_without_target_labels_the_headline_is_size_speed_and_source_score(tmp_p
     )
 
 
+def test_labels_of_the_target_are_counted_and_nothing_is_called_zero_shot(tmp_path):
+    few = changed(
+        data={"train, en": {"examples": 900}, "train, it, 1": {"examples": 40}, "train, it, 2": {"examples": 10}}
+    )
+    assert few.target_labels == 50 and summary_from(SUMMARY).target_labels == 0
+    text = " ".join(" ".join(checked(page(few, tmp_path)).text).split())
+    assert "scores 68.5% accuracy (en to it)" in headline(few) and "zero-shot" not in text
+    assert "were among the training data: 50." in text
+
+
 def test_page_is_whole_offline_and_true(tmp_path):
     html = page(summary_from(SUMMARY), tmp_path)
     seen = checked(html)
