@@ -43,7 +43,7 @@ from bistil.runs.stages import (
     Trim,
     Wear,
 )
-from bistil.runs.summary import Candidate, Role, summarise
+from bistil.runs.summary import Candidate, Role, shown_predictions, summarise
 from bistil.runtime.artefacts import check_apart, claim, write_json
 from bistil.runtime.quiet import kept_threads
 from bistil.settings.recipe import (
@@ -499,11 +499,12 @@ def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
         for stage in plan.stages():
             run.make(stage)
         summary = summarise(recipe, inputs, plan, run)
+        shown = shown_predictions(recipe, plan, run)
     if first:
         save_summary(output / "summary.json", summary, replace=True)
         write_measured(summary, output, (output / "trimmed", *sorted((output / "phase1").glob("*"))))
     if first and summary.models:
-        write_report(summary, output / "report.html", replace=True)
+        write_report(summary, output / "report.html", shown=shown, replace=True)
         print_table(summary)
     return summary
 

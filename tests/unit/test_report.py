@@ -15,7 +15,15 @@ from bistil.errors import ArtefactError, InputError
 from bistil.report import load_summary, print_table, save_summary, summary_from, write_report
 from bistil.report.numbers import duration, giga, megabytes, millions, points, times
 from bistil.report.page import best_student, headline, loading_code
-from bistil.report.schema import AgreementRecord, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.report.schema import (
+    AgreementRecord,
+    CurveRecord,
+    DataRecord,
+    ModelRecord,
+    ShownPrediction,
+    StageRecord,
+    Summary,
+)
 from bistil.report.table import plain_table
 from bistil.tasks import get_task
 
@@ -237,6 +245,32 @@ def test_without_target_labels_the_headline_is_size_speed_and_source_score(tmp_p
         "The student b is 5.0 times smaller and 3.0 times faster than the teacher and was not scored: without test "
         "data of it its score there is unknown"
     )
+
+
+def test_scores_by_type_and_a_few_predictions_stand_on_the_page_and_no_sentence_in_the_summary(tmp_path):
+    models = copy.deepcopy(SUMMARY["models"])
+    for number, one in enumerate(models[:4]):
+        one["target_scores"] = {"f1/PER": 0.8 + number / 100, "f1/LOC": 0.5}
+    summary = changed(models=models)
+    shown = [
+        ShownPrediction(text="Rais <b>alizungumza.", wanted="PER Rais", said={"teacher": "none", "lrf2": "PER Rais"})
+    ]
+    write_report(summary, tmp_path / "own.html", shown=shown)
+    seen = checked((tmp_path / "own.html").read_text(encoding="utf-8"))
+    text = " ".join(" ".join(seen.text).split())
+    # Teacher and students, in the order of the table: neither the trimmed one nor a copy.
+    assert "figure teacher lrf2 lrf3 f1/PER 80.0 82.0 83.0 f1/LOC 50.0 50.0 50.0" in text
+    assert "Rais <b>alizungumza. labels PER Rais teacher none lrf2 PER Rais" in text
+    assert "A few predictions" not in page(summary, tmp_path) and "tokens" not in text.partition("Data")[2]
+
+
+def test_a_baseline_far_below_stretches_no_axis():
+    from bistil.report.figures import tradeoff_figure
+
+    low, high = summary_from(SUMMARY), changed(models=[*SUMMARY["models"][:5], model("m", "baseline", target=0.0)])
+    near = changed(models=[*SUMMARY["models"][:5], model("m", "baseline", target=0.5)])
+    assert "below: majority 20.0" in tradeoff_figure(low) and "below: m 0.0" in tradeoff_figure(high)
+    assert "below" not in tradeoff_figure(near) and "m 50.0" in tradeoff_figure(near)
 
 
 def test_labels_of_the_target_are_counted_and_nothing_is_called_zero_shot(tmp_path):

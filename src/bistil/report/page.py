@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bistil.report import numbers
-from bistil.report.schema import ModelRecord, Summary
+from bistil.report.schema import ModelRecord, ShownPrediction, Summary
 from bistil.report.table import agreement_note, texts_of
 from bistil.runtime.artefacts import claim, whole_file
 from bistil.runtime.ownership import CREATOR
@@ -35,12 +35,13 @@ class Card:
     """What that is, with its interval."""
 
 
-def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None:
+def write_report(summary: Summary, path: Path, *, shown: Sequence[ShownPrediction] = (), replace: bool = False) -> None:
     """Write the report: headline, table, figures, cost of the stages, versions. One file that loads nothing.
 
     The same summary gives the same bytes.
 
     Args:
+        shown: predictions to look at. They hold sentences of the data, so a report that is published has none.
         replace: an earlier report gives way.
 
     Raises:
@@ -70,6 +71,13 @@ def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None
         gap=summary.gap,
         measured=any(model.target_score is not None for model in summary.models),
         agreed=any(model.agreement is not None for model in summary.models),
+        details=_details(summary),
+        shown=shown,
+        # Columns that nothing has are left out.
+        counted={
+            name: any(getattr(one, name) is not None for one in summary.data.values())
+            for name in ("language", "examples", "tokens")
+        },
         agreement_note=agreement_note(summary),
         code=loading_code(summary),
         slowest=max((stage.seconds or 0 for stage in summary.stages), default=0) or 1,
@@ -191,6 +199,27 @@ def _card(student: ModelRecord, summary: Summary) -> Card:
         third=third,
         of_third=of_third,
     )
+
+
+@dataclass(frozen=True)
+class Details:
+    """All figures of a task beside the one that counts, of the teacher and the students."""
+
+    language: str
+    models: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def _details(summary: Summary) -> Details | None:
+    """Those of the target; without labels of it, of the source; None where there are none."""
+    models = [model for model in summary.models if model.role in ("teacher", "student")]
+    for language, name in ((summary.target, "target_scores"), (summary.source, "source_scores")):
+        scores = [getattr(model, name) for model in models]
+        figures = list(dict.fromkeys(figure for own in scores for figure in own))
+        if figures:
+            rows = [(figure, [numbers.score_text(own.get(figure)) for own in scores]) for figure in figures]
+            return Details(language, [model.name for model in models], rows)
+    return None
 
 
 def _ratio(whole: int | None, part: int | None) -> float | None:

@@ -29,8 +29,10 @@ class ModelRecord:
     metric: str = option(help="name of the score, such as accuracy")
     source_score: float | None = option(None, "on held-out source-language examples, 0 to 1")
     source_interval: list[float] | None = option(None, "bootstrap interval [low, high] of source_score")
+    source_scores: dict[str, float] = option(factory=dict, help="the task's other figures there, by label too")
     target_score: float | None = option(None, "zero-shot on target-language examples, 0 to 1")
     target_interval: list[float] | None = option(None, "bootstrap interval [low, high] of target_score")
+    target_scores: dict[str, float] = option(factory=dict, help="the task's other figures there, by label too")
     gap_to_teacher: float | None = option(None, "target_score minus the teacher's; below 0 is worse than the teacher")
     gap_interval: list[float] | None = option(None, "paired bootstrap interval [low, high] of gap_to_teacher")
     agreement: float | None = option(None, "on target text without labels, against what the teacher says; 0 to 1")
@@ -81,6 +83,17 @@ class DataRecord:
     examples: int | None = option(None, "lines of text or labelled examples")
     tokens: int | None = option(None, "tokens of the trimmed tokenizer")
     sha256: str | None = option(None, "digest of the content, hex")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ShownPrediction:
+    """A few words of the data and what models say of them: for a run's own report, and in no summary."""
+
+    text: str
+    wanted: str
+    """Its labels; empty where it has none."""
+    said: dict[str, str]
+    """By model."""
 
 
 @dataclass(kw_only=True, frozen=True)

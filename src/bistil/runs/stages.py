@@ -13,10 +13,11 @@ from bistil.distillation.kept_teacher import kept_bytes
 from bistil.distillation.static import DIMENSIONS, check_static, write_static
 from bistil.distillation.student import choose_layers, copy_student, student_config
 from bistil.distillation.task import LEAST_REPEATS, Fitting, may_keep
+from bistil.distillation.task_data import TaskData, some
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 from bistil.distillation.terms import terms_of
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
-from bistil.measuring.evaluation import measure
+from bistil.measuring.evaluation import score_examples
 from bistil.measuring.shape import EncoderShape
 from bistil.models.families import family_of
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
@@ -52,6 +53,8 @@ Sfts = Mapping[str, File | Product]
 """Per language, a sparse fine-tuning: a folder or hub name, or one that another stage learns."""
 # Of each test set so many resamples are scored: all models alike, so that the gap between two has a paired interval.
 RESAMPLES = 1000
+# Of each set so many predictions are kept for people to look at, and so much of a text.
+SHOWN, SHOWN_CHARACTERS = 6, 400
 # What cost is measured on: so many sentences.
 COST_EXAMPLES = 32
 
@@ -787,9 +790,10 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores by part of the exam."""
+    """Scores by part of the exam; some predictions, each as text, labels and what the model says."""
 
     parts: dict[str, Score]
+    shown: dict[str, list[list[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -804,13 +808,12 @@ class Evaluate(Stage[Scored]):
 
     def make(self, place: Place) -> Scored:
         data, length = self.exam.labelled.everything(place), self.exam.labelled.task.max_length
-        folder = place.path(self.model)
-        return Scored(
-            parts={
-                part: Score.of(measure(folder, data.task, examples, max_length=length, device=self.device))
-                for part, examples in self.exam.sets(place).items()
-            }
-        )
+        folder, found = place.path(self.model), Scored(parts={})
+        for part, examples in self.exam.sets(place).items():
+            metrics, said, _ = score_examples(folder, data.task, examples, max_length=length, device=self.device)
+            found.parts[part] = Score.of(metrics)
+            found.shown[part] = _shown(data, examples, said)
+        return found
 
     def cost(self, ahead: Ahead) -> Cost:
         shape, sets, device = ahead.shape(self.model), ahead.scored(self.exam, self.model), device_for(self.device)
@@ -847,6 +850,8 @@ class Agreed:
 
     examples: int
     score: Score | None
+    shown: list[list[str]] = field(default_factory=list)
+    """Some predictions: text, what the other model says, what this one says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -875,10 +880,12 @@ class Agree(Stage[Agreed]):
                 device=self.device,
             ),
         )
-        metrics = measure(place.path(self.model), data.task, examples, max_length=length, device=self.device)
+        metrics, ours, _ = score_examples(
+            place.path(self.model), data.task, examples, max_length=length, device=self.device
+        )
         of_itself = data.task.score(examples, said, labels=data.labels)
         score = Score.of(metrics) if of_itself.scores[of_itself.primary] else None
-        return Agreed(examples=len(examples), score=score)
+        return Agreed(examples=len(examples), score=score, shown=_shown(data, examples, ours))
 
     def cost(self, ahead: Ahead) -> Cost:
         models, passes, seconds = (self.model, self.reference), [], 0.0
@@ -947,6 +954,19 @@ class Benchmark(Stage[Costs]):
             seconds=_loading(ahead, *self.models),
             memory=held(sum(one.parameters["total"] for one in shapes), trained=False),
         )
+
+
+def _shown(data: TaskData, examples: Sequence[Any], said: Sequence[Any]) -> list[list[str]]:
+    """Some predictions, the same examples for every model."""
+    task, labels = data.task, data.labels
+    return [
+        [
+            task.text_of(one)[:SHOWN_CHARACTERS],
+            task.in_words(one, labels=labels),
+            task.in_words(one, own, labels=labels),
+        ]
+        for one, own in some([*zip(examples, said, strict=True)], SHOWN)
+    ]
 
 
 # What costs are made of

@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from bistil.measuring.benchmark import BenchmarkRow
-from bistil.report.schema import SCHEMA, AgreementRecord, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.report.schema import (
+    SCHEMA,
+    AgreementRecord,
+    CurveRecord,
+    DataRecord,
+    ModelRecord,
+    ShownPrediction,
+    StageRecord,
+    Summary,
+)
 from bistil.runs.folder import Made, RunFolder
 from bistil.runs.inputs import Inputs
 from bistil.runs.stage import Product
@@ -85,6 +94,8 @@ def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> 
                 next(iter(parts.values())).metric if parts else "",
             )
             for name, parts in scores.items()
+            # No span is found by the most frequent tag: a score of 0 would say nothing.
+            if name in lines or not parts or any(part.score for part in parts.values())
         ],
         stages=[_stage_record(made) for made in run.results],
         agreement=_agreement(recipe, agreed),
@@ -138,8 +149,10 @@ def _model_record(
         # Scores are in percent in the tasks, 0 to 1 in records.
         source_score=source.score / 100 if source else None,
         source_interval=[value / 100 for value in source.interval] if source else None,
+        source_scores=_shares(source),
         target_score=target.score / 100 if target else None,
         target_interval=[value / 100 for value in target.interval] if target else None,
+        target_scores=_shares(target),
         gap_to_teacher=gap[0] / 100 if gap else None,
         gap_interval=[value / 100 for value in gap[1:]] if gap else None,
         agreement=agreement.score / 100 if agreement else None,
@@ -153,6 +166,33 @@ def _model_record(
         speed_ratio_range=cost.speed_ratio_range if cost else None,
         flops=cost.flops if cost else None,
     )
+
+
+def _shares(score: Score | None) -> dict[str, float]:
+    """All figures of a set beside the first, 0 to 1."""
+    if score is None:
+        return {}
+    return {name: value / 100 for name, value in score.scores.items() if name != score.metric}
+
+
+def shown_predictions(recipe: Recipe, plan: Planned, run: RunFolder) -> list[ShownPrediction]:
+    """What some models say of a few examples of the target, or else of the source: for the report of this run alone."""
+    names = [one.name for one in plan.candidates if one.role in ("teacher", "student")]
+    agreements, scores = plan.agreements(), plan.scores()
+    rows: dict[str, list[list[str]]] = {}
+    for name in names:
+        if name in agreements:
+            rows[name] = run.make(agreements[name]).result.shown
+        elif not agreements and isinstance(stage := scores.get(name), Evaluate):
+            parts = run.make(stage).result.shown
+            rows[name] = parts.get(recipe.target) or parts.get(recipe.source) or []
+    found = []
+    for i, (text, wanted, _) in enumerate(next(iter(rows.values()), [])):
+        said = {name: own[i][2] for name, own in rows.items() if own}
+        if agreements:
+            said = {names[0]: wanted, **said}
+        found.append(ShownPrediction(text=text, wanted="" if agreements else wanted, said=said))
+    return found
 
 
 def _agreement(recipe: Recipe, agreed: Mapping[str, Agreed]) -> AgreementRecord | None:

@@ -301,6 +301,16 @@ class Task(ABC):
         """The example with what a model says of it in place of its labels; of tasks that are `of_plain_text` alone."""
         raise NotImplementedError(f"{self.kind} has no examples of plain text")
 
+    def in_words(self, example: Any, prediction: Any = None, *, labels: Sequence[str]) -> str:
+        """A prediction in a line, for people to look at.
+
+        Args:
+            prediction: None: the example's own labels.
+            labels: the model's.
+        """
+        del example, labels
+        return "" if prediction is None else str(prediction)
+
     def check_writable(self, examples: Sequence[Any]) -> None:
         """Make sure that predictions on these examples can be written; asked before they are made.
 

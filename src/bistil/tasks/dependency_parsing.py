@@ -269,6 +269,15 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
             example, heads=[head for head, _ in prediction], relations=[own.split(":")[0] for _, own in prediction]
         )
 
+    def in_words(self, example: ParsedSentence, prediction: Tree | None = None, *, labels: Sequence[str]) -> str:
+        """Every word with its relation and its head."""
+        del labels
+        tree = [*zip(example.heads, example.relations, strict=True)] if prediction is None else prediction
+        words = ["root", *example.words]
+        return "; ".join(
+            f"{word}: {relation} of {words[head]}" for word, (head, relation) in zip(example.words, tree, strict=True)
+        )
+
     def predicted(self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> Iterator[str]:
         for example, tree in zip(examples, predictions, strict=True):
             assert example.source is not None

@@ -222,6 +222,11 @@ class MultiLabelClassification(TextTask):
     def answered(self, example: LabelledText, prediction: Sequence[str]) -> LabelledText:
         return replace(example, labels=tuple(prediction))
 
+    def in_words(self, example: LabelledText, prediction: Sequence[str] | None = None, *, labels: Sequence[str]) -> str:
+        """The labels."""
+        del labels
+        return ", ".join(example.labels if prediction is None else prediction) or "none"
+
     def predicted(self, examples: Sequence[LabelledText], predictions: Sequence[Sequence[str]]) -> Iterator[str]:
         # A label that has no column yet gets one.
         known = sorted({label for found in predictions for label in found})

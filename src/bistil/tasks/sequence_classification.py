@@ -155,6 +155,11 @@ class SequenceClassification(TextTask):
     def answered(self, example: TextExample, prediction: str) -> TextExample:
         return replace(example, label=prediction)
 
+    def in_words(self, example: TextExample, prediction: str | None = None, *, labels: Sequence[str]) -> str:
+        """The label."""
+        del labels
+        return example.label if prediction is None else prediction
+
     def predicted(self, examples: Sequence[TextExample], predictions: Sequence[str]) -> Iterator[str]:
         rows = ({**e.fields, e.column: label} for e, label in zip(examples, predictions, strict=True))
         yield from rows_again(examples, rows)

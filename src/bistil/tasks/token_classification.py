@@ -263,6 +263,16 @@ class TokenClassification(Task):
     def answered(self, example: TaggedSentence, prediction: Sequence[str]) -> TaggedSentence:
         return replace(example, tags=[*prediction])
 
+    def in_words(
+        self, example: TaggedSentence, prediction: Sequence[str] | None = None, *, labels: Sequence[str]
+    ) -> str:
+        """The spans, or every word with its tag where the tags mark none."""
+        tags, scheme = example.tags if prediction is None else prediction, self.span_scheme(labels)
+        if scheme is None:
+            return " ".join(f"{word}/{tag}" for word, tag in zip(example.words, tags, strict=True))
+        found = sorted(spans(tags, scheme), key=lambda span: span[1])
+        return "; ".join(f"{kind} {' '.join(example.words[first : last + 1])}" for kind, first, last in found) or "none"
+
     def predicted(self, examples: Sequence[TaggedSentence], predictions: Sequence[Sequence[str]]) -> Iterator[str]:
         for example, tags in zip(examples, predictions, strict=True):
             if isinstance(example.source, Sentence):
