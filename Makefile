@@ -17,11 +17,16 @@ help:  ## what can be made
 # What is used is compiled when it is used, which is a small part of what is installed.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
+# PyTorch's build for processors alone, which is a tenth of the other's size: asked for once, and not for long, on Linux
+# where no GPU shows. Where its index does not answer, the ordinary one is taken. CPU_ONLY= : that at once.
+CPU_ONLY ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && [ ! -e /dev/kfd ] && echo yes)
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
 $(VENV)/installed: requirements.lock requirements-torch.lock pyproject.toml
 	@echo "Installing the locked dependencies into $(VENV), for about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes --no-deps -r requirements.lock
-	$(PIP) -r requirements-torch.lock
+	$(if $(CPU_ONLY),$(PIP) --timeout 10 --retries 0 --index-url $(TORCH_CPU) -r requirements-torch.lock 2> /dev/null || )$(PIP) -r requirements-torch.lock
 	$(PIP) --no-deps --editable .
 	touch $@
 
