@@ -23,7 +23,7 @@ from bistil.models.tokenizers import read_tokenizer
 from bistil.pretrained.packed_file import read_packed_file
 from bistil.runtime.artefacts import file_digest, read_json, read_sealed
 from bistil.runtime.documents import LONGEST_LINE, MOST_DEPTH, check_names, parse_json, parse_toml
-from bistil.settings.recipe import load_toml
+from bistil.settings.recipe import load_recipe, load_toml
 from bistil.sparse import SparseFineTuning
 from bistil.sparse.artefact import read_legacy
 from bistil.tasks import get_task
@@ -465,3 +465,10 @@ def test_what_fuzzing_put_into_a_message_stays_one_line(tmp_path):
     torch.save({"diffs": {"a\r\nb": {"index_steps": 3}}, "abs": {}}, path)
     with pytest.raises(BistilError, match="a b"):
         read_legacy(path)
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_none(tmp_path):
+    (tmp_path / "r.toml").write_text(
+        f'name = "a"\nsource = "en"\ntarget = "sw"\nteacher = "{"9" * 5_000}"\n[text]\nen = "e.txt"\nsw = "s.txt"\n'
+    )
+    assert load_recipe(tmp_path / "r.toml").teacher == "9" * 5_000

@@ -258,7 +258,7 @@ def load_recipe(
         return {language: located(own) for language, own in files.items()}
 
     teacher = recipe.teacher
-    if teacher.startswith((".", "/")) or (base / teacher).is_dir():
+    if teacher.startswith((".", "/")) or _is_folder(base / teacher):
         teacher = str(base / teacher)
     task = recipe.task and replace(
         recipe.task,
@@ -273,7 +273,7 @@ def load_recipe(
         trim=recipe.trim if recipe.trim.keep is None else replace(recipe.trim, keep=str(base / recipe.trim.keep)),
         text=all_located(recipe.text),
         language_sfts={
-            code: str(base / sft) if (base / sft).is_dir() else sft for code, sft in recipe.language_sfts.items()
+            code: str(base / sft) if _is_folder(base / sft) else sft for code, sft in recipe.language_sfts.items()
         },
         task=task,
     )
@@ -311,9 +311,17 @@ def _with_preset(values: dict[str, Any], where: str) -> tuple[dict[str, Any], di
     return values, {"finetune": preset.finetune, "phase2": preset.phase2}
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a name that is too long for one is a name of something else."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _located(file: str, base: Path) -> str:
     """A file's or data set's name with its relative path made absolute; a name on the hub stays itself."""
     if not file.startswith("dataset:"):
         return str(base / file)
     name, colon, rest = file.removeprefix("dataset:").partition(":")
-    return f"dataset:{base / name}{colon}{rest}" if (base / name).is_dir() else file
+    return f"dataset:{base / name}{colon}{rest}" if _is_folder(base / name) else file
