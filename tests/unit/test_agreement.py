@@ -122,9 +122,8 @@ def test_lines_are_drawn_by_the_seed_and_bounded(tmp_path):
     path = tmp_path / "sw.txt"
     path.write_text("\n".join(text[:100]) + "\n", encoding="utf-8")
     (rest,) = without_lines([File.at(path)], text[:100], text[:3])
-    rest.write(tmp_path / "work")
     assert isinstance(rest, Rest) and rest != File.at(path)
-    assert rest.in_folder(tmp_path / "work").read_text(encoding="utf-8").splitlines() == text[3:100]
+    assert rest.write(tmp_path / "work").read_text(encoding="utf-8").splitlines() == text[3:100]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if get_task(kind).of_plain_text])

@@ -141,19 +141,16 @@ class Rest(File):
         """What is left of a file."""
         return cls(json_digest([file.digest, *sorted(lines)]), file.path, lines)
 
-    def in_folder(self, folder: Path) -> Path:
-        """Where `write` puts it."""
-        return folder / f"{self.digest[:16]}.txt"
-
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> Path:
         """Write what is left as a file into a folder."""
-        path = self.in_folder(folder)
+        path = folder / f"{self.digest[:16]}.txt"
         folder.mkdir(parents=True, exist_ok=True)
         with (
             whole_file(path, replace=True, inner=True) as partial,
             partial.open("w", encoding="utf-8", newline="\n") as out,
         ):
             out.writelines(f"{line}\n" for line in read_lines(self.path) if line.strip() not in self.lines)
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,11 +77,9 @@ def paths(texts: Texts, place: Place) -> dict[str, list[Path]]:
 
 def text_paths(files: Sequence[File], place: Place) -> list[Path]:
     """The same for files of one language."""
-    with one_process_first() as first:
-        for file in files if first else ():
-            if isinstance(file, Rest):
-                file.write(place.work / "text")
-    return [file.in_folder(place.work / "text") if isinstance(file, Rest) else file.path for file in files]
+    # Of each process its own: some stages are made by all processes, some by the first one alone.
+    folder = place.work / f"text-{processes().process_index}"
+    return [file.write(folder) if isinstance(file, Rest) else file.path for file in files]
 
 
 # Vocabulary reduction (paper, section 3.1)
