@@ -13,7 +13,7 @@ it stopped.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -171,7 +171,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {language} | {labels:,} | {len(own)} | {' | '.join(cells)} |"
 
 
-def _spread(values: list[float], shown: Any) -> str:
+def _spread(values: list[float], shown: Callable[[float], str]) -> str:
     return shown(mean(values)) + (f" ± {score_text(stdev(values))}" if len(values) > 1 else "")
 
 
