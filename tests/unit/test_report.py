@@ -236,6 +236,8 @@ def test_without_target_labels_the_headline_is_size_speed_and_source_score(tmp_p
     assert "points to teacher" not in text and "agrees with teacher, %" in text
     table = printed(summary)
     assert "88.0 [85.0 90.0]" in table and "gap" not in table.splitlines()[1] and "agreement, not accuracy" in table
+    unscored = [{**one, "metric": "", "source_score": None} for one in (teacher, *agreed)]
+    assert "accuracy in %" in printed(changed(models=unscored, agreement=agreement))
     none = changed(models=[teacher, *students], agreement={"examples": 0, "why": "it needs questions"})
     assert "no agreement with the teacher stands for them: it needs questions" in page(none, tmp_path)
     assert headline(none).endswith("its score there is unknown")

@@ -122,7 +122,8 @@ class Summary:
     @property
     def metric(self) -> str:
         """Name of the score."""
-        return self.models[0].metric if self.models else ""
+        scored = self.models[0].metric if self.models else ""
+        return scored or (self.agreement.metric if self.agreement is not None else "")
 
     @property
     def target_labels(self) -> int:
