@@ -17,11 +17,16 @@ help:  ## what can be made
 # What is used is compiled when it is used, which is a small part of what is installed.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
+# PyTorch's build for processors alone, which is a tenth of the other's size: asked for once, and not for long, on Linux
+# where no GPU shows. Where its index does not answer, the ordinary one is taken. CPU_ONLY= : that at once.
+CPU_ONLY ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && [ ! -e /dev/kfd ] && echo yes)
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
 $(VENV)/installed: requirements.lock requirements-torch.lock pyproject.toml
 	@echo "Installing the locked dependencies into $(VENV), for about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes --no-deps -r requirements.lock
-	$(PIP) -r requirements-torch.lock
+	$(if $(CPU_ONLY),$(PIP) --timeout 10 --retries 0 --index-url $(TORCH_CPU) -r requirements-torch.lock 2> /dev/null || )$(PIP) -r requirements-torch.lock
 	$(PIP) --no-deps --editable .
 	touch $@
 
@@ -61,7 +66,7 @@ bench: install  ## the speed and memory ratios of docs/performance.md
 docs: install  ## the recipe reference, written from the code
 	$(BIN)/python docs/make_recipe_reference.py
 
-verify: install  ## bad inputs, fuzzing, kills, signals, full disks, long corpora (hours); SAMPLE=--sample: minutes
+verify: install  ## bad inputs, fuzzing, kills, signals, full disks, long corpora, the notebook (hours); SAMPLE=--sample: minutes
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python verify $(PARTS) $(SAMPLE)
 
 versions: install  ## tests with the lowest and the newest versions allowed; TESTS=tests for all of them

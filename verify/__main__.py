@@ -47,6 +47,7 @@ PARTS = {
     "signals": Part("SIGTERM and SIGINT in all stages and commands", ["--only", "run,predict", "--every", "5"], "signals", 30, 4),
     "full_disk": Part("Full disks in all stages and commands", ["--only", "run,predict", "--every", "8", "--limits", "2"], "refused", 30, 2),
     "corpus": Part("Long corpora through trimming and blocks", ["--lines", "100000"], "lines", 10_000_000, 100_000, min),
+    "notebook": Part("The notebook, from teacher to prediction", ["--tiny"], "cells", 7, 7),
 }  # fmt: skip
 
 
@@ -199,6 +200,11 @@ def _full_disk(items: Items) -> list[str]:
     return _table(["command", "refused", "in"], rows)
 
 
+def _notebook(items: Items) -> list[str]:
+    rows = [[name, one["cells"], round(sum(one["seconds"].values()))] for name, one in items.items()]
+    return _table(["notebook", "cells", "seconds"], rows)
+
+
 def _corpus(items: Items) -> list[str]:
     rows = [
         [name.partition(",")[0], f"{size['lines']:,}", f"{size['bytes'] / 1e6:,.1f}", size["seconds"],
@@ -215,6 +221,7 @@ DETAILS = {
     "signals": _signals,
     "full_disk": _full_disk,
     "corpus": _corpus,
+    "notebook": _notebook,
 }
 
 

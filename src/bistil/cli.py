@@ -15,8 +15,8 @@ from bistil.runtime.refused import system_refusal
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
 COMMANDS = (
-    "demo", "init", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "export", "benchmark", "push",
-    "adapt", "sft", "licences",
+    "demo", "init", "run", "study", "trim", "distill", "finetune", "evaluate", "predict", "serve", "export",
+    "benchmark", "push", "adapt", "sft", "licences",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -19,14 +19,15 @@ from bistil.report.schema import Summary, save_summary
 from bistil.report.table import print_table
 from bistil.runs.board import Board
 from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
-from bistil.runs.data import Exam, Labelled, TargetText, sources_of
+from bistil.runs.data import Exam, HeldOut, Labelled, TargetText, sources_of
 from bistil.runs.folder import Name, RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster, free_disk
-from bistil.runs.inputs import Inputs, check_inputs, labelled_files
+from bistil.runs.inputs import HELD_OUT, Inputs, check_inputs, keep_held_out, labelled_files
 from bistil.runs.side_by_side import check_jobs, make_side_by_side, threads_of
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import (
     Adapt,
+    Agree,
     Benchmark,
     Copied,
     Distil,
@@ -42,7 +43,7 @@ from bistil.runs.stages import (
     Trim,
     Wear,
 )
-from bistil.runs.summary import Candidate, Role, summarise
+from bistil.runs.summary import Candidate, Role, shown_predictions, summarise
 from bistil.runtime.artefacts import check_apart, claim, write_json
 from bistil.runtime.quiet import kept_threads
 from bistil.settings.recipe import (
@@ -277,6 +278,7 @@ class Plan:
     candidates: list[Candidate]
     """The task models, in the order of the table."""
     exam: Exam | None
+    held_out: HeldOut | None
     majority: bool
     names: dict[str, Name]
 
@@ -295,6 +297,21 @@ class Plan:
         if self.majority and self.method.labelled is not None:
             found[MAJORITY] = Guess(labelled=self.method.labelled, exam=self.exam)
         return found
+
+    def agreements(self) -> dict[str, Agree]:
+        """Without labels of the target, per candidate what says how far it agrees with the teacher on text held out.
+
+        The trimmed teacher is always among them: what it lacks to a whole agreement is trimming's, not a student's.
+        """
+        if self.held_out is None or self.exam is None or self.pair[1] in self.exam.parts:
+            return {}
+        teacher, *others = self.candidates
+        models = {"teacher, trimmed": self.method.task_teacher(), **{one.name: one.model for one in others}}
+        device = self.method.phase2.training.device
+        return {
+            name: Agree(model=model, reference=teacher.model, text=self.held_out, device=device)
+            for name, model in models.items()
+        }
 
     def costs(self) -> Benchmark:
         """Size and speed of every shape, measured on real target text."""
@@ -324,6 +341,7 @@ class Plan:
             yield self.method.task_teacher().stage
             yield from (one.model.stage for one in self.candidates)
             yield from self.scores().values()
+            yield from self.agreements().values()
             yield self.costs()
 
 
@@ -331,7 +349,7 @@ def plan_recipe(recipe: Recipe, inputs: Inputs) -> Plan:
     """The stages of a recipe; nothing is done."""
     method = Method(
         teacher=inputs.teacher,
-        texts=inputs.texts,
+        texts=inputs.learnt,
         source=recipe.source,
         students=tuple(recipe.students),
         layers=tuple(tuple(inputs.layers[student.name]) for student in recipe.students),
@@ -354,6 +372,7 @@ def plan_recipe(recipe: Recipe, inputs: Inputs) -> Plan:
         pair=(recipe.source, recipe.target),
         candidates=candidates,
         exam=exam,
+        held_out=inputs.held_out,
         majority=recipe.compare.majority,
         names={},
     )
@@ -432,6 +451,8 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
             yield one.model.stage.key, Name(f"phase2-{name}", {"model": one.place, "sft": f"sfts/{name}"})
     for name, score in plan.scores().items():
         yield score.key, Name(f"evaluate {name}")
+    for name, agree in plan.agreements().items():
+        yield agree.key, Name(f"agree {name}")
     yield plan.costs().key, Name("benchmark")
 
 
@@ -455,7 +476,7 @@ def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
     if first:
         check_run_folder(output)
         check_apart(_written(recipe, output), _read(recipe))
-    inputs = check_inputs(recipe)
+    inputs = check_inputs(recipe, output)
     if first:
         _check_disk(inputs, output)
     fixed = _fixed_lengths(recipe, inputs, output)
@@ -468,6 +489,7 @@ def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
             write_json(output / "recipe.json", to_dict(recipe), inner=True)
             if fixed is not None:
                 keep_lengths(fixed, output)
+            keep_held_out(inputs, recipe.target, output)
             forecaster = Forecaster(run)
             run.on_made = forecaster.made
             with kept_threads(threads_of(jobs)):
@@ -477,11 +499,12 @@ def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
         for stage in plan.stages():
             run.make(stage)
         summary = summarise(recipe, inputs, plan, run)
+        shown = shown_predictions(recipe, plan, run)
     if first:
         save_summary(output / "summary.json", summary, replace=True)
         write_measured(summary, output, (output / "trimmed", *sorted((output / "phase1").glob("*"))))
     if first and summary.models:
-        write_report(summary, output / "report.html", replace=True)
+        write_report(summary, output / "report.html", shown=shown, replace=True)
         print_table(summary)
     return summary
 
@@ -501,7 +524,7 @@ def forecast_recipe(
     Raises:
         BistilError: as `check_inputs`; or the recipe's budget is too small.
     """
-    inputs = inputs or check_inputs(recipe)
+    inputs = inputs or check_inputs(recipe, output)
     fixed = _fixed_lengths(recipe, inputs, output)
     plan = plan_recipe(recipe if fixed is None else fixed.applied(recipe), inputs)
     look = None
@@ -553,6 +576,7 @@ def _written(recipe: Recipe, output: Path) -> list[Path]:
     parts = ["trimmed", "phase1", "task-teacher", "teacher", "sfts/task-teacher", "work", "stages", "made"]
     parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]
     parts += [f"sfts/language-{language}" for language in recipe.text]
+    parts.append(HELD_OUT.format(recipe.target))
     return [
         output / part for part in [*parts, "run.json", "recipe.json", LENGTHS, "summary.json", "report.html", ".lock"]
     ]

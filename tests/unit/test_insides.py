@@ -3,6 +3,7 @@
 A failure means that an installed version no longer does it; the message says what of ours depends on it.
 """
 
+import asyncio
 import errno
 import inspect
 import io
@@ -426,6 +427,61 @@ def test_a_processor_says_whether_it_has_vnni():
         pytest.skip("the processor's flags are not in /proc/cpuinfo")
     words = set(flags.read_text().split())
     assert insides.has_vnni() == bool(words & {"avx512_vnni", "avx_vnni"}), "exported models say it"
+
+
+# --- uvicorn
+
+
+def test_uvicorn_s_protocol_shows_when_a_request_is_whole_and_when_it_is_answered():
+    uvicorn = pytest.importorskip("uvicorn")
+    from uvicorn.server import ServerState
+
+    async def app(_, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    class Transport(asyncio.Transport):
+        written, cut = b"", False
+
+        def write(self, data):
+            self.written += data
+
+        def get_write_buffer_size(self):
+            return 1
+
+        def is_closing(self):
+            return self.cut
+
+        def abort(self):
+            self.cut = True
+
+        def resume_reading(self):
+            pass
+
+        def close(self):
+            self.cut = True
+
+    async def talk():
+        config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None)
+        made = insides.patient_protocol(60)(config=config, server_state=ServerState(), app_state={})
+        made.connection_made(Transport())
+        timed = [made._late is not None]
+        for part in (b"POST / HTTP/1.1\r\nHost: x\r\n", b"Content-Length: 2\r\n\r\n", b"a", b"b"):
+            made.data_received(part)
+            timed.append(made._late is not None)
+        assert timed == [True] * 4 + [False], "slow clients are cut, others are not"
+        while not made.transport.written.endswith(b"\r\n\r\n"):
+            await asyncio.sleep(0.001)
+        assert made._stuck is not None, "who does not take an answer is cut"
+        made._cut_if_stuck()
+        assert made.transport.cut
+        made.connection_lost(None)
+        made._unset_keepalive_if_required()
+        assert made._late is made._stuck is None
+
+    asyncio.run(talk())
 
 
 # --- numpy, PEFT

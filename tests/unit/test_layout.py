@@ -196,3 +196,21 @@ def test_public_names_are_complete_and_load():
         assert getattr(bistil, name)
     with pytest.raises(AttributeError, match="nonsense"):
         bistil.nonsense  # noqa: B018
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_cpu_build_is_asked_for_first_where_no_gpu_shows_and_the_ordinary_index_is_the_way_out():
+    def said(cpu_only):
+        command = ["make", "--dry-run", "--always-make", ".venv/installed", f"CPU_ONLY={cpu_only}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    lines = [line for line in said("yes").splitlines() if "requirements-torch.lock" in line]
+    assert len(lines) == 1
+    first, _, second = lines[0].partition("||")
+    assert "--timeout 10 --retries 0 --index-url https://download.pytorch.org/whl/cpu" in first
+    assert "requirements-torch.lock" in second and "index-url" not in second
+    assert "index-url" not in said("")
+    # The line for people is of the same version.
+    locked = (ROOT / "requirements-torch.lock").read_text().split()[-1]
+    for page in ("README.md", "docs/install.md"):
+        assert f"--index-url https://download.pytorch.org/whl/cpu {locked}" in (ROOT / page).read_text(encoding="utf-8")

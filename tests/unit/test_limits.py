@@ -409,6 +409,7 @@ OWN = {
     "export/web.py": "what our child says",
     "export/fresh.py": "what our parent wrote",
     "demo/run.py": "the package's recipe",
+    "serving/app.py": "the package's page",
     "demo/data.py": "YAML of a text that went through; what is there, compared",
     "training/stores.py": "lines of a file that went through",
     "report/studies.py": "lines of a file that went through; what is about to be written",

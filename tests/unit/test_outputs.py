@@ -78,6 +78,7 @@ INPUTS = {
     "init files",
     "predict file",
     "run recipe",
+    "serve --token-file",
     "study file",
     "study --data",
     "trim --sft",
@@ -499,7 +500,8 @@ def functions():
     """Every function that writes: called with an output, and leave to replace what is ours."""
     from bistil.demo.data import prepare_demo_data
     from bistil.distillation import general, student, task, task_folders
-        from bistil.measuring.evaluation import evaluate_folder
+    from bistil.export.folder import export_model
+    from bistil.measuring.evaluation import evaluate_folder
     from bistil.models.writing import write_model
     from bistil.report import save_summary, summary_from, write_report
     from bistil.settings.recipe import FinetuneSettings, Phase1Settings, StudentSettings

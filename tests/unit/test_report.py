@@ -15,7 +15,15 @@ from bistil.errors import ArtefactError, InputError
 from bistil.report import load_summary, print_table, save_summary, summary_from, write_report
 from bistil.report.numbers import duration, giga, megabytes, millions, points, times
 from bistil.report.page import best_student, headline, loading_code
-from bistil.report.schema import CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.report.schema import (
+    AgreementRecord,
+    CurveRecord,
+    DataRecord,
+    ModelRecord,
+    ShownPrediction,
+    StageRecord,
+    Summary,
+)
 from bistil.report.table import plain_table
 from bistil.tasks import get_task
 
@@ -69,6 +77,12 @@ SUMMARY = {
 
 def changed(**values):
     return summary_from({**copy.deepcopy(SUMMARY), **values})
+
+
+def printed(summary):
+    stream = io.StringIO()
+    print_table(summary, console=Console(file=stream, width=120))
+    return stream.getvalue()
 
 
 def page(summary, tmp_path):
@@ -156,7 +170,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def test_the_schema_is_documented():
     text = (DOCS / "report.md").read_text(encoding="utf-8")
-    for record in (Summary, ModelRecord, StageRecord, CurveRecord, DataRecord):
+    for record in (Summary, ModelRecord, StageRecord, CurveRecord, DataRecord, AgreementRecord):
         for field in fields(record):
             assert f"| `{field.name}` | {field.metadata['help']} |" in text, f"{record.__name__}.{field.name}"
 
@@ -209,12 +223,66 @@ def test_without_target_labels_the_headline_is_size_speed_and_source_score(tmp_p
     )
     html = page(summary, tmp_path)
     assert "Use the student" in html and "students/b" in html and "There are no test data of it" in html
+    agreement = {"metric": "accuracy", "examples": 1200, "trimmed": 0.95, "trimmed_interval": [0.9, 1.0]}
+    agreed = [{**one, "agreement": 0.88, "agreement_interval": [0.85, 0.9]} for one in students]
+    summary = changed(models=[teacher, *agreed], agreement=agreement)
+    assert headline(summary).endswith(
+        "its score there is unknown; on 1,200 texts without labels it agrees with the teacher to 88.0% (accuracy, "
+        "interval 85.0 to 90.0; the trimmed teacher 95.0%), which is agreement, not accuracy"
+    )
+    text = " ".join(" ".join(checked(page(summary, tmp_path)).text).split())
+    assert "agreement with the teacher, not accuracy" in text and "Where the teacher is wrong" in text
+    # Neither a column of scores nor one of gaps, for there are none.
+    assert "points to teacher" not in text and "agrees with teacher, %" in text
+    table = printed(summary)
+    assert "88.0 [85.0 90.0]" in table and "gap" not in table.splitlines()[1] and "agreement, not accuracy" in table
+    unscored = [{**one, "metric": "", "source_score": None} for one in (teacher, *agreed)]
+    assert "accuracy in %" in printed(changed(models=unscored, agreement=agreement))
+    none = changed(models=[teacher, *students], agreement={"examples": 0, "why": "it needs questions"})
+    assert "no agreement with the teacher stands for them: it needs questions" in page(none, tmp_path)
+    assert headline(none).endswith("its score there is unknown")
     for one in (teacher, *students):
         one["source_score"] = None
     assert headline(changed(models=[teacher, *students])) == (
         "The student b is 5.0 times smaller and 3.0 times faster than the teacher and was not scored: without test "
         "data of it its score there is unknown"
     )
+
+
+def test_scores_by_type_and_a_few_predictions_stand_on_the_page_and_no_sentence_in_the_summary(tmp_path):
+    models = copy.deepcopy(SUMMARY["models"])
+    for number, one in enumerate(models[:4]):
+        one["target_scores"] = {"f1/PER": 0.8 + number / 100, "f1/LOC": 0.5}
+    summary = changed(models=models)
+    shown = [
+        ShownPrediction(text="Rais <b>alizungumza.", wanted="PER Rais", said={"teacher": "none", "lrf2": "PER Rais"})
+    ]
+    write_report(summary, tmp_path / "own.html", shown=shown)
+    seen = checked((tmp_path / "own.html").read_text(encoding="utf-8"))
+    text = " ".join(" ".join(seen.text).split())
+    # Teacher and students, in the order of the table: neither the trimmed one nor a copy.
+    assert "figure teacher lrf2 lrf3 f1/PER 80.0 82.0 83.0 f1/LOC 50.0 50.0 50.0" in text
+    assert "Rais <b>alizungumza. labels PER Rais teacher none lrf2 PER Rais" in text
+    assert "A few predictions" not in page(summary, tmp_path) and "tokens" not in text.partition("Data")[2]
+
+
+def test_a_baseline_far_below_stretches_no_axis():
+    from bistil.report.figures import tradeoff_figure
+
+    low, high = summary_from(SUMMARY), changed(models=[*SUMMARY["models"][:5], model("m", "baseline", target=0.0)])
+    near = changed(models=[*SUMMARY["models"][:5], model("m", "baseline", target=0.5)])
+    assert "below: majority 20.0" in tradeoff_figure(low) and "below: m 0.0" in tradeoff_figure(high)
+    assert "below" not in tradeoff_figure(near) and "m 50.0" in tradeoff_figure(near)
+
+
+def test_labels_of_the_target_are_counted_and_nothing_is_called_zero_shot(tmp_path):
+    few = changed(
+        data={"train, en": {"examples": 900}, "train, it, 1": {"examples": 40}, "train, it, 2": {"examples": 10}}
+    )
+    assert few.target_labels == 50 and summary_from(SUMMARY).target_labels == 0
+    text = " ".join(" ".join(checked(page(few, tmp_path)).text).split())
+    assert "scores 68.5% accuracy (en to it)" in headline(few) and "zero-shot" not in text
+    assert "were among the training data: 50." in text
 
 
 def test_page_is_whole_offline_and_true(tmp_path):

@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
         from bistil.runs.inputs import check_inputs
 
         if check:
-            inputs = check_inputs(resolved)
+            inputs = check_inputs(resolved, folder)
             for line in (*inputs.lines(), where):
                 typer.echo(printable(line))
             typer.echo()

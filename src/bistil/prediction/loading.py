@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from bistil.engines import open_engine
 from bistil.errors import InputError
 from bistil.models.families import check_length, position_limit
@@ -16,6 +18,7 @@ from bistil.prediction.sentences import SentenceEncoder
 from bistil.prediction.texts import Answerer, Classifier, MultiLabelClassifier
 from bistil.prediction.words import Tagger, TreeParser
 from bistil.tasks import Task, get_task, kind_of
+from bistil.tasks.batches import Engine
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "token-classification": Tagger,
@@ -66,20 +69,43 @@ def load(
     folder = model_folder(str(name))
     config = read_config(folder)
     form = _sentence_form(folder, config, task, sentences)
-    own: Task
-    if form is not None:
-        own, kind = SentenceEmbedding(form), KIND
-    else:
-        kind = task or kind_of(config, str(name))
-        own = get_task(kind, scheme=scheme)
-    kinds = [str(getattr(one, "kind", "")) for one in type(own).__mro__]
-    like = next((one for one in kinds if one in PREDICTORS), None)
-    if like is None:
-        raise InputError(f"models for {kind} cannot be asked yet: of use are those for {', '.join(PREDICTORS)}")
-    length = _length(config, MAX_LENGTH.get(like, 128), max_length)
+    own: Task = (
+        SentenceEmbedding(form) if form is not None else get_task(task or kind_of(config, str(name)), scheme=scheme)
+    )
+    length = _length(config, MAX_LENGTH.get(_like(own), 128), max_length)
     tokenizer = load_tokenizer(str(folder))
     engine = open_engine(folder, own, device=device, threads=threads)
-    return PREDICTORS[like](str(name), own, engine, tokenizer, max_length=length, threads=threads)
+    return predictor_of(str(name), own, engine, tokenizer, max_length=length, threads=threads)
+
+
+def predictor_of(
+    name: str,
+    task: Task,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    threads: int | None = None,
+) -> Predictor:
+    """The predictor of a task, for a model that is open; arguments as of `Predictor`.
+
+    Raises:
+        InputError: there is none.
+    """
+    return PREDICTORS[_like(task)](name, task, engine, tokenizer, max_length=max_length, threads=threads)
+
+
+def _like(task: Task) -> str:
+    """The kind of the predictor that a task has: its own, or that of the class that it is made of.
+
+    Raises:
+        InputError: there is none.
+    """
+    kinds = [str(getattr(one, "kind", "")) for one in type(task).__mro__]
+    like = next((one for one in kinds if one in PREDICTORS), None)
+    if like is None:
+        raise InputError(f"models for {task.kind} cannot be asked yet: of use are those for {', '.join(PREDICTORS)}")
+    return like
 
 
 def _sentence_form(folder: Path, config: Any, task: str | None, given: SentenceForm | None) -> SentenceForm | None:

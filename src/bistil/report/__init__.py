@@ -2,6 +2,7 @@
 
 from bistil.report.page import write_report
 from bistil.report.schema import (
+    AgreementRecord,
     CurveRecord,
     DataRecord,
     ModelRecord,
@@ -14,6 +15,7 @@ from bistil.report.schema import (
 from bistil.report.table import print_benchmark, print_table
 
 __all__ = [
+    "AgreementRecord",
     "CurveRecord",
     "DataRecord",
     "ModelRecord",

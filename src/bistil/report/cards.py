@@ -5,6 +5,7 @@ from pathlib import Path
 from bistil.models.cards import add_to_card, markdown_table
 from bistil.report.numbers import interval_text, megabytes, milliseconds_text, points, score_text, times
 from bistil.report.schema import ModelRecord, Summary
+from bistil.report.table import texts_of
 
 
 def write_measured(summary: Summary, folder: Path, others: tuple[Path, ...] = ()) -> None:
@@ -32,6 +33,16 @@ def _measured(summary: Summary, model: ModelRecord) -> str:
         for name, score, interval in rows
         if score is not None
     ]
+    how = summary.agreement
+    if how is not None and model.agreement is not None:
+        what = f"{how.metric} against the teacher's predictions on {texts_of(how)} of {summary.target}"
+        lines.append(
+            [
+                f"agreement, not accuracy: {what}",
+                f"{score_text(model.agreement)} {interval_text(model.agreement_interval)} (the trimmed teacher: "
+                f"{score_text(how.trimmed)})",
+            ]
+        )
     gap = summary.gap(model)
     if gap is not None:
         interval = model.gap_interval

@@ -81,8 +81,25 @@ def tradeoff_figure(summary: Summary) -> str | None:
             area = 1500 * (m.parameters or 0) / largest
             axes.scatter(x, y, s=max(area, 12), color=colour, alpha=0.22, linewidth=0)
             axes.scatter(x, y, s=22, color=colour, zorder=3)
+        axes.margins(y=0.12)
+        # What has no speed is a line; it stretches no axis, so that one far below is told in words.
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high)
         for m in summary.models:
             if m.speed_ratio is None and m.target_score is not None:
+                if not low <= m.target_score <= high:
+                    where = "below" if m.target_score < low else "above"
+                    axes.annotate(
+                        f"{where}: {m.name} {score_text(m.target_score)}",
+                        (1, 0 if where == "below" else 1),
+                        xycoords="axes fraction",
+                        xytext=(-2, 4 if where == "below" else -12),
+                        textcoords="offset points",
+                        ha="right",
+                        fontsize=10,
+                        color=MUTED,
+                    )
+                    continue
                 axes.axhline(m.target_score, color=ROLE_COLOURS[m.role], linestyle="--", linewidth=1.2)
                 axes.annotate(
                     f"{m.name} {score_text(m.target_score)}",
@@ -95,9 +112,8 @@ def tradeoff_figure(summary: Summary) -> str | None:
                     color=MUTED,
                 )
         axes.set_xlim(0, max(1.0, fastest) * 1.3)
-        axes.margins(y=0.12)
         axes.set_xlabel("times as fast as the teacher (CPU, batch 1)")
-        axes.set_ylabel(f"{shown[0].metric} ({summary.target}, zero-shot)")
+        axes.set_ylabel(f"{shown[0].metric} ({summary.target}{'' if summary.target_labels else ', zero-shot'})")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _label_points(axes, shown)
         return _svg(figure, "tradeoff", "Speed, size and score", _described(shown))
@@ -108,12 +124,14 @@ def scores_figure(summary: Summary) -> str | None:
     shown = [m for m in summary.models if m.source_score is not None or m.target_score is not None]
     if not shown:
         return None
+    both = any(m.target_score is not None for m in shown)
+    apart = 0.19 if both else 0.0
     with _figure(5.6, 1.3 + 0.55 * len(shown)) as (figure, axes):
         for i, m in enumerate(shown):
             colour = ROLE_COLOURS[m.role]
             for offset, score, interval, alpha in (
-                (-0.19, m.source_score, m.source_interval, 0.35),
-                (0.19, m.target_score, m.target_interval, 0.95),
+                (-apart, m.source_score, m.source_interval, 0.35 if both else 0.95),
+                (apart, m.target_score, m.target_interval, 0.95),
             ):
                 if score is None:
                     continue
@@ -130,7 +148,9 @@ def scores_figure(summary: Summary) -> str | None:
         axes.set_xlim(0, 1.1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel(f"{shown[0].metric}; pale {summary.source}, full {summary.target}")
+        axes.set_xlabel(
+            f"{shown[0].metric}; " + (f"pale {summary.source}, full {summary.target}" if both else summary.source)
+        )
         described = "; ".join(
             f"{m.name}: {summary.source} {score_text(m.source_score) or 'not measured'},"
             f" {summary.target} {score_text(m.target_score) or 'not measured'}"

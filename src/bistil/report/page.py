@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bistil.report import numbers
-from bistil.report.schema import ModelRecord, Summary
+from bistil.report.schema import ModelRecord, ShownPrediction, Summary
+from bistil.report.table import agreement_note, texts_of
 from bistil.runtime.artefacts import claim, whole_file
 from bistil.runtime.ownership import CREATOR
 
@@ -29,16 +30,18 @@ class Card:
     name: str
     smaller: str
     faster: str
-    gap: str
-    gap_note: str
+    third: str
+    of_third: str
+    """What that is, with its interval."""
 
 
-def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None:
+def write_report(summary: Summary, path: Path, *, shown: Sequence[ShownPrediction] = (), replace: bool = False) -> None:
     """Write the report: headline, table, figures, cost of the stages, versions. One file that loads nothing.
 
     The same summary gives the same bytes.
 
     Args:
+        shown: predictions to look at. They hold sentences of the data, so a report that is published has none.
         replace: an earlier report gives way.
 
     Raises:
@@ -67,6 +70,15 @@ def write_report(summary: Summary, path: Path, *, replace: bool = False) -> None
         n=numbers,
         gap=summary.gap,
         measured=any(model.target_score is not None for model in summary.models),
+        agreed=any(model.agreement is not None for model in summary.models),
+        details=_details(summary),
+        shown=shown,
+        # Columns that nothing has are left out.
+        counted={
+            name: any(getattr(one, name) is not None for one in summary.data.values())
+            for name in ("language", "examples", "tokens")
+        },
+        agreement_note=agreement_note(summary),
         code=loading_code(summary),
         slowest=max((stage.seconds or 0 for stage in summary.stages), default=0) or 1,
         total=sum(stage.seconds or 0 for stage in summary.stages),
@@ -126,14 +138,28 @@ def _score_words(student: ModelRecord, summary: Summary) -> str:
     """What a student scores; without labels of the target language what is known of the source's."""
     if student.target_score is not None:
         where = f"({summary.source} to {summary.target})"
-        return f"scores {numbers.score_text(student.target_score)}% zero-shot {student.metric} {where}"
-    unknown = f"without test data of {summary.target} its score there is unknown"
+        how = "" if summary.target_labels else "zero-shot "
+        return f"scores {numbers.score_text(student.target_score)}% {how}{student.metric} {where}"
+    unknown = f"without test data of {summary.target} its score there is unknown{_agreement_words(student, summary)}"
     if student.source_score is None:
         return f"was not scored: {unknown}"
     score = f"scores {numbers.score_text(student.source_score)}% {student.metric} in {summary.source}"
     if summary.teacher is not None and summary.teacher.source_score is not None:
         score += f" (the teacher {numbers.score_text(summary.teacher.source_score)}%)"
     return f"{score}; {unknown}"
+
+
+def _agreement_words(student: ModelRecord, summary: Summary) -> str:
+    """What stands for a score where there are no labels of the target, and that it is none."""
+    how = summary.agreement
+    if student.agreement is None or how is None:
+        return ""
+    interval = numbers.interval_text(student.agreement_interval).strip("[]").replace(" ", " to ")
+    return (
+        f"; on {texts_of(how)} without labels it agrees with the teacher to {numbers.score_text(student.agreement)}% "
+        f"({how.metric}{f', interval {interval}' if interval else ''}; the trimmed teacher "
+        f"{numbers.score_text(how.trimmed)}%), which is agreement, not accuracy"
+    )
 
 
 def loading_code(summary: Summary) -> str | None:
@@ -159,15 +185,41 @@ def _gap_words(gap: float, interval: Sequence[float] | None) -> str:
 
 def _card(student: ModelRecord, summary: Summary) -> Card:
     size = _ratio(summary.teacher.parameters if summary.teacher else None, student.parameters)
+    if student.target_score is None and student.agreement is not None:
+        third, of_third = f"{numbers.score_text(student.agreement)}%", "agreement with the teacher, not accuracy"
+    else:
+        third, of_third = numbers.points(summary.gap(student)).replace("-", "−"), "points to the teacher"
+        if student.gap_interval is not None:
+            low, high = (numbers.points(value).replace("-", "−") for value in student.gap_interval)
+            of_third += f" ({low} to {high})"
     return Card(
         name=student.name,
         smaller="" if size is None else f"{size:.1f}×",
         faster="" if student.speed_ratio is None else f"{student.speed_ratio:.1f}×",
-        gap=numbers.points(summary.gap(student)).replace("-", "−"),
-        gap_note=""
-        if student.gap_interval is None
-        else " to ".join(map(numbers.points, student.gap_interval)).replace("-", "−"),
+        third=third,
+        of_third=of_third,
     )
+
+
+@dataclass(frozen=True)
+class Details:
+    """All figures of a task beside the one that counts, of the teacher and the students."""
+
+    language: str
+    models: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def _details(summary: Summary) -> Details | None:
+    """Those of the target; without labels of it, of the source; None where there are none."""
+    models = [model for model in summary.models if model.role in ("teacher", "student")]
+    for language, name in ((summary.target, "target_scores"), (summary.source, "source_scores")):
+        scores = [getattr(model, name) for model in models]
+        figures = list(dict.fromkeys(figure for own in scores for figure in own))
+        if figures:
+            rows = [(figure, [numbers.score_text(own.get(figure)) for own in scores]) for figure in figures]
+            return Details(language, [model.name for model in models], rows)
+    return None
 
 
 def _ratio(whole: int | None, part: int | None) -> float | None:

@@ -29,10 +29,14 @@ class ModelRecord:
     metric: str = option(help="name of the score, such as accuracy")
     source_score: float | None = option(None, "on held-out source-language examples, 0 to 1")
     source_interval: list[float] | None = option(None, "bootstrap interval [low, high] of source_score")
+    source_scores: dict[str, float] = option(factory=dict, help="the task's other figures there, by label too")
     target_score: float | None = option(None, "zero-shot on target-language examples, 0 to 1")
     target_interval: list[float] | None = option(None, "bootstrap interval [low, high] of target_score")
+    target_scores: dict[str, float] = option(factory=dict, help="the task's other figures there, by label too")
     gap_to_teacher: float | None = option(None, "target_score minus the teacher's; below 0 is worse than the teacher")
     gap_interval: list[float] | None = option(None, "paired bootstrap interval [low, high] of gap_to_teacher")
+    agreement: float | None = option(None, "on target text without labels, against what the teacher says; 0 to 1")
+    agreement_interval: list[float] | None = option(None, "bootstrap interval [low, high] of agreement")
     milliseconds: float | None = option(None, "median CPU milliseconds per example at batch 1")
     speed_ratio: float | None = option(None, "teacher's time divided by this model's, median over rounds")
     speed_ratio_range: list[float] | None = option(None, "least and greatest speed_ratio of a round")
@@ -60,6 +64,18 @@ class CurveRecord:
 
 
 @dataclass(kw_only=True, frozen=True)
+class AgreementRecord:
+    """How models agree with the teacher on target text that nothing was learnt from. It is agreement, not accuracy:
+    where the teacher is wrong, a model that agrees is wrong too."""
+
+    metric: str = option("", "its name, with the teacher's predictions in place of labels")
+    examples: int = option(help="sentences, texts or pairs")
+    trimmed: float | None = option(None, "that of the trimmed teacher, for comparison; 0 to 1")
+    trimmed_interval: list[float] | None = option(None, "bootstrap interval [low, high] of trimmed")
+    why: str | None = option(None, "why there is none")
+
+
+@dataclass(kw_only=True, frozen=True)
 class DataRecord:
     """One file or corpus that went into the run."""
 
@@ -67,6 +83,17 @@ class DataRecord:
     examples: int | None = option(None, "lines of text or labelled examples")
     tokens: int | None = option(None, "tokens of the trimmed tokenizer")
     sha256: str | None = option(None, "digest of the content, hex")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ShownPrediction:
+    """A few words of the data and what models say of them: for a run's own report, and in no summary."""
+
+    text: str
+    wanted: str
+    """Its labels; empty where it has none."""
+    said: dict[str, str]
+    """By model."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -86,13 +113,24 @@ class Summary:
     machine: dict[str, str] = option(factory=dict, help="processor, cores and the like of the stages, all there were")
     models: list[ModelRecord] = option(help="the table, in its order; empty for a run without a task")
     stages: list[StageRecord] = option(factory=list, help="wall time and memory")
+    agreement: AgreementRecord | None = option(
+        None, "without labels of the target: how models were compared with the teacher"
+    )
     phase1: dict[str, CurveRecord] = option(factory=dict, help="per student, the held-out loss over steps")
     data: dict[str, DataRecord] = option(factory=dict, help="per name, what was read")
 
     @property
     def metric(self) -> str:
         """Name of the score."""
-        return self.models[0].metric if self.models else ""
+        scored = self.models[0].metric if self.models else ""
+        return scored or (self.agreement.metric if self.agreement is not None else "")
+
+    @property
+    def target_labels(self) -> int:
+        """How many labelled examples of the target language were learnt from; 0: none, the scores are zero-shot."""
+        name = f"train, {self.target}"
+        own = [one for key, one in self.data.items() if key == name or key.startswith(f"{name}, ")]
+        return sum(one.examples or 1 for one in own)
 
     @property
     def teacher(self) -> ModelRecord | None:
@@ -163,10 +201,10 @@ def _problems(summary: Summary) -> Iterator[str]:
         yield "more than one model has the role 'teacher'"
     for model in summary.models:
         at = f"models[{model.name!r}]"
-        for key in ("source", "target"):
-            score, interval = getattr(model, f"{key}_score"), getattr(model, f"{key}_interval")
+        for key, name in (("source", "source_score"), ("target", "target_score"), ("agreement", "agreement")):
+            score, interval = getattr(model, name), getattr(model, f"{key}_interval")
             if score is not None and not 0 <= score <= 1:
-                yield f"{at}.{key}_score is {score}; scores run from 0 to 1"
+                yield f"{at}.{name} is {score}; scores run from 0 to 1"
             yield from _pair(interval, f"{at}.{key}_interval")
         yield from _pair(model.gap_interval, f"{at}.gap_interval")
         yield from _pair(model.speed_ratio_range, f"{at}.speed_ratio_range")

@@ -19,7 +19,7 @@ from bistil.report.numbers import (
     score_text,
     times,
 )
-from bistil.report.schema import Summary
+from bistil.report.schema import AgreementRecord, Summary
 
 if TYPE_CHECKING:
     from bistil.measuring.benchmark import BenchmarkRow  # imports torch, which a table of records does not need
@@ -29,37 +29,51 @@ WIDTH = 100
 
 def print_table(summary: Summary, *, console: Console | None = None) -> None:
     """Print the models of a run: size, scores with bootstrap intervals, speed."""
-    header = [
-        "model",
-        "Mpar",
-        "MB",
-        "vocab",
-        "lay",
-        summary.source,
-        f"{summary.target} [interval]",
-        "gap",
-        "ms",
-        "speed",
-        "GFLOP",
-    ]
-    rows = [
-        [
-            m.name,
-            millions(m.parameters),
-            megabytes(m.bytes),
-            "" if m.vocabulary is None else str(m.vocabulary),
-            "" if m.layers is None else str(m.layers),
-            score_text(m.source_score),
-            f"{score_text(m.target_score)} {interval_text(m.target_interval)}".strip(),
-            points(summary.gap(m)),
-            milliseconds_text(m.milliseconds),
-            times(m.speed_ratio),
-            giga(m.flops),
-        ]
-        for m in summary.models
-    ]
+    columns = {
+        "model": [m.name for m in summary.models],
+        "Mpar": [millions(m.parameters) for m in summary.models],
+        "MB": [megabytes(m.bytes) for m in summary.models],
+        "vocab": ["" if m.vocabulary is None else str(m.vocabulary) for m in summary.models],
+        "lay": ["" if m.layers is None else str(m.layers) for m in summary.models],
+        summary.source: [score_text(m.source_score) for m in summary.models],
+        f"{summary.target} [interval]": [_with_interval(m.target_score, m.target_interval) for m in summary.models],
+        "agrees [interval]": [_with_interval(m.agreement, m.agreement_interval) for m in summary.models],
+        "gap": [points(summary.gap(m)) for m in summary.models],
+        "ms": [milliseconds_text(m.milliseconds) for m in summary.models],
+        "speed": [times(m.speed_ratio) for m in summary.models],
+        "GFLOP": [giga(m.flops) for m in summary.models],
+    }
+    # What no model has is left out.
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    header, rows = [*columns], [list(row) for row in zip(*columns.values(), strict=True)]
     title = f"{summary.name}: {summary.source} to {summary.target}, {summary.metric} in %, seed {summary.seed}"
     print_rows(title, header, rows, bold={m.name for m in summary.students}, console=console)
+    if summary.agreement is not None:
+        (console or Console()).print(agreement_note(summary), markup=False, highlight=False, soft_wrap=True)
+
+
+def agreement_note(summary: Summary) -> str:
+    """What the agreement with the teacher is, where there is one; that there is none, and why; else nothing."""
+    how = summary.agreement
+    if how is None:
+        return ""
+    none = f"There are no test data of {summary.target}"
+    if how.why is not None:
+        return f"{none}, and no agreement with the teacher stands for them: {how.why}."
+    return (
+        f"{none}. What stands for them is agreement, not accuracy: {how.metric} on {texts_of(how)} that nothing was "
+        f"learnt from, with what the teacher says in place of labels (the trimmed teacher: "
+        f"{_with_interval(how.trimmed, how.trimmed_interval)}). Where the teacher is wrong, a model that agrees is too."
+    )
+
+
+def texts_of(how: AgreementRecord) -> str:
+    """How many texts two models are compared on."""
+    return f"{how.examples:,} text{'s' * (how.examples != 1)}"
+
+
+def _with_interval(score: float | None, interval: Sequence[float] | None) -> str:
+    return f"{score_text(score)} {interval_text(interval)}".strip()
 
 
 def print_benchmark(models: "Sequence[BenchmarkRow]", *, console: Console | None = None) -> None:

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, some, unseen_target_text
-from bistil.runs.stage import File, Reader
+from bistil.runs.stage import File, Reader, cosmetic
+from bistil.runtime.artefacts import json_digest, whole_file
 from bistil.settings.recipe import TaskSettings, to_dict
-from bistil.text.lines import read_sentences
+from bistil.tasks.overlap import comparable, is_short
+from bistil.text.lines import read_lines, read_sentences
 
 # What says where labelled data lie, or how a recipe came to its settings; the files count by their content.
 FILES = ("train", "dev", "test", "sources")
 NOT_LEARNT_FROM = (*FILES, "preset", "strict")
 DEV = "dev"
 """The part of an exam that is the source language's dev set; all others are test sets."""
+# Of the target's text, where no labels of it are scored: a tenth of the different lines, and so many at most.
+HELD_OUT_SHARE, MOST_HELD_OUT_LINES = 0.1, 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ class TargetText:
         kept: list[str] = []
         left_out: list[str] = []
         for files in self.texts.values():
-            lines = read_sentences([file.path for file in files])
+            lines = sentences_of(files)
             own, seen = unseen_target_text(data, lines[slice(*self.lines)] if self.lines else lines)
             kept += some(own, self.count and self.count // len(self.texts))
             left_out += seen
@@ -109,9 +114,7 @@ class Exam:
         task = self.labelled.task
         files = {part: task.dev if part == DEV else task.test[part] for part in self.parts}
         return {
-            "kind": task.kind,
-            "reading": asdict(how_to_read(task)),
-            "max_length": task.max_length,
+            **_as_read(task),
             "parts": {part: self.labelled.digests_of(own) for part, own in files.items()},
             "examples": self.examples,
             "dev_examples": self.labelled.dev_examples if DEV in self.parts else None,
@@ -124,6 +127,89 @@ class Exam:
             part: some(found.dev, self.labelled.dev_examples) if part == DEV else some(found.test[part], self.examples)
             for part in self.parts
         }
+
+
+@dataclass(frozen=True)
+class Rest(File):
+    """A text file without the lines that are held out."""
+
+    lines: frozenset[str] = cosmetic(frozenset())
+    """Those lines, without the space around them; the digest is of the file and of them."""
+
+    @classmethod
+    def of(cls, file: File, lines: frozenset[str]) -> "Rest":
+        """What is left of a file."""
+        return cls(json_digest([file.digest, *sorted(lines)]), file.path, lines)
+
+    def write(self, folder: Path) -> Path:
+        """Write what is left as a file into a folder."""
+        path = folder / f"{self.digest[:16]}.txt"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            whole_file(path, replace=True, inner=True) as partial,
+            partial.open("w", encoding="utf-8", newline="\n") as out,
+        ):
+            out.writelines(f"{line}\n" for line in read_lines(self.path) if line.strip() not in self.lines)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Lines of the target's text that nothing is learnt from, to compare models on without labels."""
+
+    labelled: Labelled
+    """Whose task it is."""
+    lines: tuple[str, ...]
+    files: tuple[File, ...] = cosmetic(())
+    """The text that they are of."""
+    seed: int
+    """Draws pairs, where the task is about pairs of texts."""
+
+    def key_values(self) -> dict[str, Any]:
+        """What an agreement depends on, besides the models."""
+        return {**_as_read(self.labelled.task), "lines": json_digest(list(self.lines)), "seed": self.seed}
+
+
+def hold_out(data: TaskData, sentences: Sequence[str], *, seed: int) -> list[str]:
+    """Draw lines to hold out: different ones, none of them short, none in the labelled data. The same seed, the same.
+
+    Args:
+        sentences: all of the target's text.
+    """
+    labelled = [*data.train, *data.dev, *(example for part in data.test.values() for example in part)]
+    taken = {comparable(text) for example in labelled for text in data.task.texts_of(example)}
+    different = {key: line for line in sentences if (key := comparable(line)) and key not in taken}
+    count = min(MOST_HELD_OUT_LINES, int(HELD_OUT_SHARE * len(different)))
+    return some([line for line in different.values() if not is_short(line)], count, seed=seed) if count else []
+
+
+def without_lines(files: Sequence[File], sentences: Sequence[str], lines: Sequence[str]) -> tuple[File, ...]:
+    """Text files without some of their lines, and without what differs from those in spaces, marks and case only.
+
+    Args:
+        sentences: all of the files' text.
+    """
+    keys = {comparable(line) for line in lines}
+    gone = frozenset(sentence for sentence in sentences if comparable(sentence) in keys)
+    return tuple(Rest.of(file, gone) for file in files)
+
+
+def sentences_of(files: Sequence[File]) -> list[str]:
+    """All lines of the files that hold text and are not held out, stripped.
+
+    Raises:
+        InputError: as `read_sentences`.
+    """
+    found: list[str] = []
+    for file in files:
+        gone = file.lines if isinstance(file, Rest) else ()
+        found += [sentence for sentence in read_sentences([file.path]) if sentence not in gone]
+    return found
+
+
+def _as_read(task: TaskSettings) -> dict[str, Any]:
+    """How a task's examples are read."""
+    return {"kind": task.kind, "reading": asdict(how_to_read(task)), "max_length": task.max_length}
 
 
 def sources_of(task: TaskSettings) -> dict[str, list[str]]:

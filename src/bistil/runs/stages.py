@@ -13,16 +13,18 @@ from bistil.distillation.kept_teacher import kept_bytes
 from bistil.distillation.static import DIMENSIONS, check_static, write_static
 from bistil.distillation.student import choose_layers, copy_student, student_config
 from bistil.distillation.task import LEAST_REPEATS, Fitting, may_keep
+from bistil.distillation.task_data import TaskData, some
 from bistil.distillation.task_folders import TaskOutputs, write_task_student, write_task_teacher
 from bistil.distillation.terms import terms_of
 from bistil.measuring.benchmark import MOST_TOKENS, ROUNDS, BenchmarkRow, benchmark
-from bistil.measuring.evaluation import measure
+from bistil.measuring.evaluation import score_examples
 from bistil.measuring.shape import EncoderShape
 from bistil.models.families import family_of
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
 from bistil.models.writing import save_weights
+from bistil.runs.agreement import answered_lines
 from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
-from bistil.runs.data import Exam, Labelled, TargetText
+from bistil.runs.data import Exam, HeldOut, Labelled, Rest, TargetText, sentences_of
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic
 from bistil.runtime.artefacts import whole_folder
 from bistil.runtime.devices import device_for
@@ -40,7 +42,6 @@ from bistil.sparse.language import MOST_HELD_OUT, adapt, add_masked_lm_head, pap
 from bistil.sparse.training import phases
 from bistil.sparse.wearing import dressed_copy, exchanged_copy
 from bistil.tasks.metrics import Metrics, interval, resampled
-from bistil.text.lines import read_sentences
 from bistil.training.loop import planned_steps
 from bistil.training.processes import one_process_first, processes
 from bistil.vocabulary import kept_ids, trim_vocabulary
@@ -52,6 +53,8 @@ Sfts = Mapping[str, File | Product]
 """Per language, a sparse fine-tuning: a folder or hub name, or one that another stage learns."""
 # Of each test set so many resamples are scored: all models alike, so that the gap between two has a paired interval.
 RESAMPLES = 1000
+# Of each set so many predictions are kept for people to look at, and so much of a text.
+SHOWN, SHOWN_CHARACTERS = 6, 400
 # What cost is measured on: so many sentences.
 COST_EXAMPLES = 32
 
@@ -67,9 +70,16 @@ MASKED = 0.6
 KEPT_WIDTHS, KEPT_FEED_FORWARDS, KEPT_MAPS = 10.0, 3.0, 2.0
 
 
-def paths(texts: Texts) -> dict[str, list[Path]]:
-    """Where the texts are, per language."""
-    return {language: [file.path for file in files] for language, files in texts.items()}
+def paths(texts: Texts, place: Place) -> dict[str, list[Path]]:
+    """Where the texts are, per language; of those of which lines are held out the rest is written there."""
+    return {language: text_paths(files, place) for language, files in texts.items()}
+
+
+def text_paths(files: Sequence[File], place: Place) -> list[Path]:
+    """The same for files of one language."""
+    # Of each process its own: some stages are made by all processes, some by the first one alone.
+    folder = place.work / f"text-{processes().process_index}"
+    return [file.write(folder) if isinstance(file, Rest) else file.path for file in files]
 
 
 # Vocabulary reduction (paper, section 3.1)
@@ -101,7 +111,7 @@ class Trim(Stage[Trimmed]):
     def make(self, place: Place) -> Trimmed:
         report = trim_vocabulary(
             self.teacher.path,
-            paths(self.texts),
+            paths(self.texts, place),
             place.output("model"),
             settings=self.settings,
             keep=self.keep.path if self.keep else None,
@@ -161,7 +171,7 @@ class Adapt(Stage[Adapted]):
     def make(self, place: Place) -> Adapted:
         sft = adapt(
             str(place.path(self.model)),
-            [file.path for file in self.text],
+            text_paths(self.text, place),
             place.output("sft"),
             language=self.language,
             settings=self.settings,
@@ -221,7 +231,7 @@ class Headed(Stage[Adapted]):
     def make(self, place: Place) -> Adapted:
         head = add_masked_lm_head(
             str(place.path(self.model)),
-            [path for own in paths(self.texts).values() for path in own],
+            [path for own in paths(self.texts, place).values() for path in own],
             place.output("model"),
             languages=[*self.texts],
             settings=self.settings,
@@ -294,7 +304,7 @@ class Distil(Stage[Distilled]):
         report = distill_general(
             place.path(self.teacher),
             list(self.students),
-            paths(self.texts),
+            paths(self.texts, place),
             output,
             settings=self.settings,
             seed=self.seed,
@@ -778,9 +788,10 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores by part of the exam."""
+    """Scores by part of the exam; some predictions, each as text, labels and what the model says."""
 
     parts: dict[str, Score]
+    shown: dict[str, list[list[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -795,13 +806,12 @@ class Evaluate(Stage[Scored]):
 
     def make(self, place: Place) -> Scored:
         data, length = self.exam.labelled.everything(place), self.exam.labelled.task.max_length
-        folder = place.path(self.model)
-        return Scored(
-            parts={
-                part: Score.of(measure(folder, data.task, examples, max_length=length, device=self.device))
-                for part, examples in self.exam.sets(place).items()
-            }
-        )
+        folder, found = place.path(self.model), Scored(parts={})
+        for part, examples in self.exam.sets(place).items():
+            metrics, said, _ = score_examples(folder, data.task, examples, max_length=length, device=self.device)
+            found.parts[part] = Score.of(metrics)
+            found.shown[part] = _shown(data, examples, said)
+        return found
 
     def cost(self, ahead: Ahead) -> Cost:
         shape, sets, device = ahead.shape(self.model), ahead.scored(self.exam, self.model), device_for(self.device)
@@ -833,6 +843,69 @@ class Guess(Stage[Scored]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """How far a model agrees with another one; no score where that one found nothing at all to say."""
+
+    examples: int
+    score: Score | None
+    shown: list[list[str]] = field(default_factory=list)
+    """Some predictions: text, what the other model says, what this one says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agree(Stage[Agreed]):
+    """Score a task model against what another one says of text without labels."""
+
+    KIND: ClassVar[str] = "agree"
+
+    model: Product
+    reference: Product
+    text: HeldOut
+    device: str = cosmetic("auto")
+
+    def make(self, place: Place) -> Agreed:
+        data, length = self.text.labelled.everything(place), self.text.labelled.task.max_length
+        reference = place.path(self.reference)
+        examples, said = place.read(
+            ("answers", self.reference, self.text),
+            lambda: answered_lines(
+                reference,
+                data.task,
+                self.text.lines,
+                max_length=length,
+                pairs=any(getattr(example, "pair", None) is not None for example in data.train),
+                seed=self.text.seed,
+                device=self.device,
+            ),
+        )
+        metrics, ours, _ = score_examples(
+            place.path(self.model), data.task, examples, max_length=length, device=self.device
+        )
+        of_itself = data.task.score(examples, said, labels=data.labels)
+        score = Score.of(metrics) if of_itself.scores[of_itself.primary] else None
+        return Agreed(examples=len(examples), score=score, shown=_shown(data, examples, ours))
+
+    def cost(self, ahead: Ahead) -> Cost:
+        models, passes, seconds = (self.model, self.reference), [], 0.0
+        count = len(self.text.lines)
+        for model in models:
+            shape, text = ahead.shape(model), ahead.text(self.text.files, model)
+            tokens = text.tokens / max(text.lines, 1.0)
+            passes.append(
+                Passes(
+                    kind="score", teacher=shape, sequences=32, tokens=tokens, device=device_for(self.device),
+                    flops=count * shape.flops(tokens),
+                )
+            )  # fmt: skip
+            seconds += SCORE_PER_FEATURE * count
+        return Cost(
+            passes=passes,
+            seconds=seconds + _loading(ahead, *models),
+            memory=2 * held(max(ahead.shape(model).parameters["total"] for model in models), trained=False),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """What models cost, in their order."""
 
@@ -856,7 +929,7 @@ class Benchmark(Stage[Costs]):
             task = self.text.labelled.everything(place).task
             texts = [task.text_of(example) for own in self.text.sets(place).values() for example in own]
         else:
-            texts = read_sentences([file.path for file in self.text])
+            texts = sentences_of(self.text)
         folders = {str(number): place.path(model) for number, model in enumerate(self.models)}
         return Costs(rows=list(benchmark(folders, texts=texts, examples=self.examples).values()))
 
@@ -879,6 +952,19 @@ class Benchmark(Stage[Costs]):
             seconds=_loading(ahead, *self.models),
             memory=held(sum(one.parameters["total"] for one in shapes), trained=False),
         )
+
+
+def _shown(data: TaskData, examples: Sequence[Any], said: Sequence[Any]) -> list[list[str]]:
+    """Some predictions, the same examples for every model."""
+    task, labels = data.task, data.labels
+    return [
+        [
+            task.text_of(one)[:SHOWN_CHARACTERS],
+            task.in_words(one, labels=labels),
+            task.in_words(one, own, labels=labels),
+        ]
+        for one, own in some([*zip(examples, said, strict=True)], SHOWN)
+    ]
 
 
 # What costs are made of

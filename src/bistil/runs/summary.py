@@ -6,11 +6,20 @@ from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from bistil.measuring.benchmark import BenchmarkRow
-from bistil.report.schema import SCHEMA, CurveRecord, DataRecord, ModelRecord, StageRecord, Summary
+from bistil.report.schema import (
+    SCHEMA,
+    AgreementRecord,
+    CurveRecord,
+    DataRecord,
+    ModelRecord,
+    ShownPrediction,
+    StageRecord,
+    Summary,
+)
 from bistil.runs.folder import Made, RunFolder
 from bistil.runs.inputs import Inputs
 from bistil.runs.stage import Product
-from bistil.runs.stages import Benchmark, BilingualStudent, Distil, Evaluate, Guess, Score
+from bistil.runs.stages import Agree, Agreed, Benchmark, BilingualStudent, Distil, Evaluate, Guess, Score
 from bistil.settings.recipe import Recipe
 from bistil.tasks import get_task
 
@@ -40,6 +49,8 @@ class Planned(Protocol):
 
     def scores(self) -> Mapping[str, Evaluate | Guess]: ...
 
+    def agreements(self) -> Mapping[str, Agree]: ...
+
     def costs(self) -> Benchmark: ...
 
 
@@ -50,6 +61,7 @@ def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> 
     """
     bilingual = run.make(plan.bilingual()).result
     scores = {name: run.make(stage).result.parts for name, stage in plan.scores().items()}
+    agreed = {name: run.make(stage).result for name, stage in plan.agreements().items()}
     costs: dict[str, BenchmarkRow] = {}
     if plan.candidates:
         measured = [one.name for one in plan.candidates if one.name == one.measured_as]
@@ -77,12 +89,16 @@ def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> 
                 parts.get(recipe.source),
                 parts.get(recipe.target),
                 None if name == plan.candidates[0].name else reference,
+                agreed[name].score if name in agreed else None,
                 costs.get(lines[name].measured_as) if name in lines else None,
                 next(iter(parts.values())).metric if parts else "",
             )
             for name, parts in scores.items()
+            # No span is found by the most frequent tag: a score of 0 would say nothing.
+            if name in lines or not parts or any(part.score for part in parts.values())
         ],
         stages=[_stage_record(made) for made in run.results],
+        agreement=_agreement(recipe, agreed),
         phase1={
             student.name: curve
             for student, own in zip(recipe.students, bilingual.students, strict=True)
@@ -119,6 +135,7 @@ def _model_record(
     source: Score | None,
     target: Score | None,
     reference: Score | None,
+    agreement: Score | None,
     cost: BenchmarkRow | None,
     metric: str,
 ) -> ModelRecord:
@@ -132,10 +149,14 @@ def _model_record(
         # Scores are in percent in the tasks, 0 to 1 in records.
         source_score=source.score / 100 if source else None,
         source_interval=[value / 100 for value in source.interval] if source else None,
+        source_scores=_shares(source),
         target_score=target.score / 100 if target else None,
         target_interval=[value / 100 for value in target.interval] if target else None,
+        target_scores=_shares(target),
         gap_to_teacher=gap[0] / 100 if gap else None,
         gap_interval=[value / 100 for value in gap[1:]] if gap else None,
+        agreement=agreement.score / 100 if agreement else None,
+        agreement_interval=[value / 100 for value in agreement.interval] if agreement else None,
         parameters=cost.parameters if cost else None,
         bytes=cost.bytes if cost else None,
         vocabulary=cost.vocabulary if cost else None,
@@ -144,6 +165,53 @@ def _model_record(
         speed_ratio=cost.speed_ratio if cost else None,
         speed_ratio_range=cost.speed_ratio_range if cost else None,
         flops=cost.flops if cost else None,
+    )
+
+
+def _shares(score: Score | None) -> dict[str, float]:
+    """All figures of a set beside the first, 0 to 1."""
+    if score is None:
+        return {}
+    return {name: value / 100 for name, value in score.scores.items() if name != score.metric}
+
+
+def shown_predictions(recipe: Recipe, plan: Planned, run: RunFolder) -> list[ShownPrediction]:
+    """What some models say of a few examples of the target, or else of the source: for the report of this run alone."""
+    names = [one.name for one in plan.candidates if one.role in ("teacher", "student")]
+    agreements, scores = plan.agreements(), plan.scores()
+    rows: dict[str, list[list[str]]] = {}
+    for name in names:
+        if name in agreements:
+            rows[name] = run.make(agreements[name]).result.shown
+        elif not agreements and isinstance(stage := scores.get(name), Evaluate):
+            parts = run.make(stage).result.shown
+            rows[name] = parts.get(recipe.target) or parts.get(recipe.source) or []
+    found = []
+    for i, (text, wanted, _) in enumerate(next(iter(rows.values()), [])):
+        said = {name: own[i][2] for name, own in rows.items() if own}
+        if agreements:
+            said = {names[0]: wanted, **said}
+        found.append(ShownPrediction(text=text, wanted="" if agreements else wanted, said=said))
+    return found
+
+
+def _agreement(recipe: Recipe, agreed: Mapping[str, Agreed]) -> AgreementRecord | None:
+    """What stands for scores of the target where there are no labels of it; None where there are."""
+    if recipe.task is None or recipe.target in recipe.task.test:
+        return None
+    if not agreed:
+        kind = recipe.task.kind
+        plain = get_task(kind).of_plain_text
+        why = "there is too little text of it to hold some out" if plain else f"{kind} needs more than text: questions"
+        return AgreementRecord(examples=0, why=why)
+    own = agreed["teacher, trimmed"]
+    if own.score is None:
+        return AgreementRecord(examples=own.examples, why="the teacher finds nothing in the text that is held out")
+    return AgreementRecord(
+        metric=own.score.metric,
+        examples=own.examples,
+        trimmed=own.score.score / 100,
+        trimmed_interval=[value / 100 for value in own.score.interval],
     )
 
 

@@ -461,6 +461,77 @@ def _quiet_onnx() -> Iterator[None]:
         root.removeHandler(handler)
 
 
+# --- uvicorn
+
+
+def patient_protocol(seconds: float) -> type[Any]:
+    """A protocol for uvicorn's `http` whose patience with a client ends: its own waits for a request without end.
+
+    From a connection's first moment, or the first byte of a further request, its headers must have come after
+    `seconds`, its body one second after as many more (the application, which counts them too, answers first); what is
+    written must be taken in as much. The connection is cut then. Of uvicorn's `H11Protocol` this relies on `conn`,
+    h11's connection, whose `their_state` is "done" once a request has come as a whole, on `transport`, and on being
+    told by `on_response_complete`.
+    """
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class PatientProtocol(H11Protocol):
+        _late: Any = None
+        _stuck: Any = None
+        _in_body = False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._late = self.loop.call_later(seconds, self._cut)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            state = self.conn.their_state
+            if state not in (h11.IDLE, h11.SEND_BODY):
+                self._late, self._in_body = _stopped(self._late), False
+            elif self._late is None or (state is h11.SEND_BODY) != self._in_body:
+                self._in_body = state is h11.SEND_BODY
+                _stopped(self._late)
+                self._late = self.loop.call_later(seconds + self._in_body, self._cut)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # Less than a buffer that is full may wait for a client that takes nothing.
+            if self._stuck is None and self.transport.get_write_buffer_size():
+                self._stuck = self.loop.call_later(seconds, self._cut_if_stuck)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._stuck is None:
+                self._stuck = self.loop.call_later(seconds, self._cut_if_stuck)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stuck = _stopped(self._stuck)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._late, self._stuck = _stopped(self._late), _stopped(self._stuck)
+
+        def _cut_if_stuck(self) -> None:
+            self._stuck = None
+            if self.transport.get_write_buffer_size():
+                self._cut()
+
+        def _cut(self) -> None:
+            self.transport.abort()
+
+    return PatientProtocol
+
+
+def _stopped(timer: Any) -> Any:
+    """None, in the place of a timer that is of no use any more."""
+    if timer is not None:
+        timer.cancel()
+    return None
+
+
 # --- texts and classes of errors
 
 

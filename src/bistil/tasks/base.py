@@ -90,6 +90,9 @@ class Task(ABC):
     passages: bool = False
     """Whether an example's texts are passages: then a sentence of one counts as evaluation text too."""
 
+    of_plain_text: bool = False
+    """Whether a line of text is all that a model is asked about: then two are compared without labels (`answered`)."""
+
     teacher_outputs: Mapping[str, PerExample | None] | None = None
     """What `prediction_pairs` reads of the teacher's output, so that it can be kept from epoch to epoch; None beside a
     name: the same for all examples. Without it nothing is kept; it stands beside the `prediction_pairs` it is about."""
@@ -293,6 +296,20 @@ class Task(ABC):
     @abstractmethod
     def majority(self, train: Sequence[Any], test: Sequence[Any]) -> list[Any]:
         """Predictions of the baseline that never looks at the input, fitted on `train`."""
+
+    def answered(self, example: Any, prediction: Any) -> Any:
+        """The example with what a model says of it in place of its labels; of tasks that are `of_plain_text` alone."""
+        raise NotImplementedError(f"{self.kind} has no examples of plain text")
+
+    def in_words(self, example: Any, prediction: Any = None, *, labels: Sequence[str]) -> str:
+        """A prediction in a line, for people to look at.
+
+        Args:
+            prediction: None: the example's own labels.
+            labels: the model's.
+        """
+        del example, labels
+        return "" if prediction is None else str(prediction)
 
     def check_writable(self, examples: Sequence[Any]) -> None:
         """Make sure that predictions on these examples can be written; asked before they are made.

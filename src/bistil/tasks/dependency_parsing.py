@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class DependencyParsing(Task):
     """
 
     kind = "dependency-parsing"
+    of_plain_text = True
     usage = """from bistil.tasks.dependency_parsing import Parser
 from bistil.tasks.words import split_words
 
@@ -262,6 +263,20 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
         counts = Counter(r for e in train for r in e.relations if r != "root")
         relation = counts.most_common(1)[0][0] if counts else "dep"
         return [[(i, relation if i else "root") for i in range(len(example.words))] for example in test]
+
+    def answered(self, example: ParsedSentence, prediction: Tree) -> ParsedSentence:
+        return replace(
+            example, heads=[head for head, _ in prediction], relations=[own.split(":")[0] for _, own in prediction]
+        )
+
+    def in_words(self, example: ParsedSentence, prediction: Tree | None = None, *, labels: Sequence[str]) -> str:
+        """Every word with its relation and its head."""
+        del labels
+        tree = [*zip(example.heads, example.relations, strict=True)] if prediction is None else prediction
+        words = ["root", *example.words]
+        return "; ".join(
+            f"{word}: {relation} of {words[head]}" for word, (head, relation) in zip(example.words, tree, strict=True)
+        )
 
     def predicted(self, examples: Sequence[ParsedSentence], predictions: Sequence[Tree]) -> Iterator[str]:
         for example, tree in zip(examples, predictions, strict=True):

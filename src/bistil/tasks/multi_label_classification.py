@@ -80,6 +80,7 @@ class MultiLabelClassification(TextTask):
     """Any labels per text or pair of texts, each decided on its own: `AutoModelForSequenceClassification`."""
 
     kind = "multi-label-classification"
+    of_plain_text = True
     pipeline_tag = "text-classification"
     usage = pipeline_code('"text-classification"', "top_k=None") + f"  # its labels: those above {THRESHOLD}"
     word_padding: Mapping[str, int] = {"labels": IGNORED}
@@ -217,6 +218,14 @@ class MultiLabelClassification(TextTask):
         right = np.cumsum([counts[label] for label in ranked])
         f1 = 2 * right / (len(train) * np.arange(1, len(ranked) + 1) + right[-1:])
         return [tuple(ranked[: int(f1.argmax()) + 1])] * len(test)
+
+    def answered(self, example: LabelledText, prediction: Sequence[str]) -> LabelledText:
+        return replace(example, labels=tuple(prediction))
+
+    def in_words(self, example: LabelledText, prediction: Sequence[str] | None = None, *, labels: Sequence[str]) -> str:
+        """The labels."""
+        del labels
+        return ", ".join(example.labels if prediction is None else prediction) or "none"
 
     def predicted(self, examples: Sequence[LabelledText], predictions: Sequence[Sequence[str]]) -> Iterator[str]:
         # A label that has no column yet gets one.

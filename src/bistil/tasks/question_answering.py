@@ -247,6 +247,12 @@ print(answer("a question of yours", "a passage that holds its answer")[0].text)"
             predictions.append(Decoded(own, shares[: len(own)]))
         return predictions
 
+    def in_words(self, example: Question, prediction: Sequence[Answer] | None = None, *, labels: Sequence[str]) -> str:
+        """The answer."""
+        del labels
+        found = [text for text, _ in example.answers] if prediction is None else [one.text for one in prediction]
+        return next(iter(found), "") or "no answer"
+
     def score(
         self,
         examples: Sequence[Question],

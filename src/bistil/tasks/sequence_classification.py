@@ -55,6 +55,7 @@ class SequenceClassification(TextTask):
     """One label per text or pair of texts, from the first token: `AutoModelForSequenceClassification`."""
 
     kind = "sequence-classification"
+    of_plain_text = True
     pipeline_tag = "text-classification"
     usage = pipeline_code('"text-classification"')
     teacher_outputs: Mapping[str, PerExample | None] = {"logits": PerExample()}
@@ -150,6 +151,14 @@ class SequenceClassification(TextTask):
     def majority(self, train: Sequence[TextExample], test: Sequence[TextExample]) -> list[str]:
         """The most frequent training label."""
         return [Counter(example.label for example in train).most_common(1)[0][0]] * len(test)
+
+    def answered(self, example: TextExample, prediction: str) -> TextExample:
+        return replace(example, label=prediction)
+
+    def in_words(self, example: TextExample, prediction: str | None = None, *, labels: Sequence[str]) -> str:
+        """The label."""
+        del labels
+        return example.label if prediction is None else prediction
 
     def predicted(self, examples: Sequence[TextExample], predictions: Sequence[str]) -> Iterator[str]:
         rows = ({**e.fields, e.column: label} for e, label in zip(examples, predictions, strict=True))

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class TokenClassification(Task):
     """One tag per word, read at its first subword with text: `AutoModelForTokenClassification`."""
 
     kind = "token-classification"
+    of_plain_text = True
     pipeline_tag = "token-classification"
     # Without a strategy the pipeline labels subwords, and cuts a name into as many entities as it has pieces.
     usage = pipeline_code('"token-classification"', 'aggregation_strategy="first"')
@@ -258,6 +259,19 @@ class TokenClassification(Task):
         counts = Counter(tag for example in train for tag in example.tags)
         tag = counts.most_common(1)[0][0] if counts else OUTSIDE
         return [[tag] * len(example.words) for example in test]
+
+    def answered(self, example: TaggedSentence, prediction: Sequence[str]) -> TaggedSentence:
+        return replace(example, tags=[*prediction])
+
+    def in_words(
+        self, example: TaggedSentence, prediction: Sequence[str] | None = None, *, labels: Sequence[str]
+    ) -> str:
+        """The spans, or every word with its tag where the tags mark none."""
+        tags, scheme = example.tags if prediction is None else prediction, self.span_scheme(labels)
+        if scheme is None:
+            return " ".join(f"{word}/{tag}" for word, tag in zip(example.words, tags, strict=True))
+        found = sorted(spans(tags, scheme), key=lambda span: span[1])
+        return "; ".join(f"{kind} {' '.join(example.words[first : last + 1])}" for kind, first, last in found) or "none"
 
     def predicted(self, examples: Sequence[TaggedSentence], predictions: Sequence[Sequence[str]]) -> Iterator[str]:
         for example, tags in zip(examples, predictions, strict=True):
