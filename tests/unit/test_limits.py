@@ -406,6 +406,7 @@ OWN = {
     "measuring/energy.py": "/sys",
     "models/upload.py": "what is about to be sent",
     "export/proof.py": "what our child says",
+    "export/web.py": "what our child says",
     "export/fresh.py": "what our parent wrote",
     "demo/run.py": "the package's recipe",
     "serving/app.py": "the package's page",

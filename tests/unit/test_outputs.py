@@ -22,9 +22,11 @@ import typer
 from small_stages import Write, named
 from test_sparse_artefact import HEADS, random_sft
 from transformers import AutoModel, AutoModelForTokenClassification
+from web_library import stand_in
 
 from bistil.cli import app, main
 from bistil.errors import InputError
+from bistil.export import libraries
 from bistil.runs.folder import RunFolder
 from bistil.runtime.artefacts import (
     claim,
@@ -48,6 +50,7 @@ OUTPUTS = {
     "evaluate --predictions": "file",
     "evaluate --record": "file",
     "export --output": "folder",
+    "export --web": "folder",
     "finetune --output": "folder",
     "finetune --sft": "folder",
     "init --output": "file",
@@ -69,6 +72,7 @@ INPUTS = {
     "evaluate --file",
     "export --labelled",
     "export --text",
+    "export --web-libraries",
     "finetune --teacher",
     "finetune --text",
     "init files",
@@ -99,6 +103,7 @@ CASES = {
     "evaluate --predictions": (f"evaluate --model TAGGER --task {TAGS} --file TEST --record eval.json", "TAGGER TEST"),
     "evaluate --record": (f"evaluate --model TAGGER --task {TAGS} --file TEST", "TAGGER TEST"),
     "export --output": ("export TAGGER --labelled TEST --most-loss 100", "TAGGER TEST"),
+    "export --web": ("export TAGGER --web-libraries MODULES", "TAGGER MODULES"),
     "finetune --output": (
         f"finetune -m MODEL --task {TAGS} --train TRAIN --test TEST {' '.join(SHORT)}",
         "MODEL TRAIN TEST",
@@ -164,6 +169,7 @@ def made(tmp_path_factory):
 def place(made, tmp_path, monkeypatch):
     """A working folder with copies of the inputs, and things of somebody else."""
     shutil.copytree(made, tmp_path / "in")
+    monkeypatch.setattr(libraries, "FILES", stand_in(tmp_path / "in" / "modules"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "mine.txt").write_text("years of work")
@@ -175,7 +181,7 @@ def place(made, tmp_path, monkeypatch):
 PATHS = {
     "MODEL": "in/model", "TAGGER": "in/tagger", "LANG": "in/lang", "TASK": "in/task", "EN": "in/en.txt",
     "SW": "in/sw.txt", "KEEP": "in/keep.txt", "TRAIN": "in/train.conll", "TEST": "in/test.conll",
-    "RECIPE": "in/recipe.toml", "STUDY": "in/study.toml",
+    "MODULES": "in/modules", "RECIPE": "in/recipe.toml", "STUDY": "in/study.toml",
 }  # fmt: skip
 
 

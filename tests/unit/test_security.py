@@ -42,7 +42,14 @@ def model(tmp_path):
 def test_every_promise_names_tests_that_there_are():
     named = re.findall(r"`(test_\w+)`", PROMISES.read_text(encoding="utf-8"))
     here = Path(__file__).parent
-    files = ("test_security.py", "test_limits.py", "test_outputs.py", "test_licences.py", "test_serving.py")
+    files = (
+        "test_security.py",
+        "test_limits.py",
+        "test_outputs.py",
+        "test_licences.py",
+        "test_serving.py",
+        "test_web.py",
+    )
     known = "".join((here / name).read_text(encoding="utf-8") for name in files)
     assert len(named) >= 8 and all(f"def {name}(" in known for name in named)
 

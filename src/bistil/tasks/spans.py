@@ -76,7 +76,7 @@ def spans(tags: Sequence[str], scheme: str) -> set[Span]:
     found: set[Span] = set()
     begin, previous, previous_type = 0, OUTSIDE, ""
     for position, tag in enumerate([*tags, OUTSIDE]):
-        role, kind = _bare_type(tag) if scheme == "types" else _role(tag)
+        role, kind = role_of(tag, scheme)
         if previous != OUTSIDE and (previous in "ES" or role in ("B", "S", OUTSIDE) or kind != previous_type):
             found.add((previous_type, begin, position - 1))
             previous = OUTSIDE
@@ -84,6 +84,11 @@ def spans(tags: Sequence[str], scheme: str) -> set[Span]:
             begin = position
         previous, previous_type = role, kind
     return found
+
+
+def role_of(tag: str, scheme: str) -> tuple[str, str]:
+    """What a tag does in its span, B, I, E, S or O (outside), and the span's type."""
+    return _bare_type(tag) if scheme == "types" else _role(tag)
 
 
 def fits(tag: str) -> bool:
