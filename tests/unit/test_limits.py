@@ -30,7 +30,7 @@ from bistil.tasks import get_task
 from bistil.tasks import reading as task_reading
 from bistil.tasks.parsing.conllu import heads, read_conllu
 from bistil.tasks.reading import RowReport, read_jsonl, read_text
-from bistil.text.files import line_batches
+from bistil.text.files import line_batches, require_plain_text
 from bistil.text.lines import check_text
 from bistil.text.sources import TextLines
 from bistil.vocabulary.counting import TokenCounts
@@ -210,6 +210,19 @@ def test_an_archive_of_zeros_is_read_in_bounded_memory(tmp_path, suffix):
     try:
         assert sum(len(line) for batch in line_batches(path) for line in batch) == 200_000_000
         assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_text_without_a_line_end_is_looked_at_in_bounded_memory(tmp_path):
+    path = tmp_path / "a.txt"
+    with path.open("w") as file:
+        for _ in range(100):
+            file.write("kwamkekana" * 100_000)
+    tracemalloc.start()
+    try:
+        require_plain_text(path)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()
 

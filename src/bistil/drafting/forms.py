@@ -16,7 +16,7 @@ from bistil.tasks.rows import Row, columns_of, is_companion, read_rows, text_col
 from bistil.tasks.spans import marks_spans
 from bistil.tasks.texts import FIRST, LABEL
 from bistil.tasks.words import WORDS
-from bistil.text.files import LINES_LOOKED_AT, line_batches
+from bistil.text.files import LINES_LOOKED_AT, first_lines
 
 Form = Literal["text", "columns", "conllu", "json", "table"]
 NAMES: dict[Form, str] = {
@@ -141,14 +141,10 @@ def _kinds_of_texts(path: Path, rows: Sequence[Row], how: Reading) -> list[str]:
 
 
 def _first_lines(path: Path) -> list[str]:
-    lines: list[str] = []
-    for batch in line_batches(path):
-        lines += batch
-        if len(lines) >= LINES_LOOKED_AT:
-            break
+    lines = first_lines(path)
     if not any(line.strip() for line in lines):
         raise InputError(f"{path} is empty: give text, one sentence or paragraph per line, or labelled rows")
-    return lines[:LINES_LOOKED_AT]
+    return lines
 
 
 def _in_columns(lines: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from bistil.text.sources import TextLines, TextSource
 
 BATCH_BYTES = 1 << 20
 # So many lines show whether a file is plain text; fewer than the latter are no table.
-LINES_LOOKED_AT, FEWEST_ROWS = 1000, 5
+LINES_LOOKED_AT, CHARACTERS_LOOKED_AT, FEWEST_ROWS = 1000, 1 << 24, 5
 CONLLU_LINE, CONLLU_TABS = re.compile(r"[0-9]+(?:[-.][0-9]+)?\t"), 9
 # A line of CoNLL columns with tags of spans.
 TAGGED_LINE = re.compile(r"\S+(?: \S+)* (?:O|[BIESLUM]-\S+)")
@@ -152,20 +152,34 @@ def _in_memory(lines: TextLines, progress: Callable[[int], None] | None) -> Iter
             progress(size)
 
 
+def first_lines(path: TextSource, *, blank: bool = True) -> list[str]:
+    """The first 1,000 lines, or as many as come to 16 million characters: lines may be very long.
+
+    Args:
+        blank: with lines that hold no text.
+
+    Raises:
+        InputError: as `line_batches`.
+    """
+    lines: list[str] = []
+    characters = 0
+    for batch in line_batches(path):
+        lines += batch if blank else [line for line in batch if line and not line.isspace()]
+        characters += sum(map(len, batch))
+        if len(lines) >= LINES_LOOKED_AT or characters >= CHARACTERS_LOOKED_AT:
+            break
+    return lines[:LINES_LOOKED_AT]
+
+
 def require_plain_text(path: TextSource) -> None:
     """Refuse a file whose lines are rows of something else: JSON, columns between tabs, CoNLL-U; or of another coding.
 
-    The first 1,000 lines with text are looked at.
+    The first lines with text are looked at.
 
     Raises:
         InputError: with what it is and how to get at its text; or the file cannot be read.
     """
-    lines: list[str] = []
-    for batch in line_batches(path):
-        lines += [line for line in batch if line and not line.isspace()]
-        if len(lines) >= LINES_LOOKED_AT:
-            break
-    lines = lines[:LINES_LOOKED_AT]
+    lines = first_lines(path, blank=False)
     if any("\0" in line for line in lines):
         raise InputError(f"{path} holds NUL characters: it is UTF-16 or no text; convert it to UTF-8, as with iconv")
     rows = [line for line in lines if not line.startswith("#")]
