@@ -53,12 +53,17 @@ def digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def distance(a: Path, b: Path) -> float:
-    """Euclidean distance of two files' tensors, relative to the first's size."""
+def distance(a: Path, b: Path) -> float | None:
+    """Euclidean distance of two files' tensors, relative to the first's size.
+
+    None: a sparse fine-tuning has other entries, or the file holds whole numbers alone.
+    """
     one, other = load_file(a), load_file(b)
+    if any(one[name].shape != other[name].shape for name in one):
+        return None
     apart = sum(float((one[n].double() - other[n].double()).square().sum()) for n in one if one[n].is_floating_point())
     whole = sum(float(one[n].double().square().sum()) for n in one if one[n].is_floating_point())
-    return float((apart / whole) ** 0.5)
+    return float((apart / whole) ** 0.5) if whole else None
 
 
 def losses(run: Path) -> list[float]:
