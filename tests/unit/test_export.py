@@ -128,6 +128,18 @@ def test_the_record_and_the_card_say_what_was_proven(place):
     assert "library_name: bistil" in card and "not measured" in card and "VNNI" in card and "bistil.load" in card
 
 
+def test_the_record_lists_the_files_that_are_there_and_tells_no_folder(place, tmp_path, command_line):
+    (tmp_path / "lines.txt").write_text("Paka aliketi kwenye mkeka.\n" * 4)
+    model, output = model_in(place, "bert", TAGS), tmp_path / "deployed"
+    line = ("export", model, "--precision", "float32", "--text", tmp_path / "lines.txt", "--output", output)
+    assert command_line(*line)[0] == 0
+    record = json.loads((output / RECORD).read_text())
+    assert (
+        set(record["bytes"]) == set(record["files"]) == {path.name for path in output.iterdir()} - {RECORD, "README.md"}
+    )
+    assert str(tmp_path) not in json.dumps(record) + (output / "README.md").read_text()
+
+
 def test_the_proof_s_process_has_no_torch_and_no_bistil():
     script = Path(export_folder.__file__).with_name("fresh.py")
     code = "import runpy, sys; runpy.run_path(sys.argv[1])['alone'](); import {}"

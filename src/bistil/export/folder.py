@@ -123,11 +123,14 @@ def export_model(
         model, task=task, max_length=max_length, device="cpu", scheme=how.scheme, sentences=sentences
     )
     examples = predictor.task.read([*labelled], label_map=label_map, how=how) if labelled else []
-    material = _material(predictor, examples, ", ".join(map(str, labelled)), text)
-    with whole_folder(output, replace=replace) as folder, TemporaryDirectory(dir=folder) as work:
-        record = _export(
-            kind(predictor, folder, Path(work)), predictor, folder, material, precision, embeddings, most_loss
-        )
+    # A record and a card are for others, whom our folders tell nothing.
+    names = [str(one) if str(one).startswith("dataset:") else Path(one).name for one in labelled]
+    material = _material(predictor, examples, ", ".join(names), text)
+    with whole_folder(output, replace=replace) as folder:
+        with TemporaryDirectory(dir=folder) as work:
+            record = _export(
+                kind(predictor, folder, Path(work)), predictor, folder, material, precision, embeddings, most_loss
+            )
         source = model_folder(str(model))
         parent = {"name": source.name, "digest": json_digest(manifest(source))}
         record |= {"parents": {"model": parent}, "bytes": _bytes(folder)}
@@ -171,13 +174,13 @@ def _material(predictor: Predictor, examples: Sequence[Any], name: str, text: Pa
         if text is None:
             name, inputs = BUILT_IN, [predictor.asked(_question(predictor, i)) for i in range(len(PROBE))]
         else:
-            name, read = str(text), read_inputs(Lines(text), "text", texts=predictor.texts, columns={})
+            name, read = text.name, read_inputs(Lines(text), "text", texts=predictor.texts, columns={})
             inputs = list(islice((one for one in read if one.text.strip()), LINES))
         texts = [one.text for one in inputs[:TEXTS]]
         chosen = [one for given in inputs for one, _ in predictor.examples(given, Wanted())]
     features = task.encode(chosen, predictor.tokenizer, predictor.max_length, labels=predictor.labels)
     if not features:
-        raise InputError(f"{name} has no text to compare outputs on")
+        raise InputError(f"{text or name} has no text to compare outputs on")
     return Material(Windows(features, texts, name), inputs, examples, name)
 
 

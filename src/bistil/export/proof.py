@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bistil.errors import ArtefactError, first_line
+from bistil.errors import ArtefactError
 from bistil.prediction.predictor import Predictor
 from bistil.tasks.batches import TARGETS, Batch, Feature, as_array
 
@@ -49,6 +49,11 @@ class Windows:
     features: Sequence[Feature]
     texts: Sequence[str]
     source: str
+
+
+def why_it_failed(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process said of its end, or its exit code."""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def batches_of(predictor: Predictor, features: Sequence[Feature], *, holes: bool = True) -> list[Batch]:
@@ -116,8 +121,7 @@ def prove(
             check=False,
         )
     if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ArtefactError(f"the exported model does not run in a process of its own: {first_line(ValueError(why))}")
+        raise ArtefactError(f"the exported model does not run in a process of its own: {why_it_failed(done)}")
     said = json.loads(done.stdout.splitlines()[-1])
     if said["other_tokens"]:
         raise ArtefactError(

@@ -13,6 +13,7 @@ from bistil.engines.onnx import GRAPH
 from bistil.errors import ArtefactError, InputError
 from bistil.export.browser import TASKS, shown_in_browser, student_values
 from bistil.export.libraries import LICENCE, PACKAGE, PAGE, VERSION, Library, browser_library
+from bistil.export.proof import why_it_failed
 from bistil.models.exported import engine_of, exported_record
 from bistil.models.loading import read_config
 from bistil.models.names import model_folder
@@ -163,8 +164,7 @@ def _compare(predictor: Predictor, folder: Path) -> dict[str, Any]:
         check=False,
     )
     if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ArtefactError(f"the page's code does not run in Node.js ({why:.200})")
+        raise ArtefactError(f"the page's code does not run in Node.js ({why_it_failed(done):.200})")
     for text, theirs in zip(texts, json.loads(done.stdout), strict=True):
         if theirs != expected_inputs(predictor, text):
             raise ArtefactError(
