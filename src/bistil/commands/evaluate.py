@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bistil.commands.options import DEVICE, Table, takes
+from bistil.commands.options import DEVICE, TASK_KIND, Table, takes
 from bistil.errors import printable
 from bistil.settings.recipe import TaskSettings, parse
 
@@ -20,9 +20,7 @@ def register(app: typer.Typer) -> None:
     def evaluate(
         model: Annotated[Path, typer.Option(help="Folder of a task model.")],
         file: Annotated[list[Path], typer.Option(help="Labelled file; give it again for several.")],
-        task: Annotated[
-            str | None, typer.Option(help="Kind of task. Default: the one that the model's head is for.")
-        ] = None,
+        task: Annotated[str | None, TASK_KIND] = None,
         predictions: Annotated[
             Path | None, typer.Option(help="Write predictions here, in the format of the file.")
         ] = None,

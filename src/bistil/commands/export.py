@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bistil.commands.options import FORCE, Table, takes
+from bistil.commands.options import FORCE, TASK_KIND, WINDOW, Table, takes
 from bistil.errors import InputError
 from bistil.settings.recipe import TaskSettings, parse
 
@@ -51,13 +51,8 @@ def register(app: typer.Typer) -> None:
             Literal["auto", "int8", "int4", "float32"],
             typer.Option(help="Of the token table. auto: 4 bits where the score on labelled files allows, else 8."),
         ] = "auto",
-        task: Annotated[
-            str | None, typer.Option(help="Kind of task. Default: the one that the model's head is for.")
-        ] = None,
-        max_length: Annotated[
-            int | None,
-            typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
-        ] = None,
+        task: Annotated[str | None, TASK_KIND] = None,
+        max_length: Annotated[int | None, WINDOW] = None,
         pooling: Annotated[
             Literal["mean", "first"] | None,
             typer.Option(help="Of an encoder without a head: one vector per text. Default: as its folder says."),

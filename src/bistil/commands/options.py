@@ -25,6 +25,9 @@ JOBS = typer.Option(
     1, min=1, help="At most so many stages side by side, as cores and memory allow; each has its share of the threads."
 )
 DEVICE = typer.Option(help="PyTorch's device, such as cpu, cuda or mps. Default: a CUDA GPU if there is one.")
+TASK_KIND = typer.Option(help="Kind of task. Default: the one that the model's head is for.")
+WINDOW = typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4)
+THREADS = typer.Option(help="CPU threads. Default: as many as PyTorch takes.", min=1)
 SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
 
 # Options of version 0.1 by command, and what they are now; to go in version 0.3.

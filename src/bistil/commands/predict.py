@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bistil.commands.options import DEVICE, pairs
+from bistil.commands.options import DEVICE, TASK_KIND, THREADS, WINDOW, pairs
 
 Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv"]
 Format = Literal["conll", "conllu", "jsonl", "tsv"]
@@ -52,16 +52,11 @@ def register(app: typer.Typer) -> None:
             list[str],
             typer.Option(metavar="NAME=COLUMN", help="Which column is text, pair, words, tags, question or context."),
         ] = [],  # noqa: B006
-        task: Annotated[
-            str | None, typer.Option(help="Kind of task. Default: the one that the model's head is for.")
-        ] = None,
-        max_length: Annotated[
-            int | None,
-            typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
-        ] = None,
+        task: Annotated[str | None, TASK_KIND] = None,
+        max_length: Annotated[int | None, WINDOW] = None,
         batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", min=1)] = 32,
         device: Annotated[str | None, DEVICE] = None,
-        threads: Annotated[int | None, typer.Option(help="CPU threads. Default: as many as PyTorch takes.")] = None,
+        threads: Annotated[int | None, THREADS] = None,
         resume: Annotated[
             bool, typer.Option("--resume/--no-resume", help="Go on where a killed call for this output was.")
         ] = True,

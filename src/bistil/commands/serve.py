@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bistil.commands.options import DEVICE
+from bistil.commands.options import DEVICE, TASK_KIND, THREADS, WINDOW
 from bistil.serving.settings import Limits
 
 
@@ -44,17 +44,10 @@ def register(app: typer.Typer) -> None:
         batch_size: Annotated[
             int, typer.Option(help="Inputs that are answered together, as far as so many wait.", min=1)
         ] = limits.batch,
-        task: Annotated[
-            str | None, typer.Option(help="Kind of task. Default: the one that the model's head is for.")
-        ] = None,
-        max_length: Annotated[
-            int | None,
-            typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4),
-        ] = None,
+        task: Annotated[str | None, TASK_KIND] = None,
+        max_length: Annotated[int | None, WINDOW] = None,
         device: Annotated[str | None, DEVICE] = None,
-        threads: Annotated[
-            int | None, typer.Option(help="CPU threads. Default: as many as PyTorch takes.", min=1)
-        ] = None,
+        threads: Annotated[int | None, THREADS] = None,
     ) -> None:
         """Serve a task model over HTTP, with a page to try it on, until Ctrl-C or SIGTERM.
 
