@@ -512,7 +512,7 @@ def test_what_is_no_model_is_one_line(models, tmp_path, command_line):
         "--max-length=141": "has 140 positions",
         "--task=nonsense": "there is no task",
         "--task=question-answering": "has no head for question-answering",
-        "--threads=0": "threads is 0",
+        "--threads=0": "Invalid value for '--threads'",
     }.items():
         code, out, said = command_line("predict", models / TAGS, source, option)
         assert code == 2 and not out and message in said and "Traceback" not in said
