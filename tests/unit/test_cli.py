@@ -171,6 +171,15 @@ def test_other_errors_keep_their_traceback(command_line, monkeypatch):
         command_line("demo")
 
 
+def test_the_whole_demo_has_a_folder_of_its_own(command_line, monkeypatch):
+    asked = []
+    monkeypatch.setattr("bistil.demo.run.run_demo", lambda output, **how: asked.append((str(output), how["full"])))
+    monkeypatch.setattr("bistil.commands.demo.say_what_next", lambda *_: None)
+    for options in ((), ("--full",), ("--full", "--output", "own")):
+        assert command_line("demo", *options)[0] == 0
+    assert asked == [("runs/demo", False), ("runs/demo-full", True), ("own", True)]
+
+
 @pytest.mark.parametrize("command", RENAMED)
 def test_options_of_the_first_version_still_work_and_say_their_new_names(command, capsys):
     for old, new in RENAMED[command].items():

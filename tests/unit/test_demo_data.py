@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from bistil.demo.data import LANGUAGES, prepare_demo_data, read_topics, same_when
+from bistil.demo.run import demo_recipe
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.runtime.artefacts import folder_digest
 
@@ -97,6 +98,15 @@ def test_damaged_and_edited_files_are_noticed_and_written_again(tmp_path, capfd)
     prepare_demo_data(tmp_path / "data", target="it", seed=0)
     assert f"{data.train} is not what the demo's packages give" in capfd.readouterr().err
     assert folder_digest(tmp_path / "data") == whole
+
+
+@needs_corpus
+def test_the_short_recipe_and_the_whole_one_share_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("BISTIL_CACHE", str(tmp_path))
+    short, whole = demo_recipe(seed=1), demo_recipe(seed=1, full=True)
+    assert short.task.train == whole.task.train and short.text == whole.text and short.seed == whole.seed == 1
+    assert [len(one.students) for one in (short, whole)] == [1, 2]
+    assert short.phase2.sparse is None and whole.phase2.sparse
 
 
 def test_same_when():

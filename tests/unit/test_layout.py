@@ -145,7 +145,7 @@ def test_the_recipe_page_shows_what_a_recipe_gets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", [*(ROOT / "recipes").glob("*.toml"), SOURCE / "demo" / "recipe.toml"], ids=lambda p: p.name
+    "path", [*(ROOT / "recipes").glob("*.toml"), *(SOURCE / "demo").glob("*.toml")], ids=lambda p: p.name
 )
 def test_shipped_recipes_parse(path):
     assert load_recipe(path).students

@@ -56,7 +56,7 @@ RESAMPLES = 1000
 # Of each set so many predictions are kept for people to look at, and so much of a text.
 SHOWN, SHOWN_CHARACTERS = 6, 400
 # What cost is measured on: so many sentences.
-COST_EXAMPLES = 32
+COST_EXAMPLES = 16
 
 # What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call, byte and token; trimming
 # (per byte, for most of a multilingual model is vocabulary), the passes over its texts in times of one tokenizing, and
