@@ -14,7 +14,9 @@ PLATFORMS := linux win32 darwin
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-# What is used is compiled when it is used, which is a small part of what is installed.
+# What is used is compiled when it is used, which is a small part of what is installed, and kept: every process would compile
+# it again (8 s of one core) where the environment forbids that.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # PyTorch's build for processors alone, which is a tenth of the other's size: asked for once, and not for long, on Linux
