@@ -10,6 +10,7 @@ import tiny
 import typer
 from typer.testing import CliRunner
 
+from bistil._version import __version__
 from bistil.cli import COMMANDS, app
 from bistil.commands.options import RENAMED, in_new_words
 
@@ -38,7 +39,7 @@ def test_without_arguments_the_help_is_shown(command_line, arguments):
 
 
 def test_version(command_line):
-    assert command_line("--version") == command_line("-V") == (0, "bistil 0.1.0\n", "")
+    assert command_line("--version") == command_line("-V") == (0, f"bistil {__version__}\n", "")
 
 
 @pytest.fixture

