@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := $(VENV)/tools
 # Tests run side by side, one per core; each then needs one thread of its own.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist worksteal
 
@@ -9,7 +10,7 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -
 PLATFORMS := linux win32 darwin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check $(PLATFORMS:%=types-%) format bench docs verify versions wheel clean
+.PHONY: help install demo test check $(PLATFORMS:%=types-%) format bench docs site verify versions dist clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -74,8 +75,22 @@ verify: install  ## bad inputs, fuzzing, kills, signals, full disks, long corpor
 versions: install  ## tests with the lowest and the newest versions allowed; TESTS=tests for all of them
 	.ci/versions $(TESTS)
 
-wheel: install  ## a wheel in dist/
-	$(BIN)/python -m build --wheel
+# Without bistil and what it needs: the site is made out of what is written, and built in an environment of its own.
+$(TOOLS)/installed: requirements-tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements-tools.lock
+	touch $@
+
+site: $(TOOLS)/installed  ## README, docs/ and the Python reference as pages, in build/site/; what is wrong with a link fails
+	rm -rf build/site
+	$(TOOLS)/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs/site --doctree-dir build/doctrees . build/site
+
+# The wheel is built out of the sdist.
+dist: $(TOOLS)/installed  ## sdist and wheel in dist/, checked
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --quiet
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/python .ci/check_dist.py
 
 clean:  ## remove what can be made again (not runs/)
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,7 @@ from bistil.runtime.documents import read_document
 __all__ = ["Licence", "Reach", "installed_licences", "reach_of"]
 
 # What only those need who change the package.
-DEVELOPMENT = "dev"
+DEVELOPMENT = ("dev", "dist", "docs")
 
 
 class Reach(IntEnum):
@@ -70,13 +70,13 @@ def installed_licences(package: str = "bistil", *, development: bool = False) ->
     """The licences of a package and of all that it needs and its extras bring, as far as it is installed, by name.
 
     Args:
-        development: the extra for those who change the package, too.
+        development: the extras for those who change the package, too.
 
     Raises:
         PackageNotFoundError: the package itself is not installed.
     """
     start = distribution(package)
-    extras = [e for e in start.metadata.get_all("Provides-Extra") or [] if development or e != DEVELOPMENT]
+    extras = [e for e in start.metadata.get_all("Provides-Extra") or [] if development or e not in DEVELOPMENT]
     found: dict[str, Distribution] = {canonicalize_name(package): start}
     wanted: dict[str, list[str]] = {canonicalize_name(package): [package]}
     for by, extra in [(package, ""), *((extra, extra) for extra in extras)]:
