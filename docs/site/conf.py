@@ -33,7 +33,7 @@ myst_enable_extensions = ["fieldlist"]
 # Headings can be linked to as on GitHub.
 myst_heading_anchors = 4
 maximum_signature_line_length = 88
-add_module_names = False
+toc_object_entries_show_parents = "hide"
 highlight_language = "none"
 pygments_style, pygments_dark_style = "default", "github-dark"
 
@@ -64,7 +64,10 @@ def complete(app: Sphinx, name: str, source: list[str]) -> None:
     if name == "README":
         source[0] += f"\n\n{navigation(source[0])}\n"
     if name == "docs/api":
-        source[0] = Reference(ROOT / "src").fill(source[0])
+        try:
+            source[0] = Reference(ROOT / "src").fill(source[0])
+        except LookupError as error:
+            raise SphinxError(f"docs/api.md: {error.args[0]}") from error
 
 
 def without_folders(app: Sphinx, page: nodes.document) -> None:

@@ -35,7 +35,7 @@ class Reference:
         """A page in which every list item that is a name has become its reference.
 
         Raises:
-            KeyError: the package has no such name.
+            LookupError: the package has no such name, or says nothing about it.
         """
         return NAMED.sub(lambda match: self.render(match[1]), page)
 
@@ -43,6 +43,8 @@ class Reference:
         """One function or class, with its members."""
         named = self._package[name.removeprefix("bistil.")]
         thing = named.final_target if named.is_alias else named
+        if thing.docstring is None:
+            raise LookupError(f"{name} has no docstring")
         text = "\n".join(_class(thing, name) if thing.is_class else _function(thing, name))
         return f"{text}\n"
 

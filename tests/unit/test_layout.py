@@ -159,10 +159,59 @@ def test_the_readme_s_recipe_parses(tmp_path):
         assert load_recipe(tmp_path / "recipe.toml").students
 
 
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]+))?\)")
+
+
+def anchors(page):
+    """What headings of a page can be linked as, in the way of GitHub."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_in_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+    """`make site` checks the same; this one needs no tools."""
+    followed = 0
+    for page in PAGES:
+        for link, anchor in LINK.findall(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)):
+            target = page.parent / link if link else page
+            assert link.startswith("http") or target.exists(), f"{page.name}: {link}"
+            assert not anchor or link.startswith("http") or anchor in anchors(target), f"{page.name}: {link}#{anchor}"
+            followed += bool(anchor)
+    assert followed > 50
+
+
+def test_the_readme_lists_every_page():
+    listed = {link for link, _ in LINK.findall((ROOT / "README.md").read_text().partition("## Docs")[2])}
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES} - {"README.md"} <= listed
+
+
+def test_the_reference_names_what_is_public_and_what_the_docs_import():
+    import bistil
+
+    listed = re.findall(r"^- `(bistil[\w.]*)`$", (ROOT / "docs/api.md").read_text(), flags=re.M)
+    assert len(listed) == len({*listed}) > 50
+    things = []
+    for name in listed:
+        module, _, last = name.rpartition(".")
+        things.append(getattr(import_module(module), last))
+        assert things[-1].__doc__, name
+    assert all(getattr(bistil, name) in things for name in bistil.__all__ if name != "__version__")
+    pages = [page for page in PAGES if page.name != "CHANGELOG.md"]
+    for page in [*pages, ROOT / "docs/first_model.ipynb"]:
+        for module, names in re.findall(r"from (bistil[\w.]*) import ([\w, ]+)", page.read_text()):
+            for name in names.split(","):
+                assert getattr(import_module(module), name.strip()) in things, f"{page.name}: {module}.{name}"
+
+
+def test_the_page_on_versions_names_tests_that_are_there():
+    named = re.findall(r"`(?:tests/unit/)?(test_\w+\.py)`", (ROOT / "docs/versioning.md").read_text())
+    records = re.findall(r"`(tests/recorded/\w+\.json)`", (ROOT / "docs/versioning.md").read_text())
+    assert len(named) > 5 and len(records) == 3
+    assert all((ROOT / "tests/unit" / name).exists() for name in named) and all(
+        (ROOT / one).exists() for one in records
+    )
 
 
 def test_help_is_quick_and_shows_an_example():

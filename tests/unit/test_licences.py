@@ -69,5 +69,7 @@ def test_the_lock_has_a_hash_for_everything_but_torch() -> None:
         assert re.match(r"[\w.-]+==\S+", pin), pin[:60]
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", pin), pin[:60]
         assert not pin.startswith("torch==")
+    tools = re.split(r"\n(?=[A-Za-z])", (ROOT / "requirements-tools.lock").read_text())[1:]
+    assert len(tools) > 30 and all("--hash=sha256:" in pin for pin in tools)
     torch = [line for line in (ROOT / "requirements-torch.lock").read_text().splitlines() if not line.startswith("#")]
     assert torch == ["torch==2.13.0"]
