@@ -85,9 +85,9 @@ site: $(TOOLS)/installed  ## README, docs/ and the Python reference as pages, in
 	rm -rf build/site
 	$(TOOLS)/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --conf-dir docs/site --doctree-dir build/doctrees . build/site
 
-# The wheel is built out of the sdist.
+# The wheel is built out of the sdist. An earlier list of files would hide that one is missing.
 dist: $(TOOLS)/installed  ## sdist and wheel in dist/, checked
-	rm -rf dist
+	rm -rf dist src/*.egg-info
 	$(TOOLS)/bin/python -m build --quiet
 	$(TOOLS)/bin/twine check --strict dist/*
 	$(TOOLS)/bin/python .ci/check_dist.py
