@@ -132,7 +132,9 @@ def test_the_record_lists_the_files_that_are_there_and_tells_no_folder(place, tm
     (tmp_path / "lines.txt").write_text("Paka aliketi kwenye mkeka.\n" * 4)
     model, output = model_in(place, "bert", TAGS), tmp_path / "deployed"
     line = ("export", model, "--precision", "float32", "--text", tmp_path / "lines.txt", "--output", output)
-    assert command_line(*line)[0] == 0
+    assert command_line(*line, "--max-length", "24")[0] == 0
+    # It reads as many tokens as were proved, unless it is asked for others.
+    assert bistil.load(output).max_length == 24 and bistil.load(output, max_length=30).max_length == 30
     record = json.loads((output / RECORD).read_text())
     assert (
         set(record["bytes"]) == set(record["files"]) == {path.name for path in output.iterdir()} - {RECORD, "README.md"}

@@ -26,7 +26,9 @@ JOBS = typer.Option(
 )
 DEVICE = typer.Option(help="PyTorch's device, such as cpu, cuda or mps. Default: a CUDA GPU if there is one.")
 TASK_KIND = typer.Option(help="Kind of task. Default: the one that the model's head is for.")
-WINDOW = typer.Option(help="Tokens per window. Default: 128, or 384 of a question and its passage.", min=4)
+WINDOW = typer.Option(
+    help="Tokens per window. Default: as it was exported, else 128, or 384 of a question and its passage.", min=4
+)
 THREADS = typer.Option(help="CPU threads. Default: as many as PyTorch takes.", min=1)
 SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Any key of the settings, such as training.log_steps=5.")
 

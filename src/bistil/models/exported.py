@@ -26,3 +26,13 @@ def exported_record(folder: str | Path) -> dict[str, Any] | None:
         return None
     record = read_json(path)
     return record if isinstance(record, dict) and record.get("kind") == KIND else None
+
+
+def exported_length(folder: str | Path) -> int | None:
+    """Tokens per window that a model was exported and proved with; None where a folder holds none, or does not say.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
+    length = (exported_record(folder) or {}).get("max_length")
+    return length if type(length) is int and length > 0 else None

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bistil.engines import open_engine
 from bistil.errors import InputError
+from bistil.models.exported import exported_length
 from bistil.models.families import check_length, position_limit
 from bistil.models.loading import PRETRAINED_WITH, read_config, task_of
 from bistil.models.names import model_folder
@@ -49,7 +50,8 @@ def load(
     Args:
         name: the model's folder (of transformers, or exported), or its name on the hub.
         task: the kind of task; None: the one that the model's head is for.
-        max_length: tokens per window; None: 128, of a question and its passage 384, or as many as the model can read.
+        max_length: tokens per window; None: as it was exported, else 128, of a question and its passage 384, or as many
+            as the model can read.
         device: of PyTorch; None: a GPU if there is one. An exported model runs on the CPU.
         threads: while the model runs; None: as PyTorch is set, all cores.
         scheme: of a tagger's tags (`tasks.spans.SCHEMES`); None: it shows in them.
@@ -72,7 +74,7 @@ def load(
     own: Task = (
         SentenceEmbedding(form) if form is not None else get_task(task or kind_of(config, str(name)), scheme=scheme)
     )
-    length = _length(config, MAX_LENGTH.get(_like(own), 128), max_length)
+    length = _length(config, exported_length(folder) or MAX_LENGTH.get(_like(own), 128), max_length)
     tokenizer = load_tokenizer(str(folder))
     engine = open_engine(folder, own, device=device, threads=threads)
     return predictor_of(str(name), own, engine, tokenizer, max_length=length, threads=threads)
