@@ -36,9 +36,8 @@ def write_lines(folder: Path, sizes: list[int], lines: Iterator[str]) -> None:
             stream.writelines(f"{line}\n" for line in itertools.islice(lines, size))
 
 
-def random_model(folder: Path) -> Iterator[str]:
-    """A model, and lines for it without end."""
-    import numpy as np
+def random_model(folder: Path) -> Any:
+    """A model; returns its tokenizer."""
     import torch
     from transformers import AutoModelForTokenClassification, BertConfig
 
@@ -61,6 +60,13 @@ def random_model(folder: Path) -> Iterator[str]:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def random_lines(tokenizer: Any) -> Iterator[str]:
+    """Lines of random words, without end."""
+    import numpy as np
+
     pieces = [piece[1:] for piece in tokenizer.get_vocab() if piece.startswith("\u2581") and piece[1:].isalpha()]
     words, generator = sorted(pieces), np.random.default_rng(0)
     while True:
@@ -126,7 +132,11 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder) / "model"
-        lines = itertools.cycle(options.text.read_text().splitlines()) if options.text else random_model(model)
+        lines = (
+            itertools.cycle(options.text.read_text().splitlines())
+            if options.text
+            else random_lines(random_model(model))
+        )
         write_lines(Path(folder), options.lines, lines)
         for number in range(options.rounds):
             for name, (what, size) in runs.items():

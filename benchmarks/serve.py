@@ -41,7 +41,7 @@ def random_model(folder: Path) -> Path:
     """A tagger of 3 layers of width 384 with random weights, and the tokenizer of e5-small."""
     import predict
 
-    predict.prepare(folder, [])
+    predict.random_model(folder / "model")
     return folder / "model"
 
 
