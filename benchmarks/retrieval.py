@@ -9,8 +9,8 @@ ways: accuracy of the nearest (cosine), mean reciprocal rank; and the cosine of 
 --distractors the 800 other sentences of SIB-200 are among the candidates too, which is harder. The teacher is e5-small;
 per language it is trimmed to the texts of English and the language, and students of half and a third of its layers come
 out of phase 1 on these texts. Static vectors are model2vec's distillation of the trimmed teacher, made by the
-interpreter of --static-python (`pip install 'model2vec[distill]'`; it wants other versions of transformers than bistil,
-so give it an environment of its own); left out where it has none. int8 is bistil's export of the students.
+interpreter of --static-python (`pip install 'model2vec[distill,quantization]'`; it wants other versions of transformers
+than bistil, so give it an environment of its own); left out where it has none. int8 is bistil's export of the students.
 
 The record gets a row per language and system as it is made; a killed call goes on where it was, in the same --work.
 Rows hold scores, ranks, counts and digests, no sentence. The teacher's training may have held these sentences: compare
@@ -328,7 +328,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", nargs="*", default=["onnxruntime"], help="of the int8 exports")
     parser.add_argument("--distractors", action="store_true", help="the other sentences of SIB-200 as candidates too")
-    parser.add_argument("--static-python", default=sys.executable, help="interpreter that has model2vec[distill]")
+    parser.add_argument(
+        "--static-python", default=sys.executable, help="interpreter that has model2vec[distill,quantization]"
+    )
     parser.add_argument("--without-static", action="store_true", help="leave model2vec out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the table of the record, and make nothing")
@@ -343,7 +345,7 @@ def main() -> None:
                 [options.static_python, "-c", "import model2vec.distill"], capture_output=True, check=False
             )
             if asked.returncode:
-                print("model2vec is left out: --static-python has no model2vec[distill]", flush=True)
+                print("model2vec is left out: --static-python has no model2vec[distill,quantization]", flush=True)
                 options.without_static = True
         run(options, known)
     print(table(rows_of(options.record)))
