@@ -38,6 +38,7 @@ from bistil.runs.stages import (
     Guess,
     Headed,
     Restore,
+    Select,
     Sfts,
     Texts,
     Trim,
@@ -53,6 +54,7 @@ from bistil.settings.recipe import (
     Phase1Settings,
     Phase2Settings,
     Recipe,
+    SelectionSettings,
     StudentSettings,
     TrimSettings,
     phase2_of,
@@ -92,6 +94,8 @@ class Method:
     labelled: Labelled | None = None
     """What the task teacher learns from."""
     labelled_for_students: Labelled | None = None
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    """How target text is selected, for variants that want it so."""
     sfts: Mapping[str, File] = field(default_factory=dict)
     """Language SFTs that are there."""
     adapt: AdaptSettings | None = None
@@ -224,6 +228,21 @@ class Method:
         """The same task teacher with its whole vocabulary: what the students are compared with."""
         return Restore(model=self.task_teacher(), trimmed=self.trimmed().product("model"), base=self.teacher)
 
+    def like_task(self, text: TargetText, count: int) -> TargetText:
+        """Target text that is most like the labelled texts: so many lines, equally many per language."""
+        assert self.labelled is not None
+        found = {}
+        for language, files in text.texts.items():
+            found[language] = Select(
+                model=self.trimmed().product("model"),
+                labelled=self.labelled,
+                source_text=self.texts[self.source],
+                text=replace(text, texts={language: files}, count=None),
+                count=count // len(text.texts),
+                settings=self.selection,
+            ).product("text")
+        return replace(text, count=count, selected=found)
+
     def copied(self, number: int) -> Copied:
         """A student that is not distilled."""
         # Its loss has no say in what is copied.
@@ -256,12 +275,19 @@ class Method:
         if variant.phase1:
             everyone = self.bilingual(languages, variant.phase1_settings(self.phase1))
             start = distilled or everyone.product(str(number))
+        settings = with_rate(variant.settings(phase2_of(self.students[number], self.phase2)), learning_rate)
+        if not (variant.teacher and variant.target_text):
+            text = None
+        if text is not None and variant.selection:
+            count = text.count or getattr(settings, "target_sentences", None)
+            assert count is not None
+            text = self.like_task(text, count)
         return FineTune(
             start=start,
             labelled=labelled,
-            settings=with_rate(variant.settings(phase2_of(self.students[number], self.phase2)), learning_rate),
+            settings=settings,
             teacher=self.task_teacher() if variant.teacher else None,
-            target_text=text if variant.teacher and variant.target_text else None,
+            target_text=text,
             seed=seed,
             languages=languages,
             beside=self.layers,
@@ -321,6 +347,12 @@ class Plan:
             return Benchmark(models=models, text=replace(self.exam, parts=(target,)))
         return Benchmark(models=models, text=self.method.texts[target])
 
+    def selections(self) -> list[Stage[Any]]:
+        """What selects the target text of students."""
+        texts = [one.model.stage.target_text for one in self.candidates if isinstance(one.model.stage, FineTune)]
+        found = [product.stage for text in texts if text is not None for product in (text.selected or {}).values()]
+        return list({stage.key: stage for stage in found}.values())
+
     def groups(self) -> Groups:
         """All stages, by the table of the recipe that says how long their trainings are."""
         found: dict[str, list[Stage[Any]]] = {"language": [*map(self.method.language_sft, self.method.adapted)]}
@@ -339,6 +371,7 @@ class Plan:
         if self.candidates:
             yield self.method.fine_tuned_teacher()
             yield self.method.task_teacher().stage
+            yield from self.selections()
             yield from (one.model.stage for one in self.candidates)
             yield from self.scores().values()
             yield from self.agreements().values()
@@ -358,6 +391,7 @@ def plan_recipe(recipe: Recipe, inputs: Inputs) -> Plan:
         phase1=recipe.phase1,
         finetune=recipe.finetune,
         phase2=recipe.phase2,
+        selection=recipe.selection or SelectionSettings(),
         labelled=inputs.labelled,
         sfts=inputs.sfts,
         adapt=_adapt_settings(recipe.language) if recipe.language else None,
@@ -398,7 +432,10 @@ def variants_of(recipe: Recipe) -> dict[str, Variant]:
     """What becomes of every student of a recipe, by what is added to its name."""
     phase2, compare = recipe.phase2, recipe.compare
     forced = phase2.teacher_forced
-    own = Variant(teacher=forced, target_text=forced and phase2.target_text > 0, equal_steps=False)
+    own = Variant(
+        teacher=forced, target_text=forced and phase2.target_text > 0, equal_steps=False,
+        selection=recipe.selection is not None,
+    )  # fmt: skip
     found = {"": own}
     if compare.self_taught and forced:
         found["self-taught"] = replace(own, teacher=False, target_text=False)
@@ -443,6 +480,8 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
     yield fine_tuned.key, Name("task-teacher", sft if worn.key != fine_tuned.key else place | sft)
     if worn.key != fine_tuned.key:
         yield worn.key, Name("dress-task-teacher", place)
+    for stage in plan.selections():
+        yield stage.key, Name("select", {"text": "selected-text"})
     for one in plan.candidates:
         if isinstance(one.model.stage, Restore):
             yield one.model.stage.key, Name("restore-vocabulary", {"model": one.place})
@@ -576,6 +615,7 @@ def _written(recipe: Recipe, output: Path) -> list[Path]:
     parts = ["trimmed", "phase1", "task-teacher", "teacher", "sfts/task-teacher", "work", "stages", "made"]
     parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]
     parts += [f"sfts/language-{language}" for language in recipe.text]
+    parts.append("selected-text")
     parts.append(HELD_OUT.format(recipe.target))
     return [
         output / part for part in [*parts, "run.json", "recipe.json", LENGTHS, "summary.json", "report.html", ".lock"]

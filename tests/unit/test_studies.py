@@ -14,6 +14,7 @@ import tiny_study
 
 from bistil.errors import RecipeError
 from bistil.runs.cost import Kind
+from bistil.runs.data import TargetText
 from bistil.runs.stages import Exchange, FineTune, Headed, Restore
 from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
 from bistil.study import Only, Point, Study, jobs, study_at
@@ -169,6 +170,18 @@ def test_each_system_stands_on_what_its_kind_is_made_of(study):
     assert study.fine_tuned(first(study, "TF")).teacher is not None
 
 
+def test_target_text_is_selected_per_language_equally_much(study):
+    point = first(study, "TF")
+    variant = replace(study.variant(point), target_text=True, selection=True, target_sentences=6)
+    text = study.fine_tuned(point).target_text
+    both = TargetText(texts={language: study.method.texts[language] for language in ("sw", "ha")}, count=6)
+    learnt = study.method.student(0, variant, languages=("en", "sw", "ha"), text=both, seed=0)
+    stages = [product.stage for product in learnt.target_text.selected.values()]
+    assert text is None and [stage.KIND for stage in stages] == ["select", "select"]
+    assert [stage.count for stage in stages] == [3, 3]
+    assert [[*stage.text.texts] for stage in stages] == [["sw"], ["ha"]]
+
+
 def test_lt_sft_is_scored_with_each_targets_sft_and_the_whole_vocabulary(study):
     models = study.models(first(study, "LTSFT"))
     assert isinstance(models["dev"].stage, FineTune) and models["dev"].stage.settings.sparse is not None
@@ -241,6 +254,7 @@ BAD = [
     ("[targets]", '[groups]\neach = ["sw"]\n[targets]', "groups has 'each'"),
     ("[systems.ST]", '[systems.ST]\nreference = "LTSF"', "systems.ST.reference: no system or variant is called 'LTSF'"),
     ("[systems.ST]", '[systems.static]\nkind = "model2vec"\n[systems.ST]', "systems.static: static embeddings are of"),
+    ("[systems.ST]", "[systems.ST]\nselection = true", "systems.ST.selection selects target text: add"),
 ]
 
 

@@ -33,8 +33,9 @@ from bistil.models.families import family_of
 from bistil.models.fingerprint import tensor_digest
 from bistil.runtime.artefacts import (
     discard_work,
-    file_digest,
+    is_marked_whole,
     json_digest,
+    mark_whole,
     open_work,
     read_sealed,
     whole_file,
@@ -199,14 +200,14 @@ class KeptTeacher:
             own = [
                 number
                 for number in range(len(parts))
-                if number % processes().num_processes == processes().process_index and not self._is_sound(number)
+                if number % processes().num_processes == processes().process_index
+                and not is_marked_whole(self._file(number))
             ]
             for number, part in zip(own, self._shown([parts[number] for number in own]), strict=True):
                 path = self._file(number)
                 with whole_file(path, inner=True) as partial:
                     partial.write_bytes(self._made(part, sizes, said).data)
-                # Written last: a part without it does not count.
-                write_sealed(path.with_suffix(".json"), {"files": {path.name: file_digest(path)}})
+                mark_whole(path)
         self._first = {}
         processes().wait_for_everyone()
         # Copied where it is written to, which nobody does: torch wants arrays that could be.
@@ -303,15 +304,6 @@ class KeptTeacher:
     def _file(self, number: int) -> Path:
         assert self._folder is not None
         return self._folder / f"part-{number:05}.bin"
-
-    def _is_sound(self, number: int) -> bool:
-        """Whether a part is there and is what was written."""
-        path = self._file(number)
-        mark = path.with_suffix(".json")
-        try:
-            return path.exists() and mark.exists() and read_sealed(mark)["files"] == {path.name: file_digest(path)}
-        except (ArtefactError, KeyError):
-            return False
 
     def _alone(self, folder: Path) -> AbstractContextManager[Any]:
         """Of students that are made side by side one lets the teacher speak; the others wait, and read the same."""

@@ -1,12 +1,12 @@
 """The labelled data and the text that stages learn from and are scored on, as values: read when they are needed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, some, unseen_target_text
-from bistil.runs.stage import File, Reader, cosmetic
+from bistil.runs.stage import File, Place, Product, Reader, cosmetic
 from bistil.runtime.artefacts import json_digest, whole_file
 from bistil.settings.recipe import TaskSettings, to_dict
 from bistil.tasks.overlap import comparable, is_short
@@ -17,6 +17,8 @@ FILES = ("train", "dev", "test", "sources")
 NOT_LEARNT_FROM = (*FILES, "preset", "strict")
 DEV = "dev"
 """The part of an exam that is the source language's dev set; all others are test sets."""
+SELECTED = "selected.txt"
+"""In the product of a selection: its lines."""
 # Of the target's text, where no labels of it are scored: a tenth of the different lines, and so many at most.
 HELD_OUT_SHARE, MOST_HELD_OUT_LINES = 0.1, 500
 
@@ -86,6 +88,15 @@ class TargetText:
     """So many sentences are drawn, equally many per language; none: all."""
     lines: tuple[int, ...] = ()
     """Only lines [first, end) of each language's text, if given."""
+    selected: Mapping[str, Product] | None = field(default=None, metadata={"later": True})
+    """Per language, the lines that a stage has selected; none: they are drawn."""
+
+    def located(self, place: Place) -> "TargetText":
+        """The same text, when the stages that it stands on are made."""
+        if self.selected is None:
+            return self
+        files = {language: place.path(product) / SELECTED for language, product in self.selected.items()}
+        return TargetText(texts={language: (File.at(path),) for language, path in files.items()})
 
     def sentences(self, data: TaskData) -> tuple[list[str], list[str]]:
         """The sentences, and those that were left out because they stand in one of the data's dev or test sets."""

@@ -24,7 +24,8 @@ from bistil.models.tokenizers import load_tokenizer, write_tokenizer
 from bistil.models.writing import save_weights
 from bistil.runs.agreement import answered_lines
 from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
-from bistil.runs.data import Exam, HeldOut, Labelled, Rest, TargetText, sentences_of
+from bistil.runs.data import SELECTED, Exam, HeldOut, Labelled, Rest, TargetText, sentences_of
+from bistil.runs.selection import select_lines, vectors_of
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic
 from bistil.runtime.artefacts import whole_folder
 from bistil.runtime.devices import device_for
@@ -34,6 +35,7 @@ from bistil.settings.recipe import (
     ObjectiveSettings,
     Phase1Settings,
     Phase2Settings,
+    SelectionSettings,
     StudentSettings,
     TrainingSettings,
     TrimSettings,
@@ -410,6 +412,88 @@ def _bilingual(report: Mapping[str, Any], name: str) -> BilingualStudent:
     )
 
 
+# Target text like the task's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What a selection came to: lines, of how many, and cosines with the nearest labelled text."""
+
+    lines: int
+    candidates: int
+    cosine: float
+    """Of the selected lines, with the text that took each: the mean."""
+    cosine_of_candidates: float
+    """Of all candidates, with the nearest text of each."""
+    left_out: int
+    """Lines that stand in a dev or test set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select(Stage[Selected]):
+    """Lines of a language's text that are most like the task's labelled texts, by the trimmed teacher's vectors.
+
+    Leaves "text".
+    """
+
+    KIND: ClassVar[str] = "select"
+
+    model: Product
+    labelled: Labelled
+    source_text: tuple[File, ...]
+    """Plain text of the labelled texts' language."""
+    text: TargetText
+    """Of one language: what is selected from."""
+    count: int
+    settings: SelectionSettings
+
+    def parts(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def make(self, place: Place) -> Selected:
+        data = self.labelled.everything(place)
+        lines, left_out = self.text.sentences(data)
+        candidates = some(lines, self.settings.candidates)
+        like = [text for example in some(data.train, self.settings.examples) for text in data.task.texts_of(example)]
+
+        def encode(what: str, texts: Sequence[str]) -> np.ndarray:
+            work = place.work / what.replace(" ", "-")
+            return vectors_of(place.path(self.model), texts, work=work, label=f"{place.label}: {what}")
+
+        chosen, cosine, of_all = select_lines(
+            encode,
+            like=like,
+            beside=some(sentences_of(self.source_text), self.settings.examples),
+            lines=candidates,
+            count=self.count,
+        )
+        with whole_folder(place.output("text"), record={"kind": "selected text"}) as folder:
+            (folder / SELECTED).write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8", newline="\n")
+        return Selected(
+            lines=len(chosen), candidates=len(candidates), cosine=cosine, cosine_of_candidates=of_all,
+            left_out=len(left_out),
+        )  # fmt: skip
+
+    def cost(self, ahead: Ahead) -> Cost:
+        shape = ahead.shape(self.model)
+        files = [file for own in self.text.texts.values() for file in own]
+        text, beside = ahead.text(files, self.model), ahead.text(self.source_text, self.model)
+        lines = min(self.settings.candidates, text.lines)
+        others = min(self.settings.examples, beside.lines)
+        tokens = text.tokens / max(text.lines, 1.0)
+        other_tokens = beside.tokens / max(beside.lines, 1.0)
+        passes = Passes(
+            kind="score", teacher=shape, sequences=32, tokens=tokens,
+            flops=lines * shape.flops(tokens) + (others + self.settings.examples) * shape.flops(other_tokens),
+        )  # fmt: skip
+        return Cost(
+            passes=[passes],
+            seconds=text.seconds + beside.seconds + _loading(ahead, self.model),
+            memory=held(shape.parameters["total"], trained=False) + 8.0 * shape.width * lines,
+            work=4.0 * shape.width * lines,
+        )
+
+
 # Phase 2: task distillation (section 3.3)
 
 
@@ -504,7 +588,7 @@ class FineTune(Stage[Fitted]):
     def make(self, place: Place) -> Fitted:
         start = place.path(self.start) if isinstance(self.start, Product) else self.start.folder(place)
         how = Fitting(
-            data=self.labelled.to_learn_from(place, self.target_text),
+            data=self.labelled.to_learn_from(place, self.target_text and self.target_text.located(place)),
             settings=self.settings,
             max_length=self.labelled.task.max_length,
             seed=self.seed,

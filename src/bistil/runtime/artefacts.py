@@ -6,7 +6,16 @@ The public names of four modules, each of which builds on the one before.
 from bistil.runtime.claims import check_apart, check_plain, claim
 from bistil.runtime.digests import file_digest, folder_digest, is_as_stamped, json_digest, stamp
 from bistil.runtime.ownership import RECORD
-from bistil.runtime.whole_files import read_json, read_sealed, sync_tree, whole_file, write_json, write_sealed
+from bistil.runtime.whole_files import (
+    is_marked_whole,
+    mark_whole,
+    read_json,
+    read_sealed,
+    sync_tree,
+    whole_file,
+    write_json,
+    write_sealed,
+)
 from bistil.runtime.whole_folders import (
     check_product,
     discard_output,
@@ -30,8 +39,10 @@ __all__ = [
     "file_digest",
     "folder_digest",
     "is_as_stamped",
+    "is_marked_whole",
     "json_digest",
     "manifest",
+    "mark_whole",
     "open_work",
     "read_json",
     "read_sealed",

@@ -11,7 +11,7 @@ from typing import Any
 
 from bistil.errors import ArtefactError, InputError
 from bistil.runtime.claims import Output
-from bistil.runtime.digests import json_digest
+from bistil.runtime.digests import file_digest, json_digest
 from bistil.runtime.documents import parse_json, read_document
 from bistil.runtime.litter import PARTIAL, partial_prefix, remove_litter
 
@@ -133,6 +133,20 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if seal is not None and seal != json_digest(value):
         raise ArtefactError(f"{path} is damaged: it is not what was written")
     return value
+
+
+def mark_whole(path: Path) -> None:
+    """Say that a file of ours is whole, by its digest beside it; written last, so that a part of it does not count."""
+    write_sealed(path.with_suffix(".json"), {"files": {path.name: file_digest(path)}})
+
+
+def is_marked_whole(path: Path) -> bool:
+    """Whether a file is there and is what it was when `mark_whole` was called."""
+    mark = path.with_suffix(".json")
+    try:
+        return path.exists() and mark.exists() and read_sealed(mark)["files"] == {path.name: file_digest(path)}
+    except (ArtefactError, KeyError):
+        return False
 
 
 def without_umask(mode: int) -> int:

@@ -28,6 +28,7 @@ from bistil.settings.schema import (
     Phase1Settings,
     Phase2Settings,
     PresetName,
+    SelectionSettings,
     SparseSettings,
     StudentSettings,
     TagScheme,
@@ -59,6 +60,7 @@ __all__ = [
     "Phase2Settings",
     "PresetName",
     "Recipe",
+    "SelectionSettings",
     "Settings",
     "SparseSettings",
     "StudentSettings",
@@ -122,6 +124,10 @@ class Recipe(Checked):
     task: TaskSettings | None = option(None, "the task; without it the run ends after phase 1")
     finetune: FinetuneSettings = option(factory=FinetuneSettings, help="the task teacher")
     phase2: Phase2Settings = option(factory=Phase2Settings, help="task distillation")
+    selection: SelectionSettings | None = option(
+        None, "phase2.target_sentences are the lines most like the labelled texts; without this table they are drawn",
+        empty=True,
+    )  # fmt: skip
     compare: CompareSettings = option(factory=CompareSettings, help="rows to compare with")
 
     def __post_init__(self) -> None:
@@ -135,12 +141,16 @@ class Recipe(Checked):
         self._check_language_sfts()
         self._check_students()
         self._check_compare()
+        if self.selection is not None and not (self.phase2.teacher_forced and self.phase2.target_sentences):
+            raise RecipeError(
+                "selection is given, but phase2.target_sentences does not say how many lines are selected: add it"
+            )
         if self.task is not None:
             self._check_task(self.task)
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raises RecipeError for tables that only a task makes use of, where there is none (see `parse`)."""
-        for name in ("finetune", "phase2", "compare") if self.task is None else ():
+        for name in ("finetune", "phase2", "selection", "compare") if self.task is None else ():
             if given.get(name):
                 raise RecipeError(f"{name} is given, but there is no task: add [task], or leave it out")
         if given.get("force_sfts") and not self.language_sfts:

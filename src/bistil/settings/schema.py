@@ -615,6 +615,14 @@ def without_target_text(settings: Phase2Settings) -> Phase2Settings:
 
 
 @dataclass(kw_only=True, frozen=True)
+class SelectionSettings(Checked):
+    """Which lines of target text phase 2 learns from: those most like the labelled texts, by the teacher's vectors."""
+
+    candidates: int = option(50_000, "choose from so many lines of a language's text, drawn at random", least=1)
+    examples: int = option(2_000, "be like so many labelled texts, drawn at random", least=1)
+
+
+@dataclass(kw_only=True, frozen=True)
 class CompareSettings(Checked):
     """What the students are measured against, besides the undistilled teacher."""
 

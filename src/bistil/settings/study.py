@@ -15,6 +15,7 @@ from bistil.settings.recipe import (
     ObjectiveSettings,
     Phase1Settings,
     Phase2Settings,
+    SelectionSettings,
     SparseSettings,
     StudentSettings,
     TaskSettings,
@@ -63,6 +64,9 @@ class Variant(Checked):
     start: Literal["copy", "random", "scratch"] | None = option(None, "how students start, instead of their own start")
     epochs: float | None = option(None, "another length of phase 2", above=0)
     target_sentences: int | None = option(None, "another number of target sentences per group", least=1)
+    selection: bool = option(
+        False, "target text is what is most like the labelled texts, as the study's selection says, and not drawn"
+    )
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
     precision: PrecisionName | None = option(None, "number format of the matrix products in both phases")
@@ -210,6 +214,9 @@ class StudySettings(Checked):
     head: AdaptSettings = option(factory=lambda: HEAD, help="the masked-LM head of a teacher that has none")
     language: AdaptSettings = option(factory=lambda: LANGUAGE, help="the language SFTs of lt-sft")
     search: SearchSettings | None = option(None, "learning rates to choose from; none: those of finetune and phase2")
+    selection: SelectionSettings = option(
+        factory=SelectionSettings, help="how variants with selection = true come by their target text"
+    )
     seeds: list[int] = option(factory=lambda: [0, 1], help="of the students")
     teacher_seed: int = option(0, "of the task teacher, the same for all students")
     teacher_examples: int | None = option(None, "labelled examples that the teacher learns from; none: all", least=1)
@@ -322,6 +329,11 @@ class StudySettings(Checked):
             raise RecipeError(
                 f"{where}: static embeddings are of whole texts: they serve sequence-classification, and the task is "
                 f"{self.task.kind}"
+            )
+        if variant.selection and not (variant.target_text and (variant.target_sentences or self.target_sentences)):
+            raise RecipeError(
+                f"{where}.selection selects target text: add target_text = true, and target_sentences, which says how "
+                "much of it"
             )
         if variant.kind == "minilmv2":
             self._check_narrow(name, variant)

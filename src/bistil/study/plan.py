@@ -95,6 +95,7 @@ class Study:
             phase1=own.phase1,
             finetune=own.finetune,
             phase2=own.phase2,
+            selection=own.selection,
             labelled=labelled,
             labelled_for_students=replace(labelled, train_examples=own.student_examples),
             adapt=own.language,
