@@ -132,7 +132,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             data=data, settings=replace(settings, kept_gigabytes=gigabytes), folder=folder / f"work-{bool(gigabytes)}"
         )
         clock.begin()
-        fit_from_teacher(folder / "student", tokenizer, how, teacher=teacher, teacher_tokenizer=tokenizer)
+        fit_from_teacher(folder / "student", tokenizer, how, teachers=[teacher], teacher_tokenizers=[tokenizer])
         starts = [*clock.steps, time.process_time()]
         size = len(clock.steps) // options.epochs
         epochs = [starts[(n + 1) * size] - starts[n * size] for n in range(options.epochs)]

@@ -214,9 +214,17 @@ class Method:
         """A task model of the trimmed teacher with its whole vocabulary."""
         return Restore(model=model, trimmed=self.trimmed().product("model"), base=self.teacher).product("model")
 
-    def task_teacher(self) -> Product:
-        """The teacher of phase 2: it wears the source language's SFT for good."""
-        fine_tuned = self.fine_tuned_teacher()
+    def fine_tuned_teachers(self, count: int) -> list[FineTune]:
+        """So many teachers, fine-tuned alike from consecutive seeds; the first is `fine_tuned_teacher`."""
+        return [self.fine_tuned_teacher(seed=self.of_teacher + number) for number in range(count)]
+
+    def task_teacher(self, fine_tuned: FineTune | None = None) -> Product:
+        """The teacher of phase 2: it wears the source language's SFT for good.
+
+        Args:
+            fine_tuned: one of `fine_tuned_teachers`; none: the first.
+        """
+        fine_tuned = fine_tuned or self.fine_tuned_teacher()
         model = fine_tuned.product("model")
         if self.source not in fine_tuned.sfts:
             return model
@@ -282,11 +290,14 @@ class Method:
             count = text.count or getattr(settings, "target_sentences", None)
             assert count is not None
             text = self.like_task(text, count)
+        count = settings.teachers if isinstance(settings, Phase2Settings) else 0
+        teachers = tuple(map(self.task_teacher, self.fine_tuned_teachers(count)))
         return FineTune(
             start=start,
             labelled=labelled,
             settings=settings,
-            teacher=self.task_teacher() if variant.teacher else None,
+            teacher=next(iter(teachers), None),
+            other_teachers=teachers[1:],
             target_text=text,
             seed=seed,
             languages=languages,
@@ -353,12 +364,16 @@ class Plan:
         found = [product.stage for text in texts if text is not None for product in (text.selected or {}).values()]
         return list({stage.key: stage for stage in found}.values())
 
+    def task_teachers(self) -> list[FineTune]:
+        """What the students learn from: the fine-tuned teacher, or several."""
+        return self.method.fine_tuned_teachers(self.method.phase2.teachers)
+
     def groups(self) -> Groups:
         """All stages, by the table of the recipe that says how long their trainings are."""
         found: dict[str, list[Stage[Any]]] = {"language": [*map(self.method.language_sft, self.method.adapted)]}
         found["phase1"] = [self.bilingual()]
         if self.candidates:
-            found["finetune"] = [self.method.fine_tuned_teacher()]
+            found["finetune"] = [*self.task_teachers()]
             found["phase2"] = [one.model.stage for one in self.candidates if one.role not in ("teacher", "trimmed")]
         known = {stage.key for stages in found.values() for stage in stages}
         return {**found, "": [stage for stage in self.stages() if stage.key not in known]}
@@ -369,8 +384,9 @@ class Plan:
         yield from map(self.method.language_sft, self.method.adapted)
         yield self.bilingual()
         if self.candidates:
-            yield self.method.fine_tuned_teacher()
-            yield self.method.task_teacher().stage
+            for fine_tuned in self.task_teachers():
+                yield fine_tuned
+                yield self.method.task_teacher(fine_tuned).stage
             yield from self.selections()
             yield from (one.model.stage for one in self.candidates)
             yield from self.scores().values()
@@ -474,12 +490,15 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
     yield plan.bilingual().key, Name("phase1", {**places, "record": "phase1/record"})
     if not plan.candidates:
         return
-    fine_tuned, worn = method.fine_tuned_teacher(), method.task_teacher().stage
-    place = {"model": "task-teacher"}
-    sft = {"sft": "sfts/task-teacher"}
-    yield fine_tuned.key, Name("task-teacher", sft if worn.key != fine_tuned.key else place | sft)
-    if worn.key != fine_tuned.key:
-        yield worn.key, Name("dress-task-teacher", place)
+    teachers = plan.task_teachers()
+    for number, fine_tuned in enumerate(teachers, 1):
+        worn = method.task_teacher(fine_tuned).stage
+        one = "task-teacher" if number == 1 else f"task-teacher-{number}"
+        label = "task-teacher" if number == 1 else f"task-teacher {number} of {len(teachers)}"
+        place, sft = {"model": one}, {"sft": f"sfts/{one}"}
+        yield fine_tuned.key, Name(label, sft if worn.key != fine_tuned.key else place | sft)
+        if worn.key != fine_tuned.key:
+            yield worn.key, Name(f"dress-{label}", place)
     for stage in plan.selections():
         yield stage.key, Name("select", {"text": "selected-text"})
     for one in plan.candidates:
@@ -612,7 +631,9 @@ def _written(recipe: Recipe, output: Path) -> list[Path]:
     """Everything that the stages of a run write or remove in its folder, in whatever variant."""
     variants = ("", "-self-taught", "-no-target-text", "-copied")
     names = [f"{student.name}{variant}" for student in recipe.students for variant in variants]
-    parts = ["trimmed", "phase1", "task-teacher", "teacher", "sfts/task-teacher", "work", "stages", "made"]
+    teachers = ["task-teacher", *(f"task-teacher-{number}" for number in range(2, recipe.phase2.teachers + 1))]
+    parts = ["trimmed", "phase1", "teacher", "work", "stages", "made"]
+    parts += [f"{folder}{name}" for folder in ("", "sfts/") for name in teachers]
     parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]
     parts += [f"sfts/language-{language}" for language in recipe.text]
     parts.append("selected-text")

@@ -51,15 +51,15 @@ def flat(value, path=""):
 
 
 def in_one_call(start, *others, language_sfts=None, force_sfts=False):
-    """A fine-tuning as the one function of version 0.1 was called, which is two now."""
-    *teacher, how, outputs = others
+    """A fine-tuning as the one function of version 0.1 was called, which is two now; of several teachers it had one."""
+    *teachers, how, outputs = others
     fields = {name: getattr(how, name) for name in ("settings", "max_length", "seed", "label", "languages")}
     return (start, how.data), {
         **fields,
         "output": outputs.model,
         "sft_output": outputs.sft,
         "replace": outputs.replace,
-        "teacher": teacher[0] if teacher else None,
+        "teacher": teachers[0][0] if teachers else None,
         "work": how.folder,
         "language_sfts": language_sfts or {},
         "force_sfts": force_sfts,

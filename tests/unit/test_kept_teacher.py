@@ -1,5 +1,6 @@
-"""What a task teacher says, kept from epoch to epoch: the same losses and gradients, and sound after interruptions."""
+"""What task teachers say, kept from epoch to epoch: the same losses and gradients, and sound after interruptions."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 
 import bistil.distillation.kept_teacher as module_under_test
 from bistil.distillation.kept_teacher import ROW, KeptTeacher
@@ -17,6 +19,7 @@ from bistil.distillation.task import Fitting, _kept_teacher, read_task_data
 from bistil.distillation.task_data import MixedData
 from bistil.distillation.teacher_ids import with_teacher_ids
 from bistil.distillation.terms import Needs, Term
+from bistil.errors import InputError
 from bistil.settings.recipe import (
     FinetuneSettings,
     ObjectiveSettings,
@@ -25,7 +28,8 @@ from bistil.settings.recipe import (
     TaskSettings,
     TrainingSettings,
 )
-from bistil.tasks import get_task
+from bistil.tasks import get_task, model_inputs
+from bistil.tasks.batches import TARGETS
 from bistil.tasks.sequence_classification import SequenceClassification
 
 LINES = tiny.ENGLISH.splitlines()
@@ -141,12 +145,130 @@ def test_losses_and_gradients_are_those_of_the_teacher_itself(kind, family, tmp_
     module.close()
 
 
+def of_another_seed(teacher, seed=9):
+    """A teacher of the same shape that says something else."""
+    other = copy.deepcopy(teacher)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return other
+
+
+def soft_targets(kind, models, batch):
+    """Per kind of prediction (logits of each model (rows, classes), rows that count), out of plain passes."""
+    inputs = [{name: value for name, value in model_inputs(model, batch).items() if name not in TARGETS}
+              for model in models]  # fmt: skip
+    with torch.no_grad():
+        said = [model.eval()(**own) for model, own in zip(models, inputs, strict=True)]
+    real = batch["attention_mask"].bool()
+    if kind == "sequence-classification":
+        return [([one.logits for one in said], slice(None))]
+    if kind == "multi-label-classification":  # no or yes, for each label by itself
+        return [([torch.stack([0 * one.logits, one.logits], -1).flatten(0, 1) for one in said], slice(None))]
+    if kind == "token-classification":
+        rows = batch["labels"] != -100 if "labels" in batch else real
+        return [([one.logits[rows] for one in said], slice(None))]
+    if kind == "question-answering":
+        logits = [[one.start_logits for one in said], [one.end_logits for one in said]]
+        return [([one.masked_fill(~real, -1e30) for one in own], slice(None)) for own in logits]
+    words = batch["word_starts"] >= 0
+    rows = batch["labels"] != -100 if "labels" in batch else words
+    arcs = [one.logits for one in said]
+    # The last model is the student: it has no say in where relations are compared.
+    best = sum(arcs[:-1]).argmax(-1)
+    heads = torch.where(rows, batch["labels"], best) if "labels" in batch else best
+    relations = []
+    for one in said:
+        of_all = torch.einsum(
+            "bwi,rij,bhj->bwhr", pad(one.dependents, (0, 1), value=1.0), one.relation_weight.detach(),
+            pad(one.heads, (0, 1), value=1.0),
+        )  # fmt: skip
+        relations.append(of_all.gather(2, heads[..., None, None].expand(-1, -1, 1, of_all.shape[-1])).squeeze(2))
+    return [([one.masked_fill(one.isinf(), -1e30) for one in arcs], rows), (relations, rows)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [*((kind, "bert") for kind in FILES), ("token-classification", "modernbert")]
+)
+def test_the_prediction_of_several_teachers_is_the_mean_of_their_logits(kind, family, tmp_path):
+    """softmax(mean of the logits / T), out of passes of three models by themselves; all else is the first one's."""
+    task, labelled, unlabelled, first, student = lesson(kind, family, tmp_path)
+    others = [of_another_seed(first), of_another_seed(first, 10)]
+    collate, features = task.collate(tiny.tokenizer(family)), [*labelled, *unlabelled]
+    kept = keeper(features, task, collate, tmp_path / "kept")
+    options = {"objectives": {"s": ALL_TERMS}, "prediction_pairs": task.prediction_pairs}
+    batches = [kept.batch(own) for own in (labelled[:4], unlabelled[:4])]
+    module = Distiller(first, {"s": student}, **options)
+    alone = [losses_and_gradients(module, batch)[0] for batch in batches]
+    module.close()
+    # Two that say the same are one, bit for bit.
+    module = Distiller(first, {"s": student}, others=[copy.deepcopy(first)], mean_output=task.mean_output, **options)
+    assert [losses_and_gradients(module, batch)[0] for batch in batches] == alone
+    module.close()
+    options |= {"others": others, "mean_output": task.mean_output}
+    module = Distiller(first, {"s": student}, **options)
+    found = [losses_and_gradients(module, batch) for batch in batches]
+    module.close()
+    for batch, (losses, _), own in zip(batches, found, alone, strict=True):
+        expected = 0.0
+        for (*theirs, ours), rows in soft_targets(kind, [first, *others, student], batch):
+            soft = (sum(theirs) / 3 / 2.0).softmax(-1)
+            expected += float(-(soft * (ours / 2.0).log_softmax(-1)).sum(-1)[rows].mean())
+        assert losses["s/prediction"] == pytest.approx(expected, rel=1e-4)
+        assert losses["s/prediction"] != pytest.approx(own["s/prediction"], rel=1e-3)
+        same = [name for name in losses if name not in ("loss", "s/loss", "s/prediction")]
+        assert len(same) >= 5 and {name: losses[name] for name in same} == {name: own[name] for name in same}
+    # Kept once for all three, it is the same, and nobody is held any longer.
+    module = Distiller(first, {"s": student}, kept=kept, **options)
+    module.prepare(CPU, low_precision=False)
+    assert not module._outside
+    for batch, (losses, gradients) in zip(batches, found, strict=True):
+        again, own = losses_and_gradients(module, batch)
+        assert again == pytest.approx(losses, rel=1e-5, abs=1e-7)
+        torch.testing.assert_close(own, gradients, rtol=1e-3, atol=1e-5 * float(gradients.abs().max()))
+    module.close()
+
+
+def test_other_teachers_are_asked_for_predictions_alone(tmp_path):
+    """Nothing else is captured of them, and nobody asks them where no term reads the head."""
+    task, labelled, _, first, student = lesson("token-classification", "bert", tmp_path)
+    other, passes = of_another_seed(first), []
+    other.register_forward_hook(lambda _m, _a, output: passes.append(output))
+    for objective, count in ((ALL_TERMS, 1), (ObjectiveSettings(hidden=1.0), 0)):
+        passes.clear()
+        module = Distiller(
+            first, {"s": student}, objectives={"s": objective}, prediction_pairs=task.prediction_pairs,
+            others=[other], mean_output=task.mean_output,
+        )  # fmt: skip
+        module.train()(**task.collate(tiny.tokenizer("bert"))(labelled[:3]))
+        module.close()
+        assert len(passes) == count and not other.training
+    assert not any(one.logits.requires_grad for one in passes)
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
+def test_parsers_of_other_widths_have_no_mean(tmp_path):
+    task, labelled, _, first, student = lesson("dependency-parsing", "bert", tmp_path)
+    narrow = get_task("dependency-parsing", parser_projection=8).build_model(
+        tmp_path / "bert", [*first.config.id2label.values()]
+    )
+    module = Distiller(
+        first, {"s": student}, objectives={"s": ALL_TERMS}, prediction_pairs=task.prediction_pairs, others=[narrow],
+        mean_output=task.mean_output,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="words have 32 and 8 dimensions: their relations need equally many"):
+        module(**task.collate(tiny.tokenizer("bert"))(labelled[:3]))
+
+
+@pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("kind", ["token-classification", "dependency-parsing"])
-def test_in_bf16_they_differ_by_rounding(kind, tmp_path):
+def test_in_bf16_they_differ_by_rounding(kind, others, tmp_path):
     task, labelled, _, teacher, student = lesson(kind, "bert", tmp_path)
     collate = task.collate(tiny.tokenizer("bert"))
     kept = keeper(labelled, task, collate)
     options = {"objectives": {"s": ALL_TERMS}, "prediction_pairs": task.prediction_pairs}
+    options |= {"others": [of_another_seed(teacher)] * others, "mean_output": task.mean_output}
     batch = kept.batch(labelled[:5])
     module = Distiller(teacher, {"s": student}, **options)
     losses, gradients = losses_and_gradients(module, batch, low_precision=True)
@@ -192,12 +314,13 @@ class Stopped(Exception):
     pass
 
 
-def filled(folder, task, features, teacher, student, *, stop_after=None):
+def filled(folder, task, features, teacher, student, *, others=(), stop_after=None):
     """The bytes of all parts; how many batches the teacher read."""
     kept = keeper(features, task, task.collate(tiny.tokenizer("bert")), folder)
     module = Distiller(
-        teacher, {"s": student}, objectives={"s": ALL_TERMS}, prediction_pairs=task.prediction_pairs, kept=kept
-    )
+        teacher, {"s": student}, objectives={"s": ALL_TERMS}, prediction_pairs=task.prediction_pairs, kept=kept,
+        others=others, mean_output=task.mean_output,
+    )  # fmt: skip
     read, run = [], module._run_teacher
 
     def counted(batch):
@@ -239,6 +362,10 @@ def test_what_was_said_before_an_interruption_is_not_said_again(tmp_path, monkey
         teacher.classifier.bias.add_(0.1)
     other, everything = filled(tmp_path / "cut", *things)
     assert everything == count and other != whole
+    # So do others beside it.
+    beside, everything = filled(tmp_path / "cut", *things, others=[of_another_seed(teacher)])
+    assert everything == count and beside != other
+    assert filled(tmp_path / "cut", *things, others=[of_another_seed(teacher)]) == (beside, 1)
 
 
 TRAINING = TrainingSettings(epochs=3.0, batch_size=5, learning_rate=3e-3, checkpoint_steps=2, log_steps=1)

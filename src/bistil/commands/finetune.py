@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
     @takes(
         data=Table(TaskSettings, without=FILES),
         run=Table(Recipe, only=("language_sfts", "force_sfts")),
-        values=Table(Phase2Settings, without=("teacher_forced",), assignable=True),
+        values=Table(Phase2Settings, without=("teacher_forced", "teachers"), assignable=True),
     )
     def finetune(
         model: str = typer.Option(..., "--model", "-m", help="Where to start: a folder, a hub name, or e5-small."),
@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
         output: Path = typer.Option(..., "--output", "-o", help="New folder for the fine-tuned model."),
         dev: list[str] = typer.Option([], help=help_of(TaskSettings, "dev").split(",")[0]),
         test: list[str] = typer.Option([], help="Test files: what stands in them is not learnt from. Nothing else."),
-        teacher: Path | None = typer.Option(None, help="Folder of the task teacher to learn from (phase 2, TF)."),
+        teacher: list[Path] = typer.Option(
+            [], help="Folder of the task teacher to learn from (phase 2, TF); repeat for the mean of several's logits."
+        ),
         text: list[Path] = typer.Option([], help="With --teacher: plain target text to learn from too."),
         sft: Path | None = typer.Option(None, help="Also keep the sparse fine-tuning by itself, in this new folder."),
         seed: int = SEED,
@@ -67,7 +69,7 @@ def register(app: typer.Typer) -> None:
         --language-sft en=sfts/en --language-sft sw=sfts/sw --dev dev.txt --sft sfts/ner -o tagger
         """
         sfts: dict[str, str] = run.get("language_sfts", {})
-        if sfts and teacher is not None:
+        if sfts and teacher:
             raise InputError("language SFTs are worn in sparse fine-tuning from labels: leave out the teacher")
         sources: dict[str, list[str]] = {}
         for language, file in pairs(train, "--train", "LANGUAGE=FILE") if sfts else ():
@@ -81,7 +83,7 @@ def register(app: typer.Typer) -> None:
                 "test": {"": test} if test else {},
             },
             values,
-            teacher=teacher is not None,
+            teacher=bool(teacher),
             text=bool(text),
         )
         require_trust(settings, trust_code=trust_code, where="bistil finetune")
@@ -95,7 +97,7 @@ def register(app: typer.Typer) -> None:
 
         with work_for(output) as work:
             labelled = [*(task.train or (file for files in sources.values() for file in files)), *dev, *test]
-            read = [model, teacher, *text, *map(source_of, labelled), *sfts.values()]
+            read = [model, *teacher, *text, *map(source_of, labelled), *sfts.values()]
             claim(folders=[output, sft], work=work, inputs=read, force=force)
             examples = read_task_data(
                 task, target_sentences=read_sentences(text) if text else None, sources=sources or None
@@ -110,7 +112,7 @@ def register(app: typer.Typer) -> None:
                 languages=list(sources),
             )
             outputs, start = TaskOutputs(model=output, sft=sft, replace=force), model_folder(model)
-            if teacher is not None:
+            if teacher:
                 write_task_student(start, teacher, how, outputs)
             else:
                 write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=run.get("force_sfts", False))

@@ -33,7 +33,7 @@ def finetune(
     *,
     task: str | Task | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    teacher: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | Sequence[PreTrainedModel] | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     text: Any = None,
     settings: FinetuneSettings | PresetName | None = None,
@@ -51,8 +51,9 @@ def finetune(
             learnt from. "train" and "test" may be mappings from language to rows. Or what `read_task_data` returns.
         task: the task or its kind, such as "token-classification"; default: that of the teacher, or of the model.
         tokenizer: the model's; default: the one that it brings.
-        teacher: the task teacher, fine-tuned on the same labels. Without one the model learns from labels alone, as the
-            task teacher itself does.
+        teacher: the task teacher, fine-tuned on the same labels; or several, such as those of other seeds, the mean of
+            whose logits makes the soft predictions (states and attention maps are the first one's). Without one the
+            model learns from labels alone, as the task teacher itself does.
         teacher_tokenizer: default: the one that the teacher brings, or else the model's.
         text: with a teacher, plain target text to learn from too: texts, files or a data set.
         settings: a preset ("paper", "short"; `Phase2Settings` with a teacher); default: the paper's method.
@@ -68,12 +69,15 @@ def finetune(
 
     Raises:
         InputError, RecipeError: data or settings that cannot be learnt from.
-        ArtefactError: the teacher has other labels, or an SFT was made for another base.
+        ArtefactError: a teacher has other labels, or an SFT was made for another base.
         DivergenceError: the loss is no longer a number.
     """
-    known = data.task if isinstance(data, TaskData) else _task(task, teacher, model)
+    teachers = [] if teacher is None else [teacher] if isinstance(teacher, PreTrainedModel) else list(teacher)
+    if teacher is not None and not teachers:
+        raise InputError("teacher is an empty list: give a task teacher, or leave it out")
+    known = data.task if isinstance(data, TaskData) else _task(task, *teachers, model)
     found = as_task_data(data, known, text=text)
-    stage, length = _settings(settings, known.kind, teacher=teacher is not None, text=bool(found.target_sentences))
+    stage, length = _settings(settings, known.kind, teacher=bool(teachers), text=bool(found.target_sentences))
     own = tokenizer_of(model, tokenizer)
     how = Fitting(
         data=found,
@@ -84,14 +88,15 @@ def finetune(
         label=f"fine-tuning for {known.kind}",
         languages=[language for language in found.sources if language],
     )
-    if teacher is None:
+    if not teachers:
         return fit_from_labels(model, own, how, language_sfts=language_sfts, kept=Kept.of(model))
     if language_sfts:
         raise InputError("language_sfts are worn in fine-tuning from labels: leave out the teacher")
-    theirs = tokenizer_of(
-        teacher, getattr(teacher, "tokenizer", own) if teacher_tokenizer is None else teacher_tokenizer
-    )
-    return fit_from_teacher(model, own, how, teacher=teacher, teacher_tokenizer=theirs)
+    theirs = [
+        tokenizer_of(one, getattr(one, "tokenizer", own) if teacher_tokenizer is None else teacher_tokenizer)
+        for one in teachers
+    ]
+    return fit_from_teacher(model, own, how, teachers=teachers, teacher_tokenizers=theirs)
 
 
 def as_task_data(data: Any, task: Task, *, text: Any = None, how: Reading | None = None) -> TaskData:

@@ -144,7 +144,7 @@ class KeptTeacher:
         self,
         run: Callable[[dict[str, Any]], Captured],
         needs: Needs,
-        teacher: nn.Module,
+        teachers: Sequence[nn.Module],
         *,
         low_precision: bool,
     ) -> bool:
@@ -153,7 +153,7 @@ class KeptTeacher:
         Args:
             run: the teacher's pass on a batch.
             needs: what of it is needed.
-            teacher: is known by its weights.
+            teachers: all that take part in the pass; they are known by their weights.
             low_precision: its products are in bf16; then states and maps are kept in bf16, else as they are.
 
         Returns:
@@ -188,7 +188,8 @@ class KeptTeacher:
                 self._places[row] = _Place(number, start, start + sizes[row])
                 start += sizes[row]
         identity = json_digest({
-            "teacher": _digest(teacher), "low_precision": low_precision, "fields": list(map(str, self._fields)),
+            "teacher": "".join(map(_digest, teachers)), "low_precision": low_precision,
+            "fields": list(map(str, self._fields)),
             "places": json_digest([[row, place.part, place.start] for row, place in self._places.items()]),
             "inputs": self._inputs_digest(batches),
         })  # fmt: skip

@@ -1,10 +1,11 @@
 """One teacher pass, any number of students: the weighted objective as a module that a training loop can call."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -58,6 +59,9 @@ class Distiller(nn.Module):
             student's configuration says it was copied from, else spread evenly.
         prediction_pairs: what L_pred compares, from the outputs of student and teacher on a batch (phase 2). Without
             it, L_pred and the hard-label loss use the masked-language-modelling heads (phase 1).
+        others: with `prediction_pairs`, more teachers: what L_pred compares is made of the outputs of all of them, and
+            everything else of the teacher's alone.
+        mean_output: makes one output of the teachers' (`Task.mean_output`); they run while it takes them.
         fast: linear maps as in `fast_linear`; false under torch.compile.
         wear: called with a batch's "language" before the teacher runs, to put on that language's SFT.
         kept: keeps what the teacher says, if there is room for it (`prepare`); batches are made by its `batch`.
@@ -75,6 +79,8 @@ class Distiller(nn.Module):
         objectives: Mapping[str, ObjectiveSettings],
         layers: Mapping[str, list[int]] | None = None,
         prediction_pairs: Callable[[Any, Any, Mapping[str, Tensor]], list[Any]] | None = None,
+        others: Sequence[nn.Module] = (),
+        mean_output: Callable[[Iterable[Any]], Any] | None = None,
         wear: Callable[[str], None] | None = None,
         kept: KeptTeacher | None = None,
         beside: Sequence[Sequence[int]] = (),
@@ -85,7 +91,8 @@ class Distiller(nn.Module):
         self._linear_maps: Callable[[], AbstractContextManager[None]] = fast_linear if fast else nullcontext
         self.students = _Students(dict(students))
         self._outside: dict[str, Any] = {"teacher": teacher.eval().requires_grad_(False)}
-        self._pairs = prediction_pairs
+        self._outside["others"] = [Capture(one.eval().requires_grad_(False), fast=fast) for one in others]
+        self._pairs, self._mean_output = prediction_pairs, mean_output
         self._wear = wear
         self._kept, self._reads_kept, self._beside = kept, False, beside
         self._plans = [
@@ -120,7 +127,8 @@ class Distiller(nn.Module):
             # What others need is kept where there is room for all of it.
             self._target_capture.close()
             self._target_capture = self._capture(self.teacher, needs)
-            if self._kept.fill(run, needs, self.teacher, low_precision=low_precision):
+            teachers = [self.teacher, *(other.model for other in self._outside["others"])]
+            if self._kept.fill(run, needs, teachers, low_precision=low_precision):
                 self._reads_kept = True
                 self._drop_teacher()
                 return
@@ -184,14 +192,22 @@ class Distiller(nn.Module):
         prefix = "teacher_"
         own = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
         inputs = {**{name: value for name, value in batch.items() if not name.startswith(prefix)}, **own}
-        device = inputs["input_ids"].device
-        if next(self.teacher.parameters()).device != device:
-            self.teacher.to(device)
+        head = self._target_needs.head and self._pairs is not None
+
+        def run(capture: Capture) -> Captured:
+            model, device = capture.model, inputs["input_ids"].device
+            if next(model.parameters()).device != device:
+                model.to(device)
+            return capture.run(_inputs_of(model, inputs, head=head), head=head)
+
         with torch.no_grad():
             if not self._taught:
                 return Captured()
-            head = self._target_needs.head and self._pairs is not None
-            return self._target_capture.run(_inputs_of(self.teacher, inputs, head=head), head=head)
+            target, others = run(self._target_capture), self._outside["others"] if head else ()
+            if others:
+                assert self._mean_output is not None
+                target.output = self._mean_output(chain([target.output], (run(one).output for one in others)))
+            return target
 
     def _terms(self, plan: _Plan, batch: Mapping[str, Tensor], target: Captured) -> dict[str, tuple[float, Tensor]]:
         """Weight and unweighted loss of each term, by name."""

@@ -22,7 +22,7 @@ from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
 from bistil.distillation.teacher_ids import same_ids, with_teacher_ids
 from bistil.distillation.terms import terms_of
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.models.complete import CompleteModel, Origin, complete
 from bistil.models.families import check_length, family_of, head_names, position_limit
 from bistil.models.loading import ModelSource, config_of, labels_of, source_name
@@ -32,7 +32,7 @@ from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.sparse.training import check_sparse, phases
 from bistil.sparse.wearing import own_sft
-from bistil.tasks import model_inputs
+from bistil.tasks import Task, model_inputs
 from bistil.tasks.batches import Feature
 from bistil.training.loop import check_training, planned_steps, processes, train
 from bistil.vocabulary.trimming import Kept
@@ -188,7 +188,7 @@ def fit_from_labels(
             module=module, student=student, tokenizer=tokenizer, data=MixedData(labelled, [], ratio=0.0),
             collate=collate, labelled=labelled,
         )  # fmt: skip
-    return _learn(lesson, how, start=start, teacher=None)
+    return _learn(lesson, how, start=start, teachers=[])
 
 
 def fit_from_teacher(
@@ -196,43 +196,50 @@ def fit_from_teacher(
     tokenizer: PreTrainedTokenizerFast,
     how: Fitting,
     *,
-    teacher: ModelSource,
-    teacher_tokenizer: PreTrainedTokenizerFast,
+    teachers: Sequence[ModelSource],
+    teacher_tokenizers: Sequence[PreTrainedTokenizerFast],
 ) -> CompleteModel:
     """Fine-tune a student by its task teacher, on labelled examples and, if the settings say so, on target text.
 
     Args:
         start, tokenizer: as for `fit_from_labels`.
-        teacher: the task teacher, with the same labels; one in memory stays as it is.
+        teachers: the task teacher, with the same labels; one in memory stays as it is. Of several the soft predictions
+            are softmax(mean of their logits / temperature), and everything else is the first one's.
+        teacher_tokenizers: one each.
 
     Returns:
         As `fit_from_labels`; for a teacher with other token ids the figures have "differing": per kind how many
         examples of how many cannot be compared, for its tokens begin or end elsewhere.
 
     Raises:
-        ArtefactError: the teacher has other labels.
-        InputError: target text is wanted and there is none, the teacher's tokens can be compared in no example, or
-            `max_length` exceeds the model's positions.
+        ArtefactError: a teacher has other labels, or is for another task.
+        InputError: target text is wanted and there is none, the teacher's tokens can be compared in no example,
+            `max_length` exceeds the model's positions, or no mean can be made of what the teachers say.
+        RecipeError: the settings say another number of teachers, or nobody listens to more than one.
         DivergenceError: the loss is no longer a number.
     """
-    data, task, settings = how.data, how.data.task, how.settings
-    assert isinstance(settings, Phase2Settings)
-    sentences = data.target_sentences
+    assert isinstance(how.settings, Phase2Settings)
+    data, task, settings = how.data, how.data.task, _of_teachers(how.settings, len(teachers))
+    how, sentences, teacher_tokenizer = replace(how, settings=settings), data.target_sentences, teacher_tokenizers[0]
     check_fit(
-        config_of(start), settings, max_length=how.max_length, teacher=config_of(teacher), target_sentences=sentences
-    )
+        config_of(start), settings, max_length=how.max_length, teacher=config_of(teachers[0]),
+        target_sentences=sentences,
+    )  # fmt: skip
+    _check_together(task, teachers, teacher_tokenizers)
     student = task.build_model(start, data.labels, seed=how.seed)
     labelled, unlabelled, differing = _compared(how, settings, tokenizer, teacher_tokenizer)
-    theirs = _task_teacher(teacher, data, max_length=how.max_length)
-    limits = [limit for one in (student, theirs) if (limit := position_limit(one.config)) is not None]
+    models = [_task_teacher(one, data, max_length=how.max_length) for one in teachers]
+    limits = [limit for one in (student, *models) if (limit := position_limit(one.config)) is not None]
     mixed = MixedData(labelled, unlabelled, ratio=settings.target_text)
     collate = task.collate(tokenizer, teacher=teacher_tokenizer, positions=min(limits, default=None))
     kept = _kept_teacher(mixed, how, settings, collate)
     module = Distiller(
-        theirs,
+        models[0],
         {"student": student},
         objectives={"student": settings.objective},
         prediction_pairs=task.prediction_pairs,
+        others=models[1:],
+        mean_output=task.mean_output,
         kept=kept,
         beside=how.beside if how.teacher_folder is not None else (),
         fast=not settings.training.compile,
@@ -247,10 +254,10 @@ def fit_from_teacher(
         target_text=len(unlabelled),
         figures=differing,
     )
-    del theirs
+    del models
     finished = False
     try:
-        made = _learn(lesson, how, start=start, teacher=teacher)
+        made = _learn(lesson, how, start=start, teachers=teachers)
         finished = True
         return made
     finally:
@@ -313,7 +320,7 @@ class _Lesson:
     """For the record, besides those of every lesson."""
 
 
-def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelSource | None) -> CompleteModel:
+def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teachers: Sequence[ModelSource]) -> CompleteModel:
     """Train, sparsely or densely; the best weights on the dev set stay, if there is one."""
     data, settings, student = how.data, how.settings, lesson.student
     evaluate = _dev_scores(data, student, lesson.tokenizer, max_length=how.max_length)
@@ -345,30 +352,38 @@ def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teacher: ModelS
         result = train(lesson.module, lesson.data, settings=settings.training, **common)
         figures |= {"steps": result.steps, "tokens": result.tokens, "dev": result.best}
         figures |= {"precision": result.precision, "device": result.device}
-    made = _made(how, figures, start=source_name(start), teacher=None if teacher is None else source_name(teacher))
+    made = _made(how, figures, start=source_name(start), teachers=list(map(source_name, teachers)))
     return complete(student, lesson.tokenizer, replace(made, facts={"sft": sft, "figures": figures}))
 
 
-def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teacher: str | None) -> Origin:
+def parents_of(start: Any, teachers: Sequence[Any]) -> dict[str, Any]:
+    """What a task model is made of, as records name it: "start", "teacher" (None: there is none), "teacher 2" ..."""
+    others = {f"teacher {number}": one for number, one in enumerate(teachers[1:], 2)}
+    return {"start": start, "teacher": teachers[0] if teachers else None, **others}
+
+
+def _made(how: Fitting, figures: Mapping[str, Any], *, start: str, teachers: Sequence[str]) -> Origin:
     """What is known of a task model: record and card."""
     task, settings = how.data.task, how.settings
-    start, teacher = Path(start).name, None if teacher is None else Path(teacher).name
+    start, teachers = Path(start).name, [Path(one).name for one in teachers]
+    taught = "a task teacher" if len(teachers) == 1 else f"the averaged predictions of {len(teachers)} task teachers"
+    called = f"teacher{'s' * (len(teachers) > 1)}: " + ", ".join(f"`{one}`" for one in teachers)
     record = {
         "kind": "task model",
         "task": task.kind,
         "settings": to_dict(settings),
         "seed": how.seed,
         "metrics": figures,
-        "parents": {"start": {"name": start}, "teacher": {"name": teacher} if teacher is not None else None},
+        "parents": parents_of({"name": start}, [{"name": one} for one in teachers]),
     }
     card = {
         "title": f"{start} for {task.kind}",
         "summary": f"A model for {task.kind}, "
-        + ("distilled from a task teacher" if teacher is not None else "fine-tuned on labelled examples")
+        + (f"distilled from {taught}" if teachers else "fine-tuned on labelled examples")
         + f" on {figures['examples']:,} labelled examples.",
         "languages": how.languages,
         "made": [
-            f"start: `{start}`" + (f"; task teacher: `{teacher}`" if teacher is not None else ""),
+            f"start: `{start}`" + (f"; task {called}" if teachers else ""),
             "sparse fine-tuning (LT-SFT)" if settings.sparse else "dense fine-tuning",
             *([f"unlabelled target text: {figures['target_text']:,} examples"] if figures["target_text"] else []),
         ],
@@ -449,6 +464,36 @@ def _sample(sentences: list[str], size: int | None, *, seed: int) -> list[str]:
             f"phase2.target_sentences is {size}: at least 1 is needed; for none set phase2.target_text = 0"
         )
     return some(sentences, size, seed=seed)
+
+
+def _of_teachers(settings: Phase2Settings, count: int) -> Phase2Settings:
+    """Settings that say how many teachers there are; those of one do not.
+
+    Raises:
+        RecipeError: they say another number, or nobody listens to more than one.
+    """
+    if settings.teachers not in (1, count):
+        raise RecipeError(f"teachers is {settings.teachers}, but {count} are given: leave teachers out")
+    return replace(settings, teachers=count)
+
+
+def _check_together(task: Task, teachers: Sequence[ModelSource], tokenizers: Sequence[PreTrainedTokenizerFast]) -> None:
+    """Make sure that several teachers can stand as one.
+
+    Raises:
+        InputError: they read other ids, or the task does not say what a mean is made of.
+    """
+    for teacher, tokenizer in zip(teachers[1:], tokenizers[1:], strict=True):
+        if not same_ids(tokenizers[0], tokenizer):
+            raise InputError(
+                f"the task teachers {source_name(teachers[0])} and {source_name(teacher)} have different tokenizers: "
+                "fine-tune them from one model"
+            )
+    if len(teachers) > 1 and task.kept_outputs() is None:
+        raise InputError(
+            f"{task.kind} does not say in teacher_outputs what its prediction_pairs reads, so that no mean can be made "
+            "of it: give one task teacher"
+        )
 
 
 def _task_teacher(teacher: ModelSource, data: TaskData, *, max_length: int) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher
+from bistil.distillation.task import Fitting, fit_from_labels, fit_from_teacher, parents_of
 from bistil.models.complete import CompleteModel
 from bistil.models.tokenizers import load_tokenizer
 from bistil.models.writing import write_model
@@ -56,15 +56,17 @@ def write_task_teacher(
         start, load_tokenizer(str(start)), how, language_sfts=language_sfts, kept=kept_in(Path(start)),
         force_sfts=force_sfts,
     )  # fmt: skip
-    return _write(model, outputs, start=Path(start), teacher=None)
+    return _write(model, outputs, parents_of(Path(start), []))
 
 
-def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, outputs: TaskOutputs) -> dict[str, Any]:
+def write_task_student(
+    start: str | Path, teacher: str | Path | Sequence[str | Path], how: Fitting, outputs: TaskOutputs
+) -> dict[str, Any]:
     """`fit_from_teacher` from folders into folders; the same call goes on after an interruption. One process writes.
 
     Args:
         start: folder of the student that phase 1 made.
-        teacher: folder of the task teacher.
+        teacher: folder of the task teacher, or of each of several that stand as one (`fit_from_teacher`).
 
     Returns:
         The figures of `fit_from_teacher`.
@@ -72,22 +74,22 @@ def write_task_student(start: str | Path, teacher: str | Path, how: Fitting, out
     Raises:
         BistilError: as `fit_from_teacher`, or an output may not be written (`runtime.artefacts.claim`).
     """
-    _claim(how, outputs, [start, teacher])
-    tokenizers = load_tokenizer(str(start)), load_tokenizer(str(teacher))
-    model = fit_from_teacher(start, tokenizers[0], how, teacher=teacher, teacher_tokenizer=tokenizers[1])
-    return _write(model, outputs, start=Path(start), teacher=Path(teacher))
+    teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher)
+    _claim(how, outputs, [start, *teachers])
+    own, *theirs = (load_tokenizer(str(folder)) for folder in (start, *teachers))
+    model = fit_from_teacher(start, own, how, teachers=teachers, teacher_tokenizers=theirs)
+    return _write(model, outputs, parents_of(Path(start), list(map(Path, teachers))))
 
 
 def _claim(how: Fitting, outputs: TaskOutputs, read: Sequence[str | Path]) -> None:
     claim(folders=[outputs.model, outputs.sft], work=how.folder, inputs=read, force=outputs.replace)
 
 
-def _write(model: CompleteModel, outputs: TaskOutputs, *, start: Path, teacher: Path | None) -> dict[str, Any]:
+def _write(model: CompleteModel, outputs: TaskOutputs, parents: Mapping[str, Path | None]) -> dict[str, Any]:
     """Write a model that `_learn` made, in one process of several; returns its figures."""
     made = model.bistil
     figures: dict[str, Any] = made.facts["figures"]
     if processes().is_main_process:
-        parents = {"start": start, "teacher": teacher}
         record = {**made.record, "parents": {
             name: None if path is None else {"name": path.name, "digest": folder_digest(path)}
             for name, path in parents.items()
@@ -99,7 +101,8 @@ def _write(model: CompleteModel, outputs: TaskOutputs, *, start: Path, teacher: 
                 sft.write_into(both.enter_context(whole_folder(outputs.sft, replace=outputs.replace, record=RECORD)))
             card = {**made.card, "title": outputs.model.name}
             write_model(
-                outputs.model, model, model.tokenizer, record=record, replace=outputs.replace, parent=start, **card
-            )
+                outputs.model, model, model.tokenizer, record=record, replace=outputs.replace, parent=parents["start"],
+                **card,
+            )  # fmt: skip
     processes().wait_for_everyone()
     return figures

@@ -28,6 +28,11 @@ def cosmetic(default: Any = None, *, factory: Any = None) -> Any:
     return field(default=default, metadata=metadata, compare=False)
 
 
+def later(default: Any) -> Any:
+    """A field that came after others: while it has its default, what was made without it is not made again."""
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class File:
     """A file or folder that is read, known by its content."""

@@ -26,7 +26,7 @@ from bistil.runs.agreement import answered_lines
 from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
 from bistil.runs.data import SELECTED, Exam, HeldOut, Labelled, Rest, TargetText, sentences_of
 from bistil.runs.selection import select_lines, vectors_of
-from bistil.runs.stage import File, Place, Product, Stage, cosmetic
+from bistil.runs.stage import File, Place, Product, Stage, cosmetic, later
 from bistil.runtime.artefacts import whole_folder
 from bistil.runtime.devices import device_for
 from bistil.settings.recipe import (
@@ -573,6 +573,8 @@ class FineTune(Stage[Fitted]):
     labelled: Labelled
     settings: FinetuneSettings
     teacher: Product | None = None
+    other_teachers: tuple[Product, ...] = later(())
+    """Task teachers whose predictions are averaged with that one's."""
     target_text: TargetText | None = None
     sfts: Sfts = field(default_factory=dict)
     """Worn in batches of their language (multi-source training)."""
@@ -600,11 +602,15 @@ class FineTune(Stage[Fitted]):
         )
         outputs = TaskOutputs(model=place.output("model"), sft=place.output("sft") if self.settings.sparse else None)
         if self.teacher is not None:
-            figures = write_task_student(start, place.path(self.teacher), how, outputs)
+            figures = write_task_student(start, list(map(place.path, self._teachers)), how, outputs)
         else:
             sfts = {language: place.path(sft) for language, sft in self.sfts.items()}
             figures = write_task_teacher(start, how, outputs, language_sfts=sfts, force_sfts=self.force_sfts)
         return Fitted(**figures)
+
+    @property
+    def _teachers(self) -> list[Product]:
+        return [] if self.teacher is None else [self.teacher, *self.other_teachers]
 
     def model_of(self, part: str) -> Product | None:
         if part != "model":
@@ -623,11 +629,12 @@ class FineTune(Stage[Fitted]):
             self.labelled, self.target_text, self.start, ratio=ratio, batch_size=training.batch_size,
             sentences=taught.target_sentences if taught else None,
         )  # fmt: skip
-        teacher = student if self.teacher is None else ahead.shape(self.teacher)
+        teachers = [ahead.shape(one) for one in self._teachers]
+        teacher = teachers[0] if teachers else student
         epoch = round(lesson.labelled * (1 + (ratio if lesson.unlabelled else 0.0)))
         tokens = float(np.mean(lesson.lengths))
         forward = float(np.mean([student.flops(length) for length in lesson.lengths]))
-        targets = float(np.mean([teacher.flops(length) for length in lesson.lengths])) if taught else 0.0
+        targets = float(np.mean([sum(one.flops(length) for one in teachers) for length in lesson.lengths]))
         precision, device = ahead.settled(training)
 
         def step(teacher_share: float = 1.0) -> Passes:
@@ -660,10 +667,10 @@ class FineTune(Stage[Fitted]):
         return Cost(
             trainings=loops,
             passes=[replace(step(), flops=epoch * targets)] if kept else [],
-            seconds=lesson.seconds + _loading(ahead, self.start, self.start, *([self.teacher] if self.teacher else [])),
+            seconds=lesson.seconds + _loading(ahead, self.start, self.start, *self._teachers),
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)
-            + (held(teacher.parameters["total"], trained=False) if taught else 0.0)
+            + sum(held(one.parameters["total"], trained=False) for one in teachers)
             + _activations([student], training.batch_size, max(lesson.lengths), precision),
             disk=weights + (0.0 if sparse is None else 8.0 * sparse.share(size) * size),
             work=2 * max(loop.checkpoint_bytes for loop in loops) + 4 * size + (size_kept if kept else 0.0),

@@ -17,6 +17,7 @@ from bistil.settings.parsing import Settings, assigned, deciding, load_toml, par
 from bistil.settings.presets import SHORT_LEAST_STEPS, SHORT_MOST_STEPS, TaskPreset, phase1_preset, task_preset
 from bistil.settings.schema import (
     MOST_SEED,
+    MOST_TEACHERS,
     AdaptSettings,
     Checked,
     CompareSettings,
@@ -90,6 +91,7 @@ UNNAMED_RUN = "run"
 VARIANTS = ("copied", "self-taught", "no target text")
 # Other lines of the tables, and other folders beside the students'.
 RESERVED = ("teacher", "teacher, trimmed", "majority class", "task-teacher", "record", "tensorboard")
+RESERVED += tuple(f"task-teacher-{number}" for number in range(2, MOST_TEACHERS + 1))
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -208,6 +210,8 @@ class Recipe(Checked):
                 raise RecipeError(
                     f"students[{number}].name is {name!r}, which is {taken[name.lower()]}: choose another"
                 )
+        for student in self.students:
+            phase2_of(student, self.phase2)
         objectives = [student.objective or self.phase1.objective for student in self.students]
         masking = [name for name, one in zip(names, objectives, strict=True) if one.hard_labels]
         if 0 < len(masking) < len(names):

@@ -19,6 +19,7 @@ PresetName = Literal["paper", "short"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 TagScheme = Literal["iob1", "iob2", "iobes", "bilou", "bmes", "types", "none"]
 
+MOST_TEACHERS = 8
 # What numpy and transformers take as a seed, with room for the seeds that are counted on from it.
 MOST_SEED = 2**31 - 1
 
@@ -540,9 +541,13 @@ class Phase2Settings(FinetuneSettings):
     """Task distillation from the task teacher (paper, section 3.3)."""
 
     # What only a task teacher teaches.
-    FROM_TEACHER: ClassVar = ("target_text", "target_sentences", "kept_gigabytes", "objective")
+    FROM_TEACHER: ClassVar = ("teachers", "target_text", "target_sentences", "kept_gigabytes", "objective")
 
     teacher_forced: bool = option(True, "learn from the task teacher (TF); false: from labels only (ST)")
+    teachers: int = option(
+        1, "task teachers, fine-tuned alike from consecutive seeds: the mean of their logits makes the soft "
+        "predictions, states and attention maps are the first one's", least=1, most=MOST_TEACHERS, later=True,
+    )  # fmt: skip
     objective: ObjectiveSettings = option(
         factory=lambda: ObjectiveSettings(attention=1.0, hidden=1.0, prediction=1.0), help="weights of the losses"
     )
@@ -560,10 +565,19 @@ class Phase2Settings(FinetuneSettings):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Also refuses an amount of target text that is not learnt from."""
+        """Also refuses an amount of target text that is not learnt from, and teachers that nobody listens to."""
         super().__post_init__()
         if self.target_sentences is not None and not self.target_text:
             raise RecipeError(f"target_sentences is {self.target_sentences}, but target_text is 0: leave one out")
+        if self.teachers > 1 and not self.teacher_forced:
+            raise RecipeError(
+                f"teachers is {self.teachers}, but teacher_forced = false learns from labels only: leave one out"
+            )
+        if self.teachers > 1 and not self.objective.prediction:
+            raise RecipeError(
+                f"teachers is {self.teachers}, but objective.prediction is 0, and it is their predictions that are "
+                "averaged: leave teachers out, or give prediction a weight"
+            )
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Also refuse what only a task teacher would make use of."""
@@ -574,8 +588,17 @@ class Phase2Settings(FinetuneSettings):
 
 
 def phase2_of(student: StudentSettings, settings: Phase2Settings) -> Phase2Settings:
-    """A student's own phase 2."""
-    return settings if student.task_objective is None else replace(settings, objective=student.task_objective)
+    """A student's own phase 2.
+
+    Raises:
+        RecipeError: several teachers, and its own objective does not listen to them.
+    """
+    if student.task_objective is None:
+        return settings
+    try:
+        return replace(settings, objective=student.task_objective)
+    except RecipeError as error:
+        raise RecipeError(f"student {student.name!r}: {error}") from None
 
 
 AnySettings = TypeVar("AnySettings")

@@ -26,7 +26,7 @@ from bistil.settings.recipe import (
     to_dict,
     without_target_text,
 )
-from bistil.settings.schema import PrecisionName
+from bistil.settings.schema import MOST_TEACHERS, PrecisionName, phase2_of
 
 COMMON = "variants.toml"
 """Beside a study's file, the variants of all studies."""
@@ -51,6 +51,10 @@ class Variant(Checked):
     )
     whole_vocabulary: bool = option(False, "of a teacher: scored with its whole vocabulary")
     teacher: bool = option(True, "teacher-forced; false: self-taught")
+    teachers: int | None = option(
+        None, "the mean of so many task teachers' logits makes the soft predictions; none: phase2.teachers", least=1,
+        most=MOST_TEACHERS,
+    )  # fmt: skip
     target_text: bool = option(False, "batches of target text; without them labelled batches take their place")
     equal_steps: bool = option(True, "without target text, as many steps as with it, over more epochs")
     phase1: bool = option(True, "false: copied layers")
@@ -81,14 +85,26 @@ class Variant(Checked):
     students: list[str] = option(factory=list, help="only these students")
     seeds: list[int] = option(factory=list, help="of the student; none: the study's")
 
+    def __post_init__(self) -> None:
+        """Also refuses teachers of a model that does not learn from any."""
+        super().__post_init__()
+        if self.teachers is not None and not (self.teacher and self.model == "student"):
+            raise RecipeError(f"teachers is {self.teachers}, but it learns from labels only: leave teachers out")
+
     def settings(self, phase2: Phase2Settings) -> FinetuneSettings:
-        """Phase 2 as this variant has it."""
-        own = phase2
-        if self.sparse is not None:
-            own = replace(own, sparse=self.sparse)
-        own = replace(own, training=self._training(own.training))
-        if self.task_objective is not None:
-            own = replace(own, objective=self.task_objective)
+        """Phase 2 as this variant has it.
+
+        Raises:
+            RecipeError: several teachers, and an objective that does not listen to them.
+        """
+        own = replace(
+            phase2,
+            sparse=self.sparse or phase2.sparse,
+            training=self._training(phase2.training),
+            objective=self.task_objective or phase2.objective,
+            # Who learns from labels takes the lengths alone from here.
+            teachers=(self.teachers or phase2.teachers) if self.teacher else 1,
+        )
         if not self.target_text:
             own = without_target_text(own) if self.equal_steps else replace(own, target_text=0.0, target_sentences=None)
         return own if self.teacher else FinetuneSettings(sparse=own.sparse, training=own.training)
@@ -337,12 +353,19 @@ class StudySettings(Checked):
             )
         if variant.kind == "minilmv2":
             self._check_narrow(name, variant)
+        for student in self._students_of(variant) if variant.model == "student" else ():
+            try:
+                variant.settings(phase2_of(student, self.phase2))
+            except RecipeError as error:
+                raise RecipeError(f"{where}: {error}") from None
         if variant.phase1_length != 1 and self.phase1.training.steps is None:
             raise RecipeError(f"{where}.phase1_length is {variant.phase1_length:g}: give phase1.training.steps")
 
+    def _students_of(self, variant: Variant) -> list[StudentSettings]:
+        return [one for one in self.shapes if not variant.students or one.name in variant.students]
+
     def _check_narrow(self, name: str, variant: Variant) -> None:
-        chosen = [one for one in self.shapes if not variant.students or one.name in variant.students]
-        wide = [one.name for one in chosen if one.hidden_size is None]
+        wide = [one.name for one in self._students_of(variant) if one.hidden_size is None]
         if wide:
             raise RecipeError(
                 f"systems.{name}: minilmv2's students are narrower than the teacher, and {wide[0]!r} is not: add "

@@ -365,12 +365,24 @@ class Study:
         return [tried for rate, (tried, _) in self.trials(settled).items() if rate != settled.learning_rate]
 
     def passing(self, point: Point) -> dict[str, Stage[Any]]:
-        """A point's models, by key, which go when it is scored; the students' teacher stays."""
-        kept = {self.method.fine_tuned_teacher().key, self.method.task_teacher().stage.key}
+        """A point's models, by key, which go when it is scored; the students' teachers stay."""
         stages = {product.stage.key: product.stage for product in self.models(point).values()}
         below = {one.key: one for stage in stages.values() for one in stage.stands_on() if one.KIND in PASSING}
         found = below | stages | {self.fine_tuned(point).key: self.fine_tuned(point)}
-        return {key: stage for key, stage in found.items() if key not in kept}
+        return {key: stage for key, stage in found.items() if key not in self.lasting}
+
+    @cached_property
+    def lasting(self) -> set[str]:
+        """Keys of the students' teachers, which serve all points."""
+        teachers = self._teachers()
+        return {one.key for one in teachers} | {self.method.task_teacher(one).stage.key for one in teachers}
+
+    def _teachers(self) -> list[FineTune]:
+        """As many fine-tuned teachers as any student learns from; at least the one that sizes are measured on."""
+        taught = [one for one in self.settings.variants.values() if one.teacher and one.model == "student"]
+        return self.method.fine_tuned_teachers(
+            max([1, *(one.teachers or self.settings.phase2.teachers for one in taught)])
+        )
 
     # What models cost
 
@@ -414,7 +426,9 @@ class Study:
     def _labels(self) -> Iterator[tuple[str, str]]:
         method = self.method
         yield method.trimmed().key, "vocabulary"
-        yield method.fine_tuned_teacher().key, "task teacher"
+        teachers = self._teachers()
+        for number, one in enumerate(teachers, 1):
+            yield one.key, "task teacher" if number == 1 else f"task teacher {number} of {len(teachers)}"
         if method.head is not None:
             yield method.masked_lm().stage.key, "masked-LM head"
         for language in method.texts:

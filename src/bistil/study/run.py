@@ -93,9 +93,8 @@ def measure_shapes(study: Study, output: Path, make: Callable[[RunFolder, Stage[
     with study.open(output) as run:
         make(run, study.speed())
         PointBook(study, run).add_speed()
-        kept = study.method.fine_tuned_teacher().key
         for product in study.shapes().values():
-            if product.stage.key != kept:
+            if product.stage.key not in study.lasting:
                 run.drop(product.stage)
 
 
@@ -112,8 +111,7 @@ def forecast(study: Study, points: Sequence[Point], output: Path | None = None) 
 
 def _passing(study: Study, stages: Iterable[Stage[Any]]) -> set[str]:
     """Keys of stages whose products go when they are scored."""
-    kept = study.method.fine_tuned_teacher().key
-    return {one.key for one in closure(stages) if one.KIND in PASSING and one.key != kept}
+    return {one.key for one in closure(stages) if one.KIND in PASSING and one.key not in study.lasting}
 
 
 def carry_out(

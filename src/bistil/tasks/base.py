@@ -15,7 +15,7 @@ from bistil._moved import left_names
 from bistil.errors import InputError
 from bistil.models.loading import ModelSource, task_of
 from bistil.runtime.artefacts import whole_file
-from bistil.tasks.batches import Batch, Collator, Engine, Feature, Outputs, PerExample, TorchEngine, run
+from bistil.tasks.batches import Batch, Collator, Engine, Feature, Outputs, PerExample, TorchEngine, mean_of, run
 from bistil.tasks.hub import Rows, Source
 from bistil.tasks.metrics import Metrics
 from bistil.tasks.reading import Reading, RowReport
@@ -258,6 +258,16 @@ class Task(ABC):
             if "prediction_pairs" in vars(one):
                 return None
         return None
+
+    def mean_output(self, outputs: Iterable[Any]) -> Any:
+        """Several teachers' outputs on a batch as one, for which `prediction_pairs` gives the mean of their logits.
+
+        It is the mean of `teacher_outputs`; a task whose logits are no linear function of these has another one.
+
+        Args:
+            outputs: taken one after the other.
+        """
+        return mean_of(outputs, self.teacher_outputs or ())
 
     @abstractmethod
     def decode(

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bistil.models.families import position_limit
 from bistil.models.loading import labels_of
+from bistil.models.masked_lm import at_least_float32
 from bistil.runtime.fast_linear import fast_linear
 
 # Sequences are padded to a multiple of this: matrix products like it, and fewer shapes occur.
@@ -161,6 +163,22 @@ def run(
         indices = order[start : start + batch_size].tolist()
         batch = collate([features[i] for i in indices])
         yield indices, engine({name: value for name, value in batch.items() if name not in TARGETS})
+
+
+def mean_of(outputs: Iterable[Any], names: Collection[str]) -> SimpleNamespace:
+    """The mean of several models' outputs on one batch, in float32 at least; what is -inf in all of them stays so.
+
+    Args:
+        outputs: taken one after the other, so that the next model runs when the last one's output is added up.
+        names: of the tensors; the mean has no others.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    count = 0
+    for output in outputs:
+        found = {name: at_least_float32(getattr(output, name)) for name in names}
+        sums = {name: sums[name] + value for name, value in found.items()} if count else found
+        count += 1
+    return SimpleNamespace(**{name: value / count for name, value in sums.items()})
 
 
 def as_array(values: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Dependency parsing of CoNLL-U sentences with the biaffine parser."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from bistil.models.loading import ModelSource
 from bistil.models.parser import arc_scores, relation_scores
 from bistil.tasks import register_task
 from bistil.tasks.base import Decoded, Example, PredictionPair, Task
-from bistil.tasks.batches import HEAD_AXIS, WORD_AXIS, Feature, Outputs, PerExample, as_array
+from bistil.tasks.batches import HEAD_AXIS, WORD_AXIS, Feature, Outputs, PerExample, as_array, mean_of
 from bistil.tasks.hub import Source, is_file
 from bistil.tasks.metrics import Metrics, ratio
 from bistil.tasks.parsing.conllu import (
@@ -183,14 +183,32 @@ print(parse([split_words("a sentence of yours")]))  # per word its head (0: the 
         counted = batch["labels"] != IGNORED if "labels" in batch else real
         best = teacher.logits.argmax(-1)
         chosen = torch.where(counted, batch["labels"], best) if "labels" in batch else best
-        student_relations, teacher_relations = (
-            relation_scores(side.dependents, side.heads, chosen, side.relation_weight) for side in (student, teacher)
-        )
+        student_relations, teacher_relations = (_mean_relations(side, chosen) for side in (student, teacher))
         arcs = [side.logits.masked_fill(~valid, 0.0).flatten(0, 1) for side in (student, teacher)]
         return [
             PredictionPair(arcs[0], arcs[1], counted.flatten(), valid.flatten(0, 1)),
             PredictionPair(student_relations.flatten(0, 1), teacher_relations.flatten(0, 1), counted.flatten()),
         ]
+
+    def mean_output(self, outputs: Iterable[Any]) -> Any:
+        """Mean arcs. Relations are scored at heads that are chosen by these: for them the parsers stand side by side.
+
+        Raises:
+            InputError: the parsers' words have other widths.
+        """
+        parsers = list(outputs)
+        widths = [one.dependents.shape[-1] for one in parsers]
+        if len(set(widths)) > 1:
+            raise InputError(
+                f"the task teachers' words have {' and '.join(map(str, widths))} dimensions: their relations need "
+                "equally many"
+            )
+        mean = mean_of(parsers, ["logits"])
+        mean.dependents, mean.heads = (
+            torch.cat([getattr(one, name) for one in parsers], dim=-1) for name in ("dependents", "heads")
+        )
+        mean.relation_weight = torch.cat([one.relation_weight for one in parsers])
+        return mean
 
     def decode(
         self, examples: Sequence[ParsedSentence], features: Sequence[Feature], outputs: Outputs, labels: Sequence[str]
@@ -390,6 +408,21 @@ def unparsed(words: Sequence[str], source: Sentence | None = None, *, relation: 
     return ParsedSentence(
         file="", line=0, words=list(words), heads=[0] * size, relations=[relation] * size, source=source
     )
+
+
+def _mean_relations(output: Any, chosen: torch.Tensor) -> torch.Tensor:
+    """Relation logits (batch, W, relations) at chosen heads (batch, W): the mean over the parsers of an output.
+
+    Args:
+        output: of one parser, or of several (`mean_output`): words and heads (..., parsers * p), relation_weight
+            (parsers * relations, p + 1, p + 1).
+    """
+    width = output.relation_weight.shape[-1] - 1
+    words, heads = (one.split(width, dim=-1) for one in (output.dependents, output.heads))
+    weights = output.relation_weight.chunk(len(words))
+    scores = [relation_scores(own, head, chosen, weight)
+              for own, head, weight in zip(words, heads, weights, strict=True)]  # fmt: skip
+    return torch.stack(scores).mean(0)
 
 
 def _parse_parts(
