@@ -450,6 +450,40 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe_folder, finished, tmp_pat
     assert not list((output / "work").rglob("*.safetensors"))
 
 
+def test_a_run_with_two_teachers_goes_on_and_names_both(recipe_folder, finished, tmp_path, monkeypatch, caplog):
+    """The first one is the task teacher that was there; the second is made once, and is one of another seed."""
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    recipe = load_recipe(
+        recipe_folder / "recipe.toml", assignments=["phase2.teachers=2", "compare.no_target_text=false"]
+    )
+    with monkeypatch.context() as stopped:
+        stopped.setattr("bistil.runs.stages.write_task_student", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, output)
+    assert "task-teacher 2 of 2: started" in caplog.messages and "task-teacher: done before, skipped" in caplog.messages
+    summary = run_recipe(recipe, output)
+    skipped = {stage.name: stage.skipped for stage in summary.stages}
+    assert skipped["phase1"] and skipped["task-teacher"] and skipped["task-teacher 2 of 2"]
+    assert not skipped["phase2-lrf2"] and not skipped["phase2-lrf3, copied".replace(", ", "-")]
+    first, second = (weights(output / name) for name in ("task-teacher", "task-teacher-2"))
+    assert all(torch.equal(value, weights(finished[0] / "task-teacher")[name]) for name, value in first.items())
+    assert not all(torch.equal(value, second[name]) for name, value in first.items())
+    assert (output / "sfts/task-teacher-2").is_dir()
+    ours = record(output, "task-teacher 2 of 2")["inputs"]
+    theirs = record(output, "task-teacher")["inputs"]
+    assert ours == {**theirs, "seed": theirs["seed"] + 1}
+    made = record(output, "phase2-lrf2")["inputs"]
+    assert len(made["other_teachers"]) == 1 and made["settings"]["teachers"] == 2
+    parents = json.loads((output / "students/lrf2/bistil.json").read_text())["parents"]
+    assert [parents[role]["name"] for role in ("teacher", "teacher 2")] == ["task-teacher", "task-teacher-2"]
+    assert "task teachers: `task-teacher`, `task-teacher-2`" in (output / "students/lrf2/README.md").read_text()
+    # With one teacher again it is the run that it was.
+    summary = run_recipe(load_recipe(recipe_folder / "recipe.toml"), output)
+    again = weights(output / "students/lrf2")
+    assert all(torch.equal(value, weights(finished[0] / "students/lrf2")[name]) for name, value in again.items())
+
+
 def test_stages_side_by_side_make_what_one_process_makes_however_it_ends(recipe_folder, finished, tmp_path):
     command = [sys.executable, "-m", "bistil", "run", str(recipe_folder / "recipe.toml"), "--jobs", "2"]
     command += ["--output", str(tmp_path / "run"), "--set", "compare.no_target_text=false"]

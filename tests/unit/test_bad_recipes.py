@@ -188,7 +188,7 @@ WRONG_NAMES = [
     *((f"students.0.name='{name}'", "students[0].name is ") for name in (
         "", " ", "a/b", "../a", "a.b", "a\\b", "_a", ".a", "a ", "teacher", "Teacher", "teacher, trimmed",
         "majority class", "task-teacher", "b-copied", "b-self-taught", "B-no-target-text", "b, copied", "tensorboard",
-        "record",
+        "record", "task-teacher-2", "task-teacher-8",
     )),
     ("students.0.name=b", "each with a name of its own"),
     ("students.0.name=B", "each with a name of its own"),

@@ -51,6 +51,23 @@ def test_teacher_and_student_with_evaluation_text_kept_out(folder):
     assert set(record["metrics"]["dev"]) >= {"f1"}
 
 
+def test_several_teachers(folder):
+    short = ["--no-sparse", "--epochs", "0.4", "--batch-size", "5"]
+    for seed in (0, 1):
+        finetune(folder, folder / f"teacher-{seed}", *short, "--seed", seed)
+    given = [word for seed in (0, 1) for word in ("--teacher", folder / f"teacher-{seed}")]
+    record, _ = finetune(folder, folder / "student", *short, *given)
+    assert [record["parents"][role]["name"] for role in ("teacher", "teacher 2")] == ["teacher-0", "teacher-1"]
+    assert record["settings"]["teachers"] == 2
+    for options, message in (
+        (["--prediction", "0"], "teachers is 2, but objective.prediction is 0"),
+        (["--set", "teachers=3"], "teachers is 3, but 2 are given: leave teachers out"),
+    ):
+        with pytest.raises(RecipeError, match=message) as caught:
+            finetune(folder, folder / "other", *short, *given, *options)
+        assert "\n" not in str(caught.value) and not (folder / "other").exists()
+
+
 def test_without_preset_the_defaults_are_those_of_a_recipe(folder):
     record, _ = finetune(folder, folder / "teacher", "--no-sparse", "--epochs", "0.2")
     default = to_dict(FinetuneSettings())

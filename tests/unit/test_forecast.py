@@ -163,6 +163,29 @@ def test_the_work_of_masked_lm_heads_is_what_pytorch_counts(weights, taught):
     assert 8 * step == pytest.approx(counter.get_total_flops(), rel=0.07)
 
 
+def test_more_teachers_cost_a_fine_tuning_and_a_pass_each(recipe):
+    """A pass per step, or one of each over the data where what they say is kept."""
+
+    def foretold(**phase2):
+        own = replace(recipe, phase2=replace(recipe.phase2, **phase2))
+        plan, forecaster = plan_recipe(own, check_inputs(own)), Forecaster()
+        stages = {plan.names[stage.key].label: stage for stage in plan.stages()}
+        return stages, {name: forecaster.cost(stage) for name, stage in stages.items()}, plan.groups()["finetune"]
+
+    (_, one, _), (stages, three, tuned) = (foretold(teachers=count) for count in (1, 3))
+    teachers = ["task-teacher", "task-teacher 2 of 3", "task-teacher 3 of 3"]
+    assert three.keys() - one.keys() == set(teachers[1:]) and [stages[name] for name in teachers] == tuned
+    assert three[teachers[2]].trainings == one["task-teacher"].trainings
+    own, student = one["phase2-lrf2"], three["phase2-lrf2"]
+    assert student.memory > own.memory and student.seconds > own.seconds
+    assert student.trainings == own.trainings and student.passes[0].flops == pytest.approx(3 * own.passes[0].flops)
+    assert three["phase2-lrf2-self-taught"].memory == one["phase2-lrf2-self-taught"].memory
+    # Not kept, each step has as many passes as there are teachers.
+    steps = [foretold(teachers=count, kept_gigabytes=0.0)[1]["phase2-lrf2"].trainings[0].step.flops for count in (1, 3)]
+    without = own.trainings[0].step.flops
+    assert steps[0] > without and steps[1] - without == pytest.approx(3 * (steps[0] - without))
+
+
 def test_what_is_done_begun_and_done_again_is_told_with_its_reason(recipe, finished, tmp_path):
     assert {one.state.word for one in forecast_recipe(recipe).stages} == {"to do"}
     whole = forecast_recipe(recipe, finished)

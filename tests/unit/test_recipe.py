@@ -42,6 +42,7 @@ def written(tmp_path, text):
 
 def test_a_later_setting_at_its_default_decides_nothing():
     """What was made before there was the setting is not made again; another value is another result."""
+    assert "teachers" not in deciding(Phase2Settings()) and deciding(Phase2Settings(teachers=2))["teachers"] == 2
     before = deciding(TrainingSettings(steps=1))
     assert "average_last" not in before and "patience" in before
     assert deciding(TrainingSettings(steps=1, average_last=3)) == before | {"average_last": 3}
@@ -156,6 +157,12 @@ def test_the_paper_s_preset(tmp_path, kind, dense, sparse, batch, rate):
         ("[phase2]\ntarget_text = 0\ntarget_sentences = 9\n", "phase2.target_sentences is 9, but target_text is 0"),
         ("[phase2]\nteacher_forced = false\n[compare]\nself_taught = true\n", "compare.self_taught is on"),
         ("[phase2]\ntarget_text = 0\n[compare]\nno_target_text = true\n", "compare.no_target_text is on"),
+        ("[phase2]\nteachers = 2\n[phase2.objective]\nprediction = 0\n", "phase2.teachers is 2, but objective.predic"),
+        ("[phase2]\nteachers = 2\nteacher_forced = false\n", "phase2.teachers is 2, but teacher_forced = false learns"),
+        (
+            '[[students]]\nname = "a"\nreduction = 2\ntask_objective = { hidden = 1 }\n[phase2]\nteachers = 2\n',
+            "student 'a': teachers is 2, but objective.prediction is 0, and it is their predictions that are averaged",
+        ),
         ('[[students]]\nname = "a"\nreduction = 2\nspread = "first"\n', "spread is 'first', which is a depth's"),
         ("[phase1.training]\nsteps = 5\nleast_steps = 9\n", "phase1.training.least_steps is 9 beside steps"),
         ("[phase1.training]\nepochs = 1\nleast_steps = 9\nmost_steps = 8\n", "least_steps is 9, above most_steps, 8"),

@@ -226,6 +226,30 @@ def test_a_rate_of_its_own_leaves_the_teacher_as_it_is(study):
     assert study.fine_tuned(replace(first(study, "TF"), learning_rate=0.5)).teacher == teacher.product("model")
 
 
+def test_a_variant_may_have_several_teachers_which_serve_all_points(study):
+    own = study.settings
+    more = {"TF of two": Variant(students=["lrf2"], teachers=2), "TF of three": Variant(students=["lrf2"], teachers=3)}
+    wider = Study(replace(own, variants={**own.variants, **more}), study.data, study.teacher)
+    two, three = (wider.fine_tuned(first(wider, name)) for name in more)
+    teachers = [wider.method.fine_tuned_teacher(seed=seed).product("model") for seed in range(3)]
+    assert (two.teacher, two.other_teachers) == (teachers[0], (teachers[1],))
+    assert (three.teacher, three.other_teachers) == (teachers[0], tuple(teachers[1:]))
+    assert (two.settings.teachers, three.settings.teachers) == (2, 3)
+    # A system that is added makes no other anew, and its teachers stay when one of its students is scored.
+    assert wider.fine_tuned(first(wider, "TF")) == study.fine_tuned(first(study, "TF"))
+    assert study.fine_tuned(first(study, "TF")).other_teachers == ()
+    assert {one.stage.key for one in teachers} <= wider.lasting
+    assert not {one.stage.key for one in teachers} & wider.passing(first(wider, "TF of three")).keys()
+    said = [wider.names[one.stage.key].label for one in teachers]
+    assert said == ["task teacher", "task teacher 2 of 3", "task teacher 3 of 3"]
+    # What the study says goes for every variant that says nothing else and is taught.
+    whole = Study(replace(own, phase2=replace(own.phase2, teachers=2)), study.data, study.teacher)
+    assert whole.fine_tuned(first(whole, "TF")).other_teachers == (teachers[1],)
+    assert whole.fine_tuned(first(whole, "ST")) == study.fine_tuned(first(study, "ST"))
+    # The teacher of another seed is what is fine-tuned for itself, too.
+    assert wider.fine_tuned(Point("all", None, "trim only", 1)) == teachers[1].stage
+
+
 # Files
 
 
@@ -253,6 +277,15 @@ BAD = [
     ("[targets]", '[groups]\nall = ["sw", "xx"]\n[targets]', "groups.all: no target is called 'xx'"),
     ("[targets]", '[groups]\neach = ["sw"]\n[targets]', "groups has 'each'"),
     ("[systems.ST]", '[systems.ST]\nreference = "LTSF"', "systems.ST.reference: no system or variant is called 'LTSF'"),
+    ("[systems.ST]", "[systems.ST]\nteachers = 2", "systems.ST.teachers is 2, but it learns from labels only"),
+    ('kind = "trim-only"', 'kind = "trim-only"\nteachers = 2', "systems.trim only.teachers is 2, but it learns from"),
+    ("[systems.TF]", "[systems.TF]\nteachers = 9", "systems.TF.teachers is 9; it must be at least 1 and at most 8"),
+    (
+        "[systems.TF]",
+        "[systems.TF]\nteachers = 2\ntask_objective = { hidden = 1 }",
+        "systems.TF: teachers is 2, but objective.prediction is 0",
+    ),
+    ("target_text = 1.0", "target_text = 1.0\nteachers = 0", "phase2.teachers is 0; it must be at least 1"),
     ("[systems.ST]", '[systems.static]\nkind = "model2vec"\n[systems.ST]', "systems.static: static embeddings are of"),
     ("[systems.ST]", "[systems.ST]\nselection = true", "systems.ST.selection selects target text: add"),
 ]

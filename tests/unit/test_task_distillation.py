@@ -11,23 +11,28 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedTokenizerFast,
 )
 
+from bistil.distillation.finetune import finetune
 from bistil.distillation.student import copy_student
 from bistil.distillation.task import MixedData, _sample, head_parameters, read_task_data
 from bistil.distillation.teacher_ids import same_ids
-from bistil.errors import ArtefactError, InputError
+from bistil.errors import ArtefactError, InputError, RecipeError
+from bistil.runtime.artefacts import folder_digest
 from bistil.settings.recipe import (
     FinetuneSettings,
+    ObjectiveSettings,
     Phase2Settings,
     SparseSettings,
     TaskSettings,
     TrainingSettings,
     without_target_text,
 )
+from bistil.tasks.sequence_classification import SequenceClassification
 from bistil.training.loop import planned_steps
 
 
@@ -250,6 +255,95 @@ def test_a_teacher_of_other_labels_is_refused(models, task, tmp_path):
     with pytest.raises(ArtefactError, match="labels"):
         fit(small, task, tmp_path / "student", settings=settings, teacher=tmp_path / "other")
     assert not (tmp_path / "student").exists()
+
+
+@pytest.fixture
+def teachers(models, task, tmp_path):
+    """Folders of two task teachers, of two seeds."""
+    for seed in (0, 1):
+        settings = FinetuneSettings(sparse=None, training=SHORT)
+        fit(models[0], task, tmp_path / f"teacher-{seed}", settings=settings, seed=seed)
+    return [tmp_path / "teacher-0", tmp_path / "teacher-1"]
+
+
+def test_two_teachers_stand_as_one_in_folders_and_in_memory(models, task, teachers, tmp_path):
+    _, small = models
+    settings = Phase2Settings(sparse=None, training=SHORT)
+    for name, several in (("one", teachers[:1]), ("two", teachers), ("turned", teachers[::-1])):
+        fit(small, task, tmp_path / name, settings=settings, teacher=several)
+    fit(small, task, tmp_path / "plain", settings=settings, teacher=teachers[0])
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "turned", "plain")}
+
+    def same(one, other):
+        return all(torch.equal(value, weights[other][name]) for name, value in weights[one].items())
+
+    # States and maps are the first one's, so their order counts.
+    assert same("one", "plain") and not same("two", "one") and not same("two", "turned")
+    record = json.loads((tmp_path / "two/bistil.json").read_text())
+    parents = record["parents"]
+    assert [parents[name]["name"] for name in ("teacher", "teacher 2")] == ["teacher-0", "teacher-1"]
+    assert parents["teacher 2"]["digest"] == folder_digest(teachers[1]) != parents["teacher"]["digest"]
+    assert record["settings"]["teachers"] == 2
+    card = (tmp_path / "two/README.md").read_text()
+    assert "task teachers: `teacher-0`, `teacher-1`" in card
+    assert "distilled from the averaged predictions of 2 task teachers" in card
+    alone = json.loads((tmp_path / "one/bistil.json").read_text())
+    assert alone["parents"].keys() == {"start", "teacher"} and alone["settings"]["teachers"] == 1
+    assert "; task teacher: `teacher-0`" in (tmp_path / "one/README.md").read_text()
+
+    loaded = [AutoModelForSequenceClassification.from_pretrained(one) for one in teachers]
+    tokenizer = tiny.tokenizer("xlm-roberta")
+    found = finetune(
+        AutoModel.from_pretrained(small), task, tokenizer=tokenizer, teacher=loaded, settings=settings, max_length=32
+    )
+    own = found.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in weights["two"].items())
+    assert found.bistil.record["settings"]["teachers"] == 2 and "teacher 2" in found.bistil.record["parents"]
+    with pytest.raises(InputError, match="teacher is an empty list"):
+        finetune(AutoModel.from_pretrained(small), task, tokenizer=tokenizer, teacher=[], settings=settings)
+
+
+ONLY_STATES = ObjectiveSettings(attention=1.0, hidden=1.0)
+REFUSED = {
+    "labels": ({}, ArtefactError, "the task teacher .*other has other labels than the training data"),
+    "tokenizer": ({}, InputError, "teacher-0 and .*other have different tokenizers: fine-tune them from one model"),
+    "task": ({}, ArtefactError, "other has no head for sequence-classification"),
+    "count": ({"teachers": 3}, RecipeError, "teachers is 3, but 2 are given: leave teachers out"),
+    "unheard": ({"objective": ONLY_STATES}, RecipeError, "teachers is 2, but objective.prediction is 0"),
+    "many": ({}, RecipeError, "teachers is 9; it must be at least 1 and at most 8"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_teachers_that_cannot_stand_as_one_are_refused(models, task, tmp_path, case):
+    mmt, small = models
+    changes, error, message = REFUSED[case]
+    names = ["capital", "other"] if case != "labels" else ["other", "capital"]
+    kinds = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    head = AutoModelForTokenClassification if case == "task" else AutoModelForSequenceClassification
+    tiny.save(head.from_pretrained(mmt, **kinds), tmp_path / "other", "xlm-roberta")
+    kinds = {"id2label": {0: "capital", 1: "other"}, "label2id": {"capital": 0, "other": 1}}
+    first = AutoModelForSequenceClassification.from_pretrained(mmt, **kinds)
+    tiny.save(first, tmp_path / "teacher-0", "xlm-roberta")
+    if case == "tokenizer":
+        tiny.renumbered("xlm-roberta", keep=5)[0].save_pretrained(tmp_path / "other")
+        (tmp_path / "other/bistil.json").unlink(missing_ok=True)
+    several = [tmp_path / "teacher-0", *[tmp_path / "other"] * (8 if case == "many" else 1)]
+    settings = Phase2Settings(sparse=None, training=SHORT, **changes)
+    with pytest.raises(error, match=message) as caught:
+        fit(small, task, tmp_path / "student", settings=settings, teacher=several)
+    assert "\n" not in str(caught.value) and not (tmp_path / "student").exists()
+
+
+def test_a_task_that_does_not_say_what_it_compares_has_no_mean(models, task, teachers, tmp_path):
+    class OtherRows(SequenceClassification):
+        def prediction_pairs(self, student, teacher, batch):
+            return super().prediction_pairs(student, teacher, batch)
+
+    settings, own = Phase2Settings(sparse=None, training=SHORT), replace(task, task=OtherRows())
+    with pytest.raises(InputError, match="does not say in teacher_outputs what its prediction_pairs reads"):
+        fit(models[1], own, tmp_path / "student", settings=settings, teacher=teachers)
+    fit(models[1], own, tmp_path / "student", settings=settings, teacher=teachers[:1])
 
 
 def test_target_text_must_be_there_when_it_is_wanted(models, task, tmp_path):
