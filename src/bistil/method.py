@@ -48,6 +48,7 @@ from bistil.runs.summary import Candidate, Role, shown_predictions, summarise
 from bistil.runtime.artefacts import check_apart, claim, write_json
 from bistil.runtime.quiet import kept_threads
 from bistil.settings.recipe import (
+    TASK_TEACHERS,
     AdaptSettings,
     FinetuneSettings,
     LanguageSettings,
@@ -491,11 +492,11 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
     if not plan.candidates:
         return
     teachers = plan.task_teachers()
-    for number, fine_tuned in enumerate(teachers, 1):
+    for fine_tuned, folder, label in zip(
+        teachers, TASK_TEACHERS, numbered("task-teacher", len(teachers)), strict=False
+    ):
         worn = method.task_teacher(fine_tuned).stage
-        one = "task-teacher" if number == 1 else f"task-teacher-{number}"
-        label = "task-teacher" if number == 1 else f"task-teacher {number} of {len(teachers)}"
-        place, sft = {"model": one}, {"sft": f"sfts/{one}"}
+        place, sft = {"model": folder}, {"sft": f"sfts/{folder}"}
         yield fine_tuned.key, Name(label, sft if worn.key != fine_tuned.key else place | sft)
         if worn.key != fine_tuned.key:
             yield worn.key, Name(f"dress-{label}", place)
@@ -512,6 +513,11 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
     for name, agree in plan.agreements().items():
         yield agree.key, Name(f"agree {name}")
     yield plan.costs().key, Name("benchmark")
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """What so many task teachers are called: the first as if it were the only one."""
+    return [name, *(f"{name} {number} of {count}" for number in range(2, count + 1))]
 
 
 def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
@@ -631,7 +637,7 @@ def _written(recipe: Recipe, output: Path) -> list[Path]:
     """Everything that the stages of a run write or remove in its folder, in whatever variant."""
     variants = ("", "-self-taught", "-no-target-text", "-copied")
     names = [f"{student.name}{variant}" for student in recipe.students for variant in variants]
-    teachers = ["task-teacher", *(f"task-teacher-{number}" for number in range(2, recipe.phase2.teachers + 1))]
+    teachers = TASK_TEACHERS[: recipe.phase2.teachers]
     parts = ["trimmed", "phase1", "teacher", "work", "stages", "made"]
     parts += [f"{folder}{name}" for folder in ("", "sfts/") for name in teachers]
     parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]

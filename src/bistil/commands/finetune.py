@@ -97,7 +97,7 @@ def register(app: typer.Typer) -> None:
 
         with work_for(output) as work:
             labelled = [*(task.train or (file for files in sources.values() for file in files)), *dev, *test]
-            read = [model, *teacher, *text, *map(source_of, labelled), *sfts.values()]
+            read: list[str | Path] = [model, *teacher, *text, *map(source_of, labelled), *sfts.values()]
             claim(folders=[output, sft], work=work, inputs=read, force=force)
             examples = read_task_data(
                 task, target_sentences=read_sentences(text) if text else None, sources=sources or None

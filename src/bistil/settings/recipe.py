@@ -48,6 +48,7 @@ from bistil.settings.trust import require_trust
 __all__ = [
     "SHORT_LEAST_STEPS",
     "SHORT_MOST_STEPS",
+    "TASK_TEACHERS",
     "UNNAMED_RUN",
     "AdaptSettings",
     "Checked",
@@ -89,9 +90,9 @@ __all__ = [
 UNNAMED_RUN = "run"
 # What a student may be compared with: "a, copied" in tables, a-copied in folders.
 VARIANTS = ("copied", "self-taught", "no target text")
-# Other lines of the tables, and other folders beside the students'.
-RESERVED = ("teacher", "teacher, trimmed", "majority class", "task-teacher", "record", "tensorboard")
-RESERVED += tuple(f"task-teacher-{number}" for number in range(2, MOST_TEACHERS + 1))
+# Where a run keeps its task teachers; with them other lines of the tables, and other folders beside the students'.
+TASK_TEACHERS = ("task-teacher", *(f"task-teacher-{number}" for number in range(2, MOST_TEACHERS + 1)))
+RESERVED = ("teacher", "teacher, trimmed", "majority class", *TASK_TEACHERS, "record", "tensorboard")
 
 
 @dataclass(kw_only=True, frozen=True)

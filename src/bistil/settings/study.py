@@ -353,9 +353,9 @@ class StudySettings(Checked):
             )
         if variant.kind == "minilmv2":
             self._check_narrow(name, variant)
-        for student in self._students_of(variant) if variant.model == "student" else ():
+        for own in self._students_of(variant) if variant.model == "student" else ():
             try:
-                variant.settings(phase2_of(student, self.phase2))
+                variant.settings(phase2_of(own, self.phase2))
             except RecipeError as error:
                 raise RecipeError(f"{where}: {error}") from None
         if variant.phase1_length != 1 and self.phase1.training.steps is None:

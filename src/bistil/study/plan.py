@@ -18,7 +18,7 @@ from bistil.distillation.student import choose_layers, depth_of
 from bistil.distillation.task import check_fit
 from bistil.distillation.task_data import read_task_data
 from bistil.errors import InputError
-from bistil.method import Method
+from bistil.method import Method, numbered
 from bistil.models.masked_lm import has_masked_lm_head, supported_config
 from bistil.models.names import model_folder
 from bistil.runs.data import DEV, Exam, Labelled, TargetText
@@ -427,8 +427,7 @@ class Study:
         method = self.method
         yield method.trimmed().key, "vocabulary"
         teachers = self._teachers()
-        for number, one in enumerate(teachers, 1):
-            yield one.key, "task teacher" if number == 1 else f"task teacher {number} of {len(teachers)}"
+        yield from zip((one.key for one in teachers), numbered("task teacher", len(teachers)), strict=True)
         if method.head is not None:
             yield method.masked_lm().stage.key, "masked-LM head"
         for language in method.texts:
