@@ -272,3 +272,21 @@ def test_a_teacher_that_learns_from_several_languages_wears_their_sfts_and_then_
     dense = all_stages(replace(several, finetune=replace(several.finetune, sparse=None)))
     assert not dense["task-teacher"].sfts and dense["task-teacher"].start.sft == file("sft")
     assert "dress-task-teacher" not in dense
+
+
+def test_more_teachers_are_the_first_ones_twins_and_change_what_they_teach_alone():
+    one, two = (recipe(phase2=replace(recipe().phase2, teachers=count)) for count in (1, 2))
+    before, after = all_stages(one), all_stages(two)
+    assert before == all_stages(recipe()) and after.keys() - before.keys() == {"task-teacher 2 of 2"}
+    first, second = after["task-teacher"], after["task-teacher 2 of 2"]
+    assert second == replace(first, seed=first.seed + 1)
+    assert plan(two).names[second.key].places == {"model": "task-teacher-2", "sft": "sfts/task-teacher-2"}
+    taught = {label for label, stage in after.items() if stands_on(stage, second)} - {"task-teacher 2 of 2"}
+    assert {label for label in before if after[label].key != before[label].key} == taught
+    assert {"phase2-a", "phase2-b-copied", "phase2-a-no-target-text", "evaluate b"} <= taught
+    assert not {"phase2-a-self-taught", "restore-vocabulary", "evaluate teacher", "phase1"} & taught
+    # Each wears the source's SFT for good.
+    task = TaskSettings(kind="token-classification", sources={"en": ["train"], "sw": ["dev"]}, dev=["dev"])
+    stages = all_stages(replace(two, task=task, compare=CompareSettings()))
+    worn = [stages[f"dress-task-teacher{ending}"].product("model") for ending in ("", " 2 of 2")]
+    assert (stages["phase2-a"].teacher, stages["phase2-a"].other_teachers) == (worn[0], (worn[1],))
