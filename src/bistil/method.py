@@ -291,8 +291,8 @@ class Method:
             count = text.count or getattr(settings, "target_sentences", None)
             assert count is not None
             text = self.like_task(text, count)
-        count = settings.teachers if isinstance(settings, Phase2Settings) else 0
-        teachers = tuple(map(self.task_teacher, self.fine_tuned_teachers(count)))
+        fine_tuned = self.fine_tuned_teachers(settings.teachers) if isinstance(settings, Phase2Settings) else []
+        teachers = tuple(map(self.task_teacher, fine_tuned))
         return FineTune(
             start=start,
             labelled=labelled,
