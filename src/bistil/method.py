@@ -280,6 +280,8 @@ class Method:
         """
         labelled = self.labelled_for_students or self.labelled
         assert labelled is not None
+        if variant.student_examples is not None:
+            labelled = replace(labelled, train_examples=variant.student_examples)
         start: Product | Copied = self.copied(number)
         if variant.phase1:
             everyone = self.bilingual(languages, variant.phase1_settings(self.phase1))

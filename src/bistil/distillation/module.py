@@ -189,16 +189,14 @@ class Distiller(nn.Module):
         return {"loss": total, **report}
 
     def _run_teacher(self, batch: Mapping[str, Tensor]) -> Captured:
-        prefix = "teacher_"
-        own = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
-        inputs = {**{name: value for name, value in batch.items() if not name.startswith(prefix)}, **own}
+        inputs = teacher_inputs(batch)
         head = self._target_needs.head and self._pairs is not None
 
         def run(capture: Capture) -> Captured:
             model, device = capture.model, inputs["input_ids"].device
             if next(model.parameters()).device != device:
                 model.to(device)
-            return capture.run(_inputs_of(model, inputs, head=head), head=head)
+            return capture.run(inputs_of(model, inputs, head=head), head=head)
 
         with torch.no_grad():
             if not self._taught:
@@ -214,7 +212,7 @@ class Distiller(nn.Module):
         targets = {layer: one for term, _ in plan.terms for layer, one in term.targets(plan.pairs, target).items()}
         # Phase 2's students run under their own head; in phase 1 the head sees chosen rows only.
         head = plan.needs.head and self._pairs is not None
-        inputs = _inputs_of(plan.student, batch, head=head, labels=plan.needs.labels)
+        inputs = inputs_of(plan.student, batch, head=head, labels=plan.needs.labels)
         device = batch["input_ids"].device.type
         autocast = partial(
             torch.autocast, device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
@@ -314,7 +312,14 @@ def _aligned_layers(name: str, config: Any, depth: int, teacher_depth: int) -> l
     return choose_layers(teacher_depth, StudentSettings(name=name, depth=depth))
 
 
-def _inputs_of(model: nn.Module, batch: Mapping[str, Any], *, head: bool, labels: bool = False) -> dict[str, Any]:
+def teacher_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as the teacher reads it, which may read other inputs ("teacher_...")."""
+    prefix = "teacher_"
+    own = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
+    return {**{name: value for name, value in batch.items() if not name.startswith(prefix)}, **own}
+
+
+def inputs_of(model: nn.Module, batch: Mapping[str, Any], *, head: bool, labels: bool = False) -> dict[str, Any]:
     """The entries of a batch that the model (or, without head, its encoder) takes; answers only if wanted."""
     taker = model if head else family_of(model).encoder(model)
     known = inspect.signature(type(taker).forward).parameters

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from bistil._moved import left_names
 from bistil.distillation.kept_teacher import ROW, KeptTeacher
 from bistil.distillation.module import Distiller, check_objective
+from bistil.distillation.sureness import surest
 from bistil.distillation.task_data import MixedData, TaskData, some
 from bistil.distillation.task_data import how_to_read as how_to_read
 from bistil.distillation.task_data import read_task_data as read_task_data
@@ -35,6 +36,8 @@ from bistil.sparse.wearing import own_sft
 from bistil.tasks import Task, model_inputs
 from bistil.tasks.batches import Feature
 from bistil.training.loop import check_training, planned_steps, processes, train
+from bistil.training.precision import settle_precision
+from bistil.training.processes import training_device
 from bistil.vocabulary.trimming import Kept
 
 if not TYPE_CHECKING:
@@ -230,8 +233,14 @@ def fit_from_teacher(
     labelled, unlabelled, differing = _compared(how, settings, tokenizer, teacher_tokenizer)
     models = [_task_teacher(one, data, max_length=how.max_length) for one in teachers]
     limits = [limit for one in (student, *models) if (limit := position_limit(one.config)) is not None]
-    mixed = MixedData(labelled, unlabelled, ratio=settings.target_text)
     collate = task.collate(tokenizer, teacher=teacher_tokenizer, positions=min(limits, default=None))
+    if settings.surest < 1 and unlabelled:
+        unlabelled = surest(
+            unlabelled, settings.surest, teacher=models[0], collate=collate, prediction_pairs=task.prediction_pairs,
+            device=training_device(settings.training.device), label=how.label,
+            low_precision=settle_precision(settings.training, None).precision == "bf16",
+        )  # fmt: skip
+    mixed = MixedData(labelled, unlabelled, ratio=settings.target_text)
     kept = _kept_teacher(mixed, how, settings, collate)
     module = Distiller(
         models[0],

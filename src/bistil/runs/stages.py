@@ -666,7 +666,15 @@ class FineTune(Stage[Fitted]):
         weights = ahead.weights(self.start)
         return Cost(
             trainings=loops,
-            passes=[replace(step(), flops=epoch * targets)] if kept else [],
+            passes=[
+                *([replace(step(), flops=epoch * targets)] if kept else []),
+                # How sure the teacher is of every input that is made of target text.
+                *(
+                    [replace(step(), kind="single", sequences=1, flops=lesson.unlabelled * teacher.flops(tokens))]
+                    if taught is not None and taught.surest < 1
+                    else []
+                ),
+            ],
             seconds=lesson.seconds + _loading(ahead, self.start, self.start, *self._teachers),
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)

@@ -541,7 +541,7 @@ class Phase2Settings(FinetuneSettings):
     """Task distillation from the task teacher (paper, section 3.3)."""
 
     # What only a task teacher teaches.
-    FROM_TEACHER: ClassVar = ("teachers", "target_text", "target_sentences", "kept_gigabytes", "objective")
+    FROM_TEACHER: ClassVar = ("teachers", "target_text", "target_sentences", "surest", "kept_gigabytes", "objective")
 
     teacher_forced: bool = option(True, "learn from the task teacher (TF); false: from labels only (ST)")
     teachers: int = option(
@@ -557,6 +557,10 @@ class Phase2Settings(FinetuneSettings):
     target_sentences: int | None = option(
         None, "learn from so many lines of target text, drawn at random; none: all", least=1
     )
+    surest: float = option(
+        1.0, "of the inputs that are made of target text, learn from this share: those of which the task teacher is "
+        "surest", above=0, most=1, later=True,
+    )  # fmt: skip
 
     # What is made is the same but for rounding, as on another device.
     kept_gigabytes: float = option(
@@ -569,6 +573,8 @@ class Phase2Settings(FinetuneSettings):
         super().__post_init__()
         if self.target_sentences is not None and not self.target_text:
             raise RecipeError(f"target_sentences is {self.target_sentences}, but target_text is 0: leave one out")
+        if self.surest < 1 and not self.target_text:
+            raise RecipeError(f"surest is {self.surest:g}, but target_text is 0: leave one out")
         if self.teachers > 1 and not self.teacher_forced:
             raise RecipeError(
                 f"teachers is {self.teachers}, but teacher_forced = false learns from labels only: leave one out"
@@ -634,7 +640,7 @@ def without_target_text(settings: Phase2Settings) -> Phase2Settings:
         sparse_epochs=longer(settings.sparse.sparse_epochs),
     )
     training = replace(settings.training, epochs=longer(settings.training.epochs))
-    return replace(settings, sparse=sparse, training=training, target_text=0.0, target_sentences=None)
+    return replace(settings, sparse=sparse, training=training, target_text=0.0, target_sentences=None, surest=1.0)
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -71,6 +71,13 @@ class Variant(Checked):
     selection: bool = option(
         False, "target text is what is most like the labelled texts, as the study's selection says, and not drawn"
     )
+    surest: float | None = option(
+        None, "of the inputs made of target text, the share of which the task teacher is surest; none: phase2.surest",
+        above=0, most=1,
+    )  # fmt: skip
+    student_examples: int | None = option(
+        None, "another number of labelled examples that the student learns from", least=1
+    )
     lines: list[int] = option(factory=list, help="target text is drawn from these lines of its file: [first, end)")
     sparse: SparseSettings | None = option(None, "sparse instead of dense fine-tuning")
     precision: PrecisionName | None = option(None, "number format of the matrix products in both phases")
@@ -90,6 +97,8 @@ class Variant(Checked):
         super().__post_init__()
         if self.teachers is not None and not (self.teacher and self.model == "student"):
             raise RecipeError(f"teachers is {self.teachers}, but it learns from labels only: leave teachers out")
+        if self.surest is not None and not (self.teacher and self.target_text):
+            raise RecipeError(f"surest is {self.surest:g}, but there is no target text: leave surest out")
 
     def settings(self, phase2: Phase2Settings) -> FinetuneSettings:
         """Phase 2 as this variant has it.
@@ -104,9 +113,14 @@ class Variant(Checked):
             objective=self.task_objective or phase2.objective,
             # Who learns from labels takes the lengths alone from here.
             teachers=(self.teachers or phase2.teachers) if self.teacher else 1,
+            surest=self.surest or phase2.surest,
         )
         if not self.target_text:
-            own = without_target_text(own) if self.equal_steps else replace(own, target_text=0.0, target_sentences=None)
+            own = (
+                without_target_text(own)
+                if self.equal_steps
+                else replace(own, target_text=0.0, target_sentences=None, surest=1.0)
+            )
         return own if self.teacher else FinetuneSettings(sparse=own.sparse, training=own.training)
 
     def teacher_settings(self, finetune: FinetuneSettings) -> FinetuneSettings:
