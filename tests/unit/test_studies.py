@@ -92,6 +92,19 @@ def test_the_sweep_over_sib_has_its_systems_and_says_what_the_teacher_may_have_s
     assert settings.reductions == [2, 3] and len(settings.groups_of(settings.variants["BiStil-TF"])) == 21
 
 
+@pytest.mark.parametrize("file", sorted((BENCHMARKS / "gaps").glob("*-choice.toml")), ids=lambda file: file.stem)
+def test_settings_are_not_chosen_on_test_sets(file):
+    settings = load_study(file)
+    finals = [
+        path for path in (BENCHMARKS / "transfer" / f"{settings.name.removesuffix('-choice')}.toml",) if path.exists()
+    ]
+    tested = {files["test"] for path in finals for files in load_study(path).targets.values()}
+    scored = {files["test"] for files in settings.targets.values()}
+    assert finals and not scored & tested
+    if settings.task.kind != "question-answering":  # it has no other sets: other languages stand in for them
+        assert all("test" not in Path(one).name for one in scored)
+
+
 def test_the_file_of_the_docs_is_read(tmp_path):
     page = (BENCHMARKS.parent / "docs/studies.md").read_text()
     file = tmp_path / "study.toml"
