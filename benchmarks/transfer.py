@@ -36,7 +36,7 @@ def _row(records: StudyRecords, row: Row) -> dict[str, Any]:
         "student": row.student or "teacher",
         "variant": row.system,
         "parts": row.tests,
-        "scores": {part: row.values(part) for part in row.points[0].scores},
+        "scores": {part: row.values(part) for part in dict.fromkeys(part for one in row.points for part in one.scores)},
         "phase1_tokens": row.points[0].tokens.get("phase 1", 0),
         "means": row.means(row.tests),
         "gap": gap[0],

@@ -370,7 +370,15 @@ def test_terminal_table_shows_every_model():
 
 def test_wide_characters_keep_columns_aligned():
     table = plain_table(["m", "x"], [["日本語", "1"], ["abc", "22"]])
-    assert table.splitlines()[2:] == ["日本語     1", "abc       22"]
+    assert table.splitlines()[2:] == ["日本語   1", "abc     22"]
+
+
+def test_names_stay_apart_where_the_numbers_alone_are_too_wide():
+    numbers = [f"{number}.0" for number in range(20, 40)]
+    rows = [["one system, lrf2", *numbers], ["one system, lrf3", *numbers], ["x" * 60, *numbers]]
+    first, second, third = plain_table(["system", *["language"] * 20], rows, width=80).splitlines()[2:]
+    assert first.startswith("one system, lrf2  ") and second.startswith("one system, lrf3  ")
+    assert third.startswith("x" * 39 + "…")
 
 
 def test_numbers():

@@ -117,11 +117,16 @@ def _print_engines(models: "Sequence[BenchmarkRow]", *, console: Console | None)
     print_rows("engines, and batch 1 at fixed numbers of tokens", header, rows, bold=set(), console=console)
 
 
+# A name is shortened to so many columns and no further; beside numbers that leave no room for that, to so many.
+LEAST_NAME, MOST_NAME = 8, 40
+
+
 def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH) -> str:
     """Aligned text, first column to the left and numbers to the right; long names are shortened to keep to `width`."""
     widths = [max(_columns(row[i]) for row in [header, *rows]) for i in range(len(header))]
     spare = width - 2 * (len(widths) - 1) - sum(widths[1:])
-    widths[0] = max(8, min(widths[0], spare))
+    # Where the numbers alone are too wide, names that cannot be told apart help nobody.
+    widths[0] = min(widths[0], spare if spare >= LEAST_NAME else MOST_NAME)
     lines = []
     for row in [header, *rows]:
         cells = [_padded(_shortened(row[0], widths[0]), widths[0], right=False)]

@@ -24,7 +24,7 @@ from bistil.runs.cost import LessonFigures, ScoredFigures, TextFigures
 from bistil.runs.data import Exam, Labelled, TargetText
 from bistil.runs.folder import RunFolder
 from bistil.runs.stage import File, Product, plain
-from bistil.runtime.quiet import kept_levels
+from bistil.runtime.quiet import kept_levels, quiet_transformers
 from bistil.settings.schema import TrainingSettings, TrimSettings
 from bistil.tasks.batches import Feature, padded
 from bistil.text.files import line_batches
@@ -266,7 +266,10 @@ def _first_lines(path: Path) -> list[str]:
 
 
 def _encoded(lines: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(lines), return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    # A line may be longer than the model reads: it is counted, and no model sees it.
+    with quiet_transformers():
+        found = tokenizer(list(lines), return_attention_mask=False, return_token_type_ids=False)
+    ids: list[list[int]] = found["input_ids"]
     return ids
 
 
