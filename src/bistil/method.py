@@ -19,7 +19,8 @@ from bistil.report.schema import Summary, save_summary
 from bistil.report.table import print_table
 from bistil.runs.board import Board
 from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
-from bistil.runs.data import Exam, HeldOut, Labelled, TargetText, sources_of
+from bistil.runs.coverage import Cover
+from bistil.runs.data import Exam, HeldOut, Labelled, LabelledTexts, TargetText, sources_of
 from bistil.runs.folder import Name, RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster, free_disk
 from bistil.runs.inputs import HELD_OUT, Inputs, check_inputs, keep_held_out, labelled_files
@@ -65,6 +66,7 @@ from bistil.settings.recipe import (
 from bistil.settings.study import Variant
 from bistil.tasks.hub import source_of
 from bistil.training.processes import processes
+from bistil.vocabulary.coverage import MISSING
 
 MAJORITY = "majority class"
 # Room on disk that is asked for: the teacher's copies and checkpoints, in sizes of the teacher.
@@ -116,6 +118,13 @@ class Method:
         """The teacher with the tokens that the languages use."""
         settings = replace(self.trim, keep=None)
         return Trim(teacher=self.teacher, texts=self.texts, settings=settings, keep=self.keep, verify=self.verify)
+
+    def coverage(self, held_out: HeldOut | None = None) -> Cover | None:
+        """Whether the trimmed vocabulary fits the labelled files, and text held out; None without a task."""
+        if self.labelled is None:
+            return None
+        texts = LabelledTexts(labelled=self.labelled)
+        return Cover(trim=self.trimmed(), labelled=texts, held_out=held_out, seed=self.seed)
 
     # 3.2: general bilingual distillation, by a teacher that wears the SFT of each batch's language.
 
@@ -322,6 +331,10 @@ class Plan:
     majority: bool
     names: dict[str, Name]
 
+    def coverage(self) -> Cover | None:
+        """Whether the trimmed vocabulary fits the recipe's files; None without a task."""
+        return self.method.coverage(self.held_out)
+
     def bilingual(self) -> Distil:
         """Phase 1 of the recipe's languages."""
         return self.method.bilingual(tuple(self.method.texts))
@@ -384,6 +397,8 @@ class Plan:
     def stages(self) -> Iterator[Stage[Any]]:
         """All stages, in the order of the run."""
         yield self.method.trimmed()
+        if (cover := self.coverage()) is not None:
+            yield cover
         yield from map(self.method.language_sft, self.method.adapted)
         yield self.bilingual()
         if self.candidates:
@@ -487,6 +502,8 @@ def _names(plan: Plan) -> Iterator[tuple[str, Name]]:
     """What the stages of a run are called, and where their products lie."""
     method = plan.method
     yield method.trimmed().key, Name("trim", {"model": "trimmed"})
+    if (cover := plan.coverage()) is not None:
+        yield cover.key, Name("coverage", {"missing": MISSING})
     for language in method.adapted:
         yield method.language_sft(language).key, Name(f"adapt-{language}", {"sft": f"sfts/language-{language}"})
     places = {str(number): f"phase1/{student.name}" for number, student in enumerate(method.students)}
@@ -596,6 +613,9 @@ def forecast_recipe(
     look = None
     if output is not None and (output / "stages").is_dir():
         look = RunFolder(output, identity={}, names=plan.names, look=True)
+        cover = plan.coverage()
+        if cover is not None and (made := look.known(cover)) is not None:
+            look.tell(cover, made)
     with kept_threads(threads_of(jobs)):
         return Forecaster(look, names=plan.names).forecast(plan.stages())
 
@@ -642,6 +662,7 @@ def _written(recipe: Recipe, output: Path) -> list[Path]:
     teachers = TASK_TEACHERS[: recipe.phase2.teachers]
     parts = ["trimmed", "phase1", "teacher", "work", "stages", "made"]
     parts += [f"{folder}{name}" for folder in ("", "sfts/") for name in teachers]
+    parts.append(MISSING)
     parts += [f"{kind}/{name}" for kind in ("students", "baselines", "sfts") for name in names]
     parts += [f"sfts/language-{language}" for language in recipe.text]
     parts.append("selected-text")

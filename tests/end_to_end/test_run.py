@@ -219,7 +219,10 @@ def test_the_summary_tells_what_was_made(finished):
     assert summary["seed"] == 0 and {"python", "bistil", "torch", "transformers"} <= summary["versions"].keys()
     assert student["target_interval"][0] <= student["target_score"] <= student["target_interval"][1]
     assert student["gap_to_teacher"] == pytest.approx(student["target_score"] - teacher["target_score"])
-    assert [s["name"] for s in summary["stages"]][:3] == ["trim", "phase1", "task-teacher"]
+    assert [s["name"] for s in summary["stages"]][:4] == ["trim", "coverage", "phase1", "task-teacher"]
+    assert list(summary["coverage"]) == ["train, en", "dev, en", "test, en", "test, sw"]
+    # The vocabulary was counted on these very sentences.
+    assert all(one["texts"] and not one["changed"] and not one["loses"] for one in summary["coverage"].values())
     assert all(s["peak_memory_bytes"] > 0 and s["seconds"] >= 0 for s in summary["stages"])
     page = (output / "report.html").read_text()
     assert "lrf2" in page

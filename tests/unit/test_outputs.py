@@ -81,6 +81,7 @@ INPUTS = {
     "serve --token-file",
     "study file",
     "study --data",
+    "trim --check",
     "trim --sft",
 }
 FOLDERS = [name for name, kind in OUTPUTS.items() if kind == "folder"]

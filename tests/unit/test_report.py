@@ -17,6 +17,7 @@ from bistil.report.numbers import duration, giga, megabytes, millions, points, t
 from bistil.report.page import best_student, headline, loading_code
 from bistil.report.schema import (
     AgreementRecord,
+    CoverageRecord,
     CurveRecord,
     DataRecord,
     ModelRecord,
@@ -170,9 +171,34 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def test_the_schema_is_documented():
     text = (DOCS / "report.md").read_text(encoding="utf-8")
-    for record in (Summary, ModelRecord, StageRecord, CurveRecord, DataRecord, AgreementRecord):
+    for record in (Summary, ModelRecord, StageRecord, CurveRecord, CoverageRecord, DataRecord, AgreementRecord):
         for field in fields(record):
             assert f"| `{field.name}` | {field.metadata['help']} |" in text, f"{record.__name__}.{field.name}"
+
+
+COVERED = {
+    "loses": False, "texts": 500, "of": 500, "unit": "word", "words": 12_010, "fertility": 2.0,
+    "trimmed_fertility": 2.02, "unknown": 0.0004, "trimmed_unknown": 0.0014, "changed": 0.031,
+}  # fmt: skip
+LOST = {
+    **COVERED, "loses": True, "of": 9000, "trimmed_fertility": 2.1, "trimmed_unknown": 0.133, "changed": 0.331,
+    "missing": {"為": 9, "<": 2}, "missing_characters": 621,
+}  # fmt: skip
+
+
+def test_what_trimming_changes_is_a_table_or_a_line(tmp_path):
+    assert "What trimming changes" not in page(summary_from(SUMMARY), tmp_path)
+    html = page(changed(coverage={"train, en": COVERED, "test, it": {**COVERED, "changed": 0.012}}), tmp_path)
+    section = html.partition('<h2 id="coverage">')[2].partition("</section>")[0]
+    assert "<table>" not in section and "of 2 labelled files none takes more than 1.0% more tokens" in section
+    assert "become more than 0.1% unknown" in section and "more than 3.1% of the words change" in section
+    html = page(changed(coverage={"train, en": COVERED, "test, it": LOST}), tmp_path)
+    checked(html)
+    section = html.partition('<h2 id="coverage">')[2].partition("</section>")[0]
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", section, flags=re.S)
+    assert len(rows) == 2 and "does not fit" in rows[1] and "does not fit" not in rows[0]
+    assert all(part in rows[1] for part in ("2.10", "+5.0", "13.3", "33.1", "為 &lt; and 619 more"))
+    assert "drawn at random" in section and "trim.keep" in section
 
 
 def test_headline_says_what_the_numbers_say():

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -70,6 +70,25 @@ class Measures(Stage[Size]):
         return Size(size=torch.get_num_threads())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Warns(Stage[Size]):
+    """Says something that people want to know before anything long begins."""
+
+    KIND: ClassVar[str] = "warns"
+    FIRST: ClassVar[bool] = True
+
+    after: Product
+    wrong: bool = False
+
+    def make(self, place):
+        if self.wrong:
+            raise InputError("nothing can be said")
+        return Size(size=len(place.path(self.after).joinpath("model").read_text()))
+
+    def notices(self, result, place):
+        return [f"mind the {result.size} in {place.path(self.after).name}"]
+
+
 def made(folder, *stages, jobs=2):
     with RunFolder(folder, identity={}) as run:
         make_side_by_side(Board(run, stages), jobs, Forecast([]))
@@ -104,6 +123,38 @@ def test_what_fails_is_one_line_and_all_else_is_made(tmp_path, caplog):
     with RunFolder(tmp_path / "run", identity={}) as run:
         assert all(run.known(stage) is not None for stage in others)
     assert multiprocessing.active_children() == []
+
+
+def said_of(caplog):
+    return [one.getMessage() for one in caplog.records if "mind the" in one.getMessage()]
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_what_people_should_know_is_said_before_anything_else_begins(tmp_path, caplog):
+    base = Write(text="base")
+    warns, above = Warns(after=base.product("out")), Write(text="above", after=base.product("out"))
+    with RunFolder(tmp_path / "board", identity={}) as run:
+        board = Board(run, [above, warns])
+        assert board.ready() == [base]
+        run.make(base)
+        board.done(base)
+        assert board.ready() == [warns] and board.ready() == []
+        run.make(warns)
+        board.done(warns)
+        assert board.ready() == [above]
+        # Made by an earlier call, it is said again, and nothing waits.
+        caplog.clear()
+        run.look_again()
+        assert Board(run, [above, warns]).ready() == [above] and len(said_of(caplog)) == 1
+        # What cannot be said holds nothing up.
+        failing = replace(warns, wrong=True)
+        board = Board(run, [above, failing])
+        assert board.ready() == [failing]
+        board.done(failing, "nothing can be said")
+        assert board.ready() == [above]
+    caplog.clear()
+    made(tmp_path / "run", above, warns)
+    assert said_of(caplog) == ["mind the 8 in out"]  # by who hands out the stages, once
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """`bistil trim`: cut a model's vocabulary to what some languages use."""
 
+import logging
 import re
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,9 @@ from bistil.settings.recipe import TrimSettings, parse
 if TYPE_CHECKING:
     from bistil.sparse import SparseFineTuning
     from bistil.vocabulary import TrimReport
+    from bistil.vocabulary.coverage import TextCoverage
+
+logger = logging.getLogger(__name__)
 
 _LABELLED = re.compile(r"([\w-]{1,20})=(.+)", re.DOTALL)
 
@@ -48,6 +52,13 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option(help="Sparse fine-tuning of the model, trimmed along to OUTPUT/sft/NAME; may be repeated."),
         ] = None,
+        check: Annotated[
+            list[Path] | None,
+            typer.Option(
+                help="Plain or labelled file that the model is to read: whether the trimmed vocabulary fits it. "
+                "May be repeated."
+            ),
+        ] = None,
         force: bool = FORCE,
         *,
         values: dict[str, Any],
@@ -64,13 +75,18 @@ def register(app: typer.Typer) -> None:
         settings = replace(settings, keep=None)
         if plot is not None and (not dry_run or plot.suffix not in (".svg", ".png", ".pdf")):
             raise InputError("--plot draws a --dry-run to a file that ends in .svg, .png or .pdf")
+        if check and dry_run:
+            raise InputError("--check looks at what a trim gives: leave out --dry-run")
         texts = parse_texts(text)
         if dry_run:
             _dry_run(model, texts, settings, keep=keep, counts=counts, plot=plot, replace=force)
         elif output is None:
             raise InputError("--output is missing: name a new folder, or add --dry-run to see sizes only")
         else:
-            _trim(model, texts, output, settings, keep=keep, verify=verify, counts=counts, sft=sft or [], replace=force)
+            _trim(
+                model, texts, output, settings, keep=keep, verify=verify, counts=counts, sft=sft or [],
+                checked=check or [], replace=force,
+            )  # fmt: skip
 
 
 def parse_texts(arguments: list[str]) -> dict[str, list[Path]]:
@@ -99,6 +115,7 @@ def _trim(
     verify: bool,
     counts: Path | None,
     sft: list[Path],
+    checked: list[Path],
     replace: bool,
 ) -> None:
     from rich.console import Console
@@ -107,10 +124,17 @@ def _trim(
     from bistil.vocabulary import trim_vocabulary
     from bistil.vocabulary.progress import counting_progress
 
-    read = [model, keep, *(file for files in texts.values() for file in files), *sft]
+    read = [model, keep, *(file for files in texts.values() for file in files), *sft, *checked]
     claim(folders=[output], kept=[counts], inputs=read, force=replace)
-    # An SFT that belongs to another model is refused before anything is written.
+    # An SFT that belongs to another model is refused before anything is written, and so is a file that cannot be read.
     tunings = _load_tunings(model, sft)
+    asked = _read_checked(checked)
+    coverage: dict[str, TextCoverage] = {}
+
+    def along(folder: Path, report: "TrimReport") -> None:
+        _trim_tunings(folder, report, tunings=tunings, output=output)
+        coverage.update(_cover(model, folder, asked))
+
     with counting_progress([path for files in texts.values() for path in files]) as progress:
         report = trim_vocabulary(
             model,
@@ -120,13 +144,14 @@ def _trim(
             keep=keep,
             verify=verify,
             counts=counts,
-            along=partial(_trim_tunings, tunings=tunings, output=output),
+            along=along,
             replace=replace,
             progress=progress,
         )
     console = Console()
     for table in report.tables():
         console.print(table)
+    _say_coverage(coverage, settings, output, keep)
     if report.missing_characters:
         sample = " ".join(report.missing_characters[:20])
         console.print(f"{len(report.missing_characters)} characters have no token of their own: {sample}")
@@ -144,6 +169,58 @@ def _trim(
             f"verified: same tokens; outputs differ by rounding, by {report.verified['largest_difference']:.1e} at most"
         )
     console.print(f"written to {output}")
+
+
+def _read_checked(files: list[Path]) -> dict[str, tuple[list[str], int]]:
+    """Texts of files, some of them where there are many, and how many there are."""
+    if not files:
+        return {}
+    from bistil.drafting.forms import texts_of_file
+    from bistil.vocabulary.coverage import drawn
+
+    names = [file.name for file in files]
+    return {
+        file.name if names.count(file.name) == 1 else str(file): drawn(texts_of_file(file), seed=0)
+        for file in dict.fromkeys(files)
+    }
+
+
+def _cover(model: str, folder: Path, asked: Mapping[str, tuple[list[str], int]]) -> "dict[str, TextCoverage]":
+    """Compare the model's vocabulary with that of the trimmed model's folder, and leave there what was found."""
+    if not asked:
+        return {}
+    from bistil.models.tokenizers import load_tokenizer, read_tokenizer
+    from bistil.runtime.artefacts import write_json
+    from bistil.vocabulary.coverage import MISSING, TokenizerPair, write_missing
+
+    both = TokenizerPair(load_tokenizer(model), read_tokenizer(folder, str(folder)))
+    found = {name: both.of(texts, of=count) for name, (texts, count) in asked.items()}
+    write_json(
+        folder / "coverage.json", {"format": 1, "files": {name: asdict(one.coverage) for name, one in found.items()}}
+    )
+    lacking = {name: one.lacking for name, one in found.items() if one.coverage.loses}
+    if lacking:
+        (folder / MISSING).mkdir()
+        write_missing(lacking, folder / MISSING)
+    return {name: one.coverage for name, one in found.items()}
+
+
+def _say_coverage(
+    coverage: "Mapping[str, TextCoverage]", settings: TrimSettings, output: Path, keep: Path | None
+) -> None:
+    """A table of the files that were asked about, and a line for each that loses."""
+    if not coverage:
+        return
+    from rich.console import Console
+
+    from bistil.vocabulary.coverage import MISSING, coverage_table, loss_line, missing_file
+
+    Console().print(coverage_table(coverage))
+    for name, one in coverage.items():
+        if one.loses:
+            where = output / MISSING / missing_file(name)
+            how = f"--keep {where}" if keep is None else f"the lines of {where} in {keep} too"
+            logger.warning(loss_line(name, one, settings=settings, keep=f"{how}, with another --output"))
 
 
 def _load_tunings(model: str, folders: list[Path]) -> "dict[str, SparseFineTuning]":

@@ -1,7 +1,7 @@
 """What is in a file: running text, or labelled rows, and of which task."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from bistil.tasks.spans import marks_spans
 from bistil.tasks.texts import FIRST, LABEL
 from bistil.tasks.words import WORDS
 from bistil.text.files import LINES_LOOKED_AT, first_lines
+from bistil.text.lines import read_lines
 
 Form = Literal["text", "columns", "conllu", "json", "table"]
 NAMES: dict[Form, str] = {
@@ -79,6 +80,24 @@ def kinds_of(path: Path, form: Form, how: Reading) -> list[str]:
     if {"question", "context"} <= {name.casefold() for name in names}:
         return [QUESTIONS]
     return _kinds_of_texts(path, [row for _, row in rows], how)
+
+
+def texts_of_file(path: Path) -> Iterator[str]:
+    """The texts of a file: lines of plain text, as a stream, or the different ones that a task reads in labelled rows.
+
+    Raises:
+        InputError: it cannot be read, or its columns are of no task.
+    """
+    form, how = look_of(path), Reading(language="all", quiet=True)
+    if form == "text":
+        yield from (stripped for line in read_lines(path) if (stripped := line.strip()))
+        return
+    kind = kinds_of(path, form, how)[0]
+    if kind == ONE_LABEL:
+        how = replace(how, columns=columns_for_texts(path, how))
+    task = get_task(kind)
+    examples = task.read([str(path)], how=how)
+    yield from dict.fromkeys(text for example in examples for text in task.texts_of(example))
 
 
 def columns_for_texts(path: Path, how: Reading) -> dict[str, str]:

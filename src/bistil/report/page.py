@@ -79,6 +79,9 @@ def write_report(summary: Summary, path: Path, *, shown: Sequence[ShownPredictio
             for name in ("language", "examples", "tokens")
         },
         agreement_note=agreement_note(summary),
+        lost=[name for name, one in summary.coverage.items() if one.loses],
+        sampled=any(one.texts < one.of for one in summary.coverage.values()),
+        coverage_note=coverage_note(summary),
         code=loading_code(summary),
         slowest=max((stage.seconds or 0 for stage in summary.stages), default=0) or 1,
         total=sum(stage.seconds or 0 for stage in summary.stages),
@@ -159,6 +162,21 @@ def _agreement_words(student: ModelRecord, summary: Summary) -> str:
         f"; on {texts_of(how)} without labels it agrees with the teacher to {numbers.score_text(student.agreement)}% "
         f"({how.metric}{f', interval {interval}' if interval else ''}; the trimmed teacher "
         f"{numbers.score_text(how.trimmed)}%), which is agreement, not accuracy"
+    )
+
+
+def coverage_note(summary: Summary) -> str:
+    """What trimming changes at most in any file."""
+    files = summary.coverage.values()
+    most = (
+        max((one.growth for one in files), default=0.0),
+        max((one.trimmed_unknown - one.unknown for one in files), default=0.0),
+        max((one.changed for one in files), default=0.0),
+    )
+    more, unknown, changed = (numbers.score_text(max(one, 0.0)) for one in most)
+    return (
+        f"of {len(summary.coverage)} labelled files none takes more than {more}% more tokens, in none become more than "
+        f"{unknown}% unknown, and in none do more than {changed}% of the words change"
     )
 
 

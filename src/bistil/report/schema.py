@@ -76,6 +76,31 @@ class AgreementRecord:
 
 
 @dataclass(kw_only=True, frozen=True)
+class CoverageRecord:
+    """What trimming changes in one file, between the teacher's vocabulary and the trimmed one. No text is in it."""
+
+    loses: bool = option(help="noticeably: 3% more tokens, 0.5% of them newly unknown, or 5% of the words changed")
+    texts: int = option(help="different texts that were compared")
+    of: int = option(help="how many there are; more than 5,000, or 2 million characters, are drawn from")
+    unit: str = option(help="word (between white space), or character in running text of scripts without spaces")
+    words: int = option(help="number of words, or of characters")
+    fertility: float = option(help="tokens per word, the teacher's vocabulary")
+    trimmed_fertility: float = option(help="tokens per word, the trimmed vocabulary")
+    unknown: float = option(help="share of tokens that are unknown, the teacher's vocabulary")
+    trimmed_unknown: float = option(help="share of tokens that are unknown, the trimmed vocabulary")
+    changed: float = option(help="share of words whose tokens are others")
+    missing: dict[str, int] = option(
+        factory=dict, help="characters that the trimmed vocabulary alone lacks, the most frequent, with occurrences"
+    )
+    missing_characters: int = option(0, "how many such characters there are")
+
+    @property
+    def growth(self) -> float:
+        """Share of tokens that there are more of."""
+        return self.trimmed_fertility / self.fertility - 1.0 if self.fertility else 0.0
+
+
+@dataclass(kw_only=True, frozen=True)
 class DataRecord:
     """One file or corpus that went into the run."""
 
@@ -113,6 +138,7 @@ class Summary:
     machine: dict[str, str] = option(factory=dict, help="processor, cores and the like of the stages, all there were")
     models: list[ModelRecord] = option(help="the table, in its order; empty for a run without a task")
     stages: list[StageRecord] = option(factory=list, help="wall time and memory")
+    coverage: dict[str, CoverageRecord] = option(factory=dict, help="per labelled file, what trimming changes in it")
     agreement: AgreementRecord | None = option(
         None, "without labels of the target: how models were compared with the teacher"
     )

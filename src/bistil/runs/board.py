@@ -24,7 +24,7 @@ class Board:
         self._stages = list(stages)
         self._below: dict[str, list[Stage[Any]]] = {}
         self._there: set[str] = set()
-        self._begun: set[str] = set()
+        self._begun: dict[str, Stage[Any]] = {}
         self._failed: dict[str, tuple[str, str]] = {}
         """Per stage, its name and what is wrong."""
 
@@ -35,6 +35,8 @@ class Board:
         for stage in self.wanted():
             self._visit(stage, found, needed)
         self.let_go(needed)
+        if any(stage.FIRST for stage in [*found.values(), *self._begun.values()]):
+            found = {key: stage for key, stage in found.items() if stage.FIRST}
         self._begun.update(found)
         return list(found.values())
 
@@ -51,7 +53,7 @@ class Board:
 
     def done(self, stage: Stage[Any], wrong: str | None = None) -> None:
         """Say that a stage is made, or what is wrong with it."""
-        self._begun.discard(stage.key)
+        self._begun.pop(stage.key, None)
         if wrong is not None:
             name = self.run.label(stage)
             self._failed[stage.key] = (name, wrong)
@@ -81,6 +83,8 @@ class Board:
             return False
         if self.run.known(stage) is not None:
             self._there.add(key)
+            if stage.FIRST:
+                self.run.make(stage)  # an earlier call made it: what people should know is said again
             return True
         needed.update(one.key for one in below)
         made = [self._visit(one, found, needed) for one in below]

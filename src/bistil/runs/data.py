@@ -1,6 +1,6 @@
 """The labelled data and the text that stages learn from and are scored on, as values: read when they are needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,64 @@ class Labelled:
             ("target text", text, to_dict(self.task), dict(self.digests)), lambda: text.sentences(found)
         )
         return replace(data, target_sentences=sentences, left_out=replace(found.left_out, target=seen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFile:
+    """One of a task's labelled files."""
+
+    name: str
+    """Such as "test, sw", with its number where a part has several."""
+    kind: str
+    """train, dev or test."""
+    language: str
+    path: str
+
+
+def labelled_parts(task: TaskSettings, source: str) -> list[LabelledFile]:
+    """Everything labelled that a task names, in the order of a run."""
+    groups = [("train", language, files) for language, files in (sources_of(task) or {source: task.train}).items()]
+    groups += [("dev", source, task.dev), *(("test", language, files) for language, files in task.test.items())]
+    return [
+        LabelledFile(
+            name=f"{kind}, {language}" + (f", {number}" if len(files) > 1 else ""),
+            kind=kind,
+            language=language,
+            path=path,
+        )
+        for kind, language, files in groups
+        for number, path in enumerate(files, 1)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts:
+    """The texts of all labelled files of a task, test sets included, without their labels."""
+
+    labelled: Labelled
+
+    def key_values(self) -> dict[str, Any]:
+        """What the texts depend on."""
+        own = self.labelled
+        return {
+            "kind": own.task.kind,
+            "reading": asdict(how_to_read(own.task)),
+            "files": [[one.name, own.digests[one.path]] for one in self.files()],
+            "left_out": own.left_out,
+        }
+
+    def files(self) -> list[LabelledFile]:
+        """What is read."""
+        return labelled_parts(self.labelled.task, self.labelled.source)
+
+    def texts(self, place: Reader) -> Iterator[tuple[str, list[str]]]:
+        """Per file its name and its different texts, as the task reads them."""
+        data = self.labelled.everything(place)
+        train = data.sources or {self.labelled.source: data.train}
+        for one in self.files():
+            examples = {"train": train, "dev": {one.language: data.dev}, "test": data.test}[one.kind][one.language]
+            own = [example for example in examples if Path(example.file) == Path(one.path)]
+            yield one.name, list(dict.fromkeys(text for example in own for text in data.task.texts_of(example)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,6 +226,7 @@ class RunFolder:
                 made = self._carry_out(stage) if self._first else self._take_part(stage)
         self._made[stage.key] = made
         self.results.append(made)
+        self.tell(stage, made)
         return made
 
     def take(self, stage: Stage[Result]) -> Made[Result]:
@@ -237,7 +238,14 @@ class RunFolder:
         self.results.append(made)
         if self.on_made is not None:
             self.on_made(stage, made)
+        self.tell(stage, made)
         return made
+
+    def tell(self, stage: Stage[Result], made: Made[Result]) -> None:
+        """Say what people should know of a stage's result; of a worker's stages says it who hands them out."""
+        if self._first and not self.held:
+            for line in stage.notices(made.result, _Place(self, stage, self._work(stage), made.name)):
+                logger.warning(line)
 
     def look_again(self) -> None:
         """Others may have made or removed something since: what is there is asked of the disk again."""

@@ -95,6 +95,8 @@ class Stage(ABC, Generic[Result]):
     """Whether all processes of a run do it together; otherwise the first one does it, and the others wait."""
     ALONE: ClassVar[bool] = False
     """Whether it measures this machine: nothing else of the run is made meanwhile."""
+    FIRST: ClassVar[bool] = False
+    """Whether people want to know its result before anything longer begins: what else may begin waits for it."""
 
     @abstractmethod
     def make(self, place: Place) -> Result:
@@ -103,6 +105,11 @@ class Stage(ABC, Generic[Result]):
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of what is left on disk."""
         return ()
+
+    def notices(self, result: Result, place: Place) -> list[str]:
+        """What people should know of a result, in lines; every call that makes the stage, or finds it made, says it."""
+        del result, place
+        return []
 
     def cost(self, ahead: Ahead) -> Cost:
         """What it will cost to make, before it is made (`runs.forecast`); a stage that says nothing costs nothing.

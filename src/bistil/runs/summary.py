@@ -9,6 +9,7 @@ from bistil.measuring.benchmark import BenchmarkRow
 from bistil.report.schema import (
     SCHEMA,
     AgreementRecord,
+    CoverageRecord,
     CurveRecord,
     DataRecord,
     ModelRecord,
@@ -16,12 +17,15 @@ from bistil.report.schema import (
     StageRecord,
     Summary,
 )
+from bistil.runs.coverage import Cover
+from bistil.runs.data import labelled_parts
 from bistil.runs.folder import Made, RunFolder
 from bistil.runs.inputs import Inputs
 from bistil.runs.stage import Product
 from bistil.runs.stages import Agree, Agreed, Benchmark, BilingualStudent, Distil, Evaluate, Guess, Score
 from bistil.settings.recipe import Recipe
 from bistil.tasks import get_task
+from bistil.vocabulary.coverage import TextCoverage
 
 Role = Literal["teacher", "trimmed", "copied", "student", "baseline"]
 
@@ -45,6 +49,8 @@ class Planned(Protocol):
     @property
     def candidates(self) -> list[Candidate]: ...
 
+    def coverage(self) -> Cover | None: ...
+
     def bilingual(self) -> Distil: ...
 
     def scores(self) -> Mapping[str, Evaluate | Guess]: ...
@@ -59,7 +65,8 @@ def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> 
 
     Versions and machine are those that made the stages, whenever that was.
     """
-    bilingual = run.make(plan.bilingual()).result
+    bilingual, cover = run.make(plan.bilingual()).result, plan.coverage()
+    covered = {} if cover is None else run.make(cover).result.files
     scores = {name: run.make(stage).result.parts for name, stage in plan.scores().items()}
     agreed = {name: run.make(stage).result for name, stage in plan.agreements().items()}
     costs: dict[str, BenchmarkRow] = {}
@@ -98,6 +105,7 @@ def summarise(recipe: Recipe, inputs: Inputs, plan: Planned, run: RunFolder) -> 
             if name in lines or not parts or any(part.score for part in parts.values())
         ],
         stages=[_stage_record(made) for made in run.results],
+        coverage={name: _coverage_record(one) for name, one in covered.items()},
         agreement=_agreement(recipe, agreed),
         phase1={
             student.name: curve
@@ -215,6 +223,24 @@ def _agreement(recipe: Recipe, agreed: Mapping[str, Agreed]) -> AgreementRecord 
     )
 
 
+def _coverage_record(one: TextCoverage) -> CoverageRecord:
+    (fertility, trimmed_fertility), (unknown, trimmed_unknown) = one.fertility, one.unknown_shares
+    return CoverageRecord(
+        loses=one.loses,
+        texts=one.texts,
+        of=one.of,
+        unit=one.unit,
+        words=one.words,
+        fertility=fertility,
+        trimmed_fertility=trimmed_fertility,
+        unknown=unknown,
+        trimmed_unknown=trimmed_unknown,
+        changed=one.changed_share,
+        missing=one.missing,
+        missing_characters=one.missing_characters,
+    )
+
+
 def _curve(student: BilingualStudent) -> CurveRecord | None:
     """Held-out loss over steps; step 0 is the start. None without held-out text."""
     start = {key: value for key, value in student.start.items() if key.endswith("/loss")}
@@ -229,18 +255,17 @@ def _curve(student: BilingualStudent) -> CurveRecord | None:
 
 def _data_records(recipe: Recipe, inputs: Inputs) -> dict[str, DataRecord]:
     """What was read, by file name."""
-    digests = {str(file.path): file.digest for files in inputs.texts.values() for file in files}
-    groups: list[tuple[str, str, list[str]]] = [("text", language, files) for language, files in recipe.text.items()]
-    if recipe.task is not None and inputs.labelled is not None:
-        digests |= inputs.labelled.digests
-        sources = recipe.task.sources or {recipe.source: recipe.task.train}
-        groups += [("train", language, files) for language, files in sources.items()]
-        groups += [("dev", recipe.source, recipe.task.dev)]
-        groups += [("test", language, files) for language, files in recipe.task.test.items()]
     records = {}
-    for kind, language, files in groups:
-        for number, file in enumerate(files):
-            name = f"{kind}, {language}" + (f", {number + 1}" if len(files) > 1 else "")
-            examples = inputs.counts.get(f"{kind}.{language}.examples") if len(files) == 1 else None
-            records[name] = DataRecord(language=language, examples=examples, sha256=digests[file])
+    for language, files in inputs.texts.items():
+        for number, file in enumerate(files, 1):
+            name = f"text, {language}" + (f", {number}" if len(files) > 1 else "")
+            records[name] = DataRecord(language=language, sha256=file.digest)
+    if recipe.task is not None and inputs.labelled is not None:
+        for one in labelled_parts(recipe.task, recipe.source):
+            alone = one.name == f"{one.kind}, {one.language}"
+            records[one.name] = DataRecord(
+                language=one.language,
+                examples=inputs.counts.get(f"{one.kind}.{one.language}.examples") if alone else None,
+                sha256=inputs.labelled.digests[one.path],
+            )
     return records

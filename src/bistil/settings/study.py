@@ -20,6 +20,7 @@ from bistil.settings.recipe import (
     StudentSettings,
     TaskSettings,
     TrainingSettings,
+    TrimSettings,
     load_toml,
     option,
     parse,
@@ -238,6 +239,7 @@ class StudySettings(Checked):
         None, "the system or variant that gaps are to; none: lt-sft if there is one, else trim-only", cosmetic=True
     )
     task: TaskSettings = option(help="training data")
+    trim: TrimSettings = option(factory=TrimSettings, help="the vocabulary of all models")
     phase1: Phase1Settings = option(help="general distillation of a group")
     finetune: FinetuneSettings = option(help="the task teacher")
     phase2: Phase2Settings = option(help="the students")

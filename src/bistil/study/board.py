@@ -35,6 +35,8 @@ class StudyBoard(Board):
         """What the points want next; those that are complete are put on record."""
         for point in list(self._left):
             self._advance(point)
+        if self._left:
+            yield self.study.coverage()
         for stages in self._wanted.values():
             yield from stages
         for point, settled in self._left.items():

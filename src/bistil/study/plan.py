@@ -21,6 +21,7 @@ from bistil.errors import InputError
 from bistil.method import Method, numbered
 from bistil.models.masked_lm import has_masked_lm_head, supported_config
 from bistil.models.names import model_folder
+from bistil.runs.coverage import Cover
 from bistil.runs.data import DEV, Exam, Labelled, TargetText
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.inputs import labelled_digests, labelled_files, text_files
@@ -91,6 +92,8 @@ class Study:
             source=own.source,
             students=tuple(own.shapes),
             layers=tuple(tuple(choose_layers(depth, student)) for student in own.shapes),
+            trim=own.trim,
+            keep=None if own.trim.keep is None else text_files({"": [self.data / own.trim.keep]})[""][0],
             verify=False,
             phase1=own.phase1,
             finetune=own.finetune,
@@ -150,7 +153,8 @@ class Study:
         """Names of everything that the study reads."""
         languages = (self.settings.source, *self.settings.targets)
         texts = [str(path) for language in languages for path in self._text(language)]
-        return [str(self.teacher), *texts, *map(source_of, labelled_files(self._task()))]
+        keep = [] if self.settings.trim.keep is None else [str(self.data / self.settings.trim.keep)]
+        return [str(self.teacher), *texts, *keep, *map(source_of, labelled_files(self._task()))]
 
     def _text(self, language: str) -> list[Path]:
         return [self.data / file for file in self.settings.text.get(language) or [f"text/{language}.txt"]]
@@ -348,6 +352,20 @@ class Study:
         Args:
             run: knows what was chosen; until then, a search is taken to choose the rate in the middle.
         """
+        wanted = list(self._wanted(points, run))
+        # Of points that are scored nobody trains, and their vocabulary may be gone.
+        if any(run is None or run.known(stage, whole=False) is None for stage in wanted):
+            yield self.coverage()
+        yield from wanted
+
+    def coverage(self) -> Cover:
+        """Whether the vocabulary fits the study's files."""
+        cover = self.method.coverage()
+        assert cover is not None
+        return cover
+
+    def _wanted(self, points: Iterable[Point], run: RunFolder | None) -> Iterator[Stage[Any]]:
+        """Trials and scores of points."""
         for point in points:
             found, rates = None if run is None else self.chosen(run, point), sorted(self.rates(point))
             if len(rates) > 1:
@@ -426,6 +444,7 @@ class Study:
     def _labels(self) -> Iterator[tuple[str, str]]:
         method = self.method
         yield method.trimmed().key, "vocabulary"
+        yield self.coverage().key, "coverage"
         teachers = self._teachers()
         yield from zip((one.key for one in teachers), numbered("task teacher", len(teachers)), strict=True)
         if method.head is not None:

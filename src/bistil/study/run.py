@@ -57,6 +57,9 @@ def make_points(study: Study, output: Path, points: Iterable[Point], *, text: st
             make_side_by_side(StudyBoard(study, run, wanted), jobs, expected)
             return
         forecaster.announce(ahead, passing=_passing(study, ahead))
+        for stage in ahead:
+            if stage.FIRST:
+                run.make(stage)
         for point in wanted:
             settled = choose(study, run, point)
             for stage in study.scores(settled):
