@@ -65,6 +65,37 @@ checkpoint_steps = 4
 no_target_text = true
 """
 
+# A run of two steps each, without a set to choose or to score by.
+_TWO_STEPS = "steps = 2\nbatch_size = 4\ncheckpoint_steps = 2\nlearning_rate = 1e-2\n"
+SHORT_RECIPE = f"""
+name = "tiny"
+teacher = "teacher"
+source = "en"
+target = "sw"
+text = {{ en = "en.txt", sw = "sw.txt" }}
+
+[phase1]
+block_length = 16
+[phase1.training]
+{_TWO_STEPS}
+[task]
+kind = "sequence-classification"
+train = "train.jsonl"
+max_length = 32
+
+[finetune]
+sparse = false
+[finetune.training]
+{_TWO_STEPS}
+[phase2]
+sparse = false
+[phase2.training]
+{_TWO_STEPS}
+[compare]
+copied = false
+majority = false
+"""
+
 
 def labelled(lines: list[str]) -> str:
     """A task that tiny models can learn: is there an animal or a thing that moves?"""

@@ -24,6 +24,7 @@ from bistil.runs.data import Exam, HeldOut, Labelled, LabelledTexts, TargetText,
 from bistil.runs.folder import Name, RunFolder, check_run_folder
 from bistil.runs.forecast import Forecast, Forecaster, free_disk
 from bistil.runs.inputs import HELD_OUT, Inputs, check_inputs, keep_held_out, labelled_files
+from bistil.runs.selection import Select
 from bistil.runs.side_by_side import check_jobs, make_side_by_side, threads_of
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import (
@@ -39,7 +40,6 @@ from bistil.runs.stages import (
     Guess,
     Headed,
     Restore,
-    Select,
     Sfts,
     Texts,
     Trim,
@@ -299,7 +299,8 @@ class Method:
         if not (variant.teacher and variant.target_text):
             text = None
         if text is not None and variant.selection:
-            count = text.count or getattr(settings, "target_sentences", None)
+            assert isinstance(settings, Phase2Settings)
+            count = text.count or settings.target_sentences
             assert count is not None
             text = self.like_task(text, count)
         fine_tuned = self.fine_tuned_teachers(settings.teachers) if isinstance(settings, Phase2Settings) else []

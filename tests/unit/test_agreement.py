@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from task_models import LABELS, TEXTS, model_in
-from tiny_recipe import labelled, write_recipe
+from tiny_recipe import SHORT_RECIPE, labelled, write_recipe
 
 import bistil
 from bistil.distillation.task_data import read_task_data
@@ -26,35 +26,6 @@ LINES = [
     for one in tiny.SWAHILI.splitlines()
     for two in ("Paka aliketi.", "Mvua ilinyesha.", "Treni ya pwani.")
 ]
-SHORT = "steps = 2\nbatch_size = 4\ncheckpoint_steps = 2\nlearning_rate = 1e-2\n"
-RECIPE = f"""
-name = "tiny"
-teacher = "teacher"
-source = "en"
-target = "sw"
-text = {{ en = "en.txt", sw = "sw.txt" }}
-
-[phase1]
-block_length = 16
-[phase1.training]
-{SHORT}
-[task]
-kind = "sequence-classification"
-train = "train.jsonl"
-max_length = 32
-
-[finetune]
-sparse = false
-[finetune.training]
-{SHORT}
-[phase2]
-sparse = false
-[phase2.training]
-{SHORT}
-[compare]
-copied = false
-majority = false
-"""
 
 
 @pytest.fixture
@@ -62,7 +33,7 @@ def recipe_folder(tmp_path):
     write_recipe(tmp_path)
     # Each line stands there once more, in capitals.
     (tmp_path / "sw.txt").write_text("\n".join([*LINES, *map(str.upper, LINES)]) + "\n")
-    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "recipe.toml").write_text(SHORT_RECIPE)
     return tmp_path
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
-from tiny_recipe import write_recipe
+from tiny_recipe import SHORT_RECIPE, write_recipe
 
 from bistil.errors import RecipeError
 from bistil.method import plan_recipe, run_recipe
@@ -16,42 +16,11 @@ from bistil.runs.selection import apart, nearest_in_turn, select_lines, vectors_
 from bistil.settings.recipe import SelectionSettings, load_recipe
 from bistil.tasks.overlap import comparable
 
-SHORT = "steps = 2\nbatch_size = 4\ncheckpoint_steps = 2\n"
-RECIPE = f"""
-name = "tiny"
-teacher = "teacher"
-source = "en"
-target = "sw"
-text = {{ en = "en.txt", sw = "sw.txt" }}
-
-[phase1]
-block_length = 16
-[phase1.training]
-{SHORT}
-[task]
-kind = "sequence-classification"
-train = "train.jsonl"
-dev = "dev.jsonl"
-test = {{ sw = "test.sw.jsonl" }}
-max_length = 32
-
-[finetune]
-sparse = false
-[finetune.training]
-{SHORT}
-[phase2]
-sparse = false
-target_sentences = 5
-[phase2.training]
-{SHORT}
-[selection]
-candidates = 8
-examples = 4
-
-[compare]
-copied = false
-majority = false
-"""
+RECIPE = (
+    SHORT_RECIPE.replace("max_length", 'dev = "dev.jsonl"\ntest = { sw = "test.sw.jsonl" }\nmax_length')
+    .replace("[phase2]\n", "[phase2]\ntarget_sentences = 5\n")
+    .replace("[compare]", "[selection]\ncandidates = 8\nexamples = 4\n\n[compare]")
+)
 
 
 def unit(rows, width=8, seed=0):

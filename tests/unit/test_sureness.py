@@ -30,7 +30,7 @@ def test_the_mean_is_over_what_counts_and_choices_that_are_none_have_no_say():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_surest_share_is_kept_in_its_order_whatever_else_is_asked_beside(kind, tmp_path):
+def test_the_surest_share_is_kept_in_its_order(kind, tmp_path):
     task, folder = get_task(kind), model_in(tmp_path, "bert", kind)
     tokenizer = tiny.tokenizer("bert")
     model = task.build_model(folder, None)

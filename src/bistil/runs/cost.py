@@ -10,6 +10,9 @@ from bistil.measuring.shape import EncoderShape
 # batches, or one by one.
 Kind = Literal["phase1", "phase2", "labels", "language", "score", "single"]
 
+# Seconds to load, check or write a model on an ordinary core: per call, byte of its weights and token.
+LOAD_FIXED, LOAD_PER_BYTE, LOAD_PER_TOKEN = 0.5, 3e-9, 1.2e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
@@ -157,3 +160,11 @@ def evaluations(steps: int, every: int | None) -> int:
 def held(parameters: float, *, trained: bool) -> float:
     """Bytes of a model in memory: float32 weights; a trained one has gradients and two moments besides."""
     return 4.0 * parameters * (4 if trained else 1)
+
+
+def loading(ahead: Ahead, *models: Any) -> float:
+    """Seconds to load, check or write models and their tokenizers, one after the other."""
+    return sum(
+        LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) + LOAD_PER_TOKEN * ahead.shape(model).vocabulary
+        for model in models
+    )

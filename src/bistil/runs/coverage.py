@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bistil.models.tokenizers import load_tokenizer
-from bistil.runs.cost import Ahead, Cost
+from bistil.runs.cost import LOAD_FIXED, LOAD_PER_TOKEN, Ahead, Cost
 from bistil.runs.data import HeldOut, LabelledTexts
 from bistil.runs.stage import Place, Stage
-from bistil.runs.stages import LOAD_FIXED, LOAD_PER_TOKEN, Trim
+from bistil.runs.stages import Trim
 from bistil.runtime.artefacts import read_json, whole_folder
 from bistil.vocabulary.coverage import TextCoverage, TokenizerPair, drawn, loss_line, missing_file, write_missing
 from bistil.vocabulary.trimming import REPORT_FILE

@@ -1,12 +1,12 @@
 """The labelled data and the text that stages learn from and are scored on, as values: read when they are needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bistil.distillation.task_data import TaskData, how_to_read, read_task_data, some, unseen_target_text
-from bistil.runs.stage import File, Place, Product, Reader, cosmetic
+from bistil.runs.stage import File, Place, Product, Reader, cosmetic, later
 from bistil.runtime.artefacts import json_digest, whole_file
 from bistil.settings.recipe import TaskSettings, to_dict
 from bistil.tasks.overlap import comparable, is_short
@@ -146,7 +146,7 @@ class TargetText:
     """So many sentences are drawn, equally many per language; none: all."""
     lines: tuple[int, ...] = ()
     """Only lines [first, end) of each language's text, if given."""
-    selected: Mapping[str, Product] | None = field(default=None, metadata={"later": True})
+    selected: Mapping[str, Product] | None = later(None)
     """Per language, the lines that a stage has selected; none: they are drawn."""
 
     def located(self, place: Place) -> "TargetText":

@@ -7,16 +7,23 @@ and the lines from the mean of theirs: what is left is what sets the task's text
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
+from bistil.distillation.task_data import some
 from bistil.models.sentences import SentenceForm, sentence_form
 from bistil.prediction.loading import load
 from bistil.prediction.sentence_task import KIND
-from bistil.runtime.artefacts import is_marked_whole, mark_whole, whole_file
+from bistil.runs.cost import Ahead, Cost, Passes, held, loading
+from bistil.runs.data import SELECTED, Labelled, TargetText, sentences_of
+from bistil.runs.stage import File, Place, Product, Stage
+from bistil.runtime.artefacts import is_marked_whole, mark_whole, whole_file, whole_folder
 from bistil.runtime.progress import Progress
+from bistil.settings.recipe import SelectionSettings
 
 # Tokens of a line that its vector is made of, lines per file of vectors, and the side of a matrix of cosines.
 MAX_LENGTH, PART_LINES, ROWS = 128, 2048, 4096
@@ -144,3 +151,82 @@ def select_lines(
     chosen, cosine = nearest_in_turn(asked, offered, count)
     drawn, _ = _neighbours(torch.from_numpy(offered), torch.from_numpy(asked), 1)
     return [lines[i] for i in chosen], cosine, float(drawn.mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What a selection came to: lines, of how many, and cosines with the nearest labelled text."""
+
+    lines: int
+    candidates: int
+    cosine: float
+    """Of the selected lines, with the text that took each: the mean."""
+    cosine_of_candidates: float
+    """Of all candidates, with the nearest text of each."""
+    left_out: int
+    """Lines that stand in a dev or test set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select(Stage[Selected]):
+    """Lines of a language's text that are most like the task's labelled texts, by the trimmed teacher's vectors.
+
+    Leaves "text".
+    """
+
+    KIND: ClassVar[str] = "select"
+
+    model: Product
+    labelled: Labelled
+    source_text: tuple[File, ...]
+    """Plain text of the labelled texts' language."""
+    text: TargetText
+    """Of one language: what is selected from."""
+    count: int
+    settings: SelectionSettings
+
+    def parts(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def make(self, place: Place) -> Selected:
+        data = self.labelled.everything(place)
+        lines, left_out = self.text.sentences(data)
+        candidates = some(lines, self.settings.candidates)
+        like = [text for example in some(data.train, self.settings.examples) for text in data.task.texts_of(example)]
+
+        def encode(what: str, texts: Sequence[str]) -> np.ndarray:
+            work = place.work / what.replace(" ", "-")
+            return vectors_of(place.path(self.model), texts, work=work, label=f"{place.label}: {what}")
+
+        chosen, cosine, of_all = select_lines(
+            encode,
+            like=like,
+            beside=some(sentences_of(self.source_text), self.settings.examples),
+            lines=candidates,
+            count=self.count,
+        )
+        with whole_folder(place.output("text"), record={"kind": "selected text"}) as folder:
+            (folder / SELECTED).write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8", newline="\n")
+        return Selected(
+            lines=len(chosen), candidates=len(candidates), cosine=cosine, cosine_of_candidates=of_all,
+            left_out=len(left_out),
+        )  # fmt: skip
+
+    def cost(self, ahead: Ahead) -> Cost:
+        shape = ahead.shape(self.model)
+        files = [file for own in self.text.texts.values() for file in own]
+        text, beside = ahead.text(files, self.model), ahead.text(self.source_text, self.model)
+        lines = min(self.settings.candidates, text.lines)
+        others = min(self.settings.examples, beside.lines)
+        tokens = text.tokens / max(text.lines, 1.0)
+        other_tokens = beside.tokens / max(beside.lines, 1.0)
+        passes = Passes(
+            kind="score", teacher=shape, sequences=32, tokens=tokens,
+            flops=lines * shape.flops(tokens) + (others + self.settings.examples) * shape.flops(other_tokens),
+        )  # fmt: skip
+        return Cost(
+            passes=[passes],
+            seconds=text.seconds + beside.seconds + loading(ahead, self.model),
+            memory=held(shape.parameters["total"], trained=False) + 8.0 * shape.width * lines,
+            work=4.0 * shape.width * lines,
+        )

@@ -23,9 +23,19 @@ from bistil.models.families import family_of
 from bistil.models.tokenizers import load_tokenizer, write_tokenizer
 from bistil.models.writing import save_weights
 from bistil.runs.agreement import answered_lines
-from bistil.runs.cost import Ahead, Cost, Passes, ScoredFigures, Training, evaluations, held
-from bistil.runs.data import SELECTED, Exam, HeldOut, Labelled, Rest, TargetText, sentences_of
-from bistil.runs.selection import select_lines, vectors_of
+from bistil.runs.cost import (
+    LOAD_FIXED,
+    LOAD_PER_BYTE,
+    Ahead,
+    Cost,
+    Passes,
+    ScoredFigures,
+    Training,
+    evaluations,
+    held,
+    loading,
+)
+from bistil.runs.data import Exam, HeldOut, Labelled, Rest, TargetText, sentences_of
 from bistil.runs.stage import File, Place, Product, Stage, cosmetic, later
 from bistil.runtime.artefacts import whole_folder
 from bistil.runtime.devices import device_for
@@ -35,7 +45,6 @@ from bistil.settings.recipe import (
     ObjectiveSettings,
     Phase1Settings,
     Phase2Settings,
-    SelectionSettings,
     StudentSettings,
     TrainingSettings,
     TrimSettings,
@@ -60,10 +69,8 @@ SHOWN, SHOWN_CHARACTERS = 6, 400
 # What cost is measured on: so many sentences.
 COST_EXAMPLES = 16
 
-# What `cost` goes by, on an ordinary core: loading, checking and writing a model, per call, byte and token; trimming
-# (per byte, for most of a multilingual model is vocabulary), the passes over its texts in times of one tokenizing, and
-# its proof; restoring; and what a score takes per feature.
-LOAD_FIXED, LOAD_PER_BYTE, LOAD_PER_TOKEN = 0.5, 3e-9, 1.2e-5
+# What `cost` goes by, on an ordinary core: trimming (per byte, for most of a multilingual model is vocabulary), the
+# passes over its texts in times of one tokenizing, and its proof; restoring; and what a score takes per feature.
 TRIM_PER_BYTE, TRIM_TEXTS, VERIFY_PER_BYTE, RESTORE_PER_BYTE = 1.7e-8, 2.0, 2e-9, 1.5e-8
 SCORE_PER_FEATURE = 1e-4
 # What a mask costs per parameter, in units of a dense optimizer's work; and of a layer what is kept for the backward
@@ -206,7 +213,7 @@ class Adapt(Stage[Adapted]):
         return Cost(
             trainings=phases,
             passes=[] if look is None else [look, look],
-            seconds=text.seconds + _loading(ahead, self.model),
+            seconds=text.seconds + loading(ahead, self.model),
             memory=held(shape.parameters["total"], trained=True)
             + 4 * shape.parameters["total"]
             + _activations([shape], training.batch_size, length, precision),
@@ -376,7 +383,7 @@ class Distil(Stage[Distilled]):
             # Once before and once after.
             passes=[] if look is None else [look, look],
             seconds=sum(text.seconds for text in texts.values())
-            + _loading(ahead, self.teacher)
+            + loading(ahead, self.teacher)
             + 2 * LOAD_PER_BYTE * 4 * trained,
             memory=held(teacher.parameters["total"], trained=False)
             + held(trained, trained=True)
@@ -410,88 +417,6 @@ def _bilingual(report: Mapping[str, Any], name: str) -> BilingualStudent:
         end=own["held_out"]["end"],
         history=[{"step": entry["step"], **figures(entry)} for entry in report["history"]],
     )
-
-
-# Target text like the task's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selected:
-    """What a selection came to: lines, of how many, and cosines with the nearest labelled text."""
-
-    lines: int
-    candidates: int
-    cosine: float
-    """Of the selected lines, with the text that took each: the mean."""
-    cosine_of_candidates: float
-    """Of all candidates, with the nearest text of each."""
-    left_out: int
-    """Lines that stand in a dev or test set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Select(Stage[Selected]):
-    """Lines of a language's text that are most like the task's labelled texts, by the trimmed teacher's vectors.
-
-    Leaves "text".
-    """
-
-    KIND: ClassVar[str] = "select"
-
-    model: Product
-    labelled: Labelled
-    source_text: tuple[File, ...]
-    """Plain text of the labelled texts' language."""
-    text: TargetText
-    """Of one language: what is selected from."""
-    count: int
-    settings: SelectionSettings
-
-    def parts(self) -> tuple[str, ...]:
-        return ("text",)
-
-    def make(self, place: Place) -> Selected:
-        data = self.labelled.everything(place)
-        lines, left_out = self.text.sentences(data)
-        candidates = some(lines, self.settings.candidates)
-        like = [text for example in some(data.train, self.settings.examples) for text in data.task.texts_of(example)]
-
-        def encode(what: str, texts: Sequence[str]) -> np.ndarray:
-            work = place.work / what.replace(" ", "-")
-            return vectors_of(place.path(self.model), texts, work=work, label=f"{place.label}: {what}")
-
-        chosen, cosine, of_all = select_lines(
-            encode,
-            like=like,
-            beside=some(sentences_of(self.source_text), self.settings.examples),
-            lines=candidates,
-            count=self.count,
-        )
-        with whole_folder(place.output("text"), record={"kind": "selected text"}) as folder:
-            (folder / SELECTED).write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8", newline="\n")
-        return Selected(
-            lines=len(chosen), candidates=len(candidates), cosine=cosine, cosine_of_candidates=of_all,
-            left_out=len(left_out),
-        )  # fmt: skip
-
-    def cost(self, ahead: Ahead) -> Cost:
-        shape = ahead.shape(self.model)
-        files = [file for own in self.text.texts.values() for file in own]
-        text, beside = ahead.text(files, self.model), ahead.text(self.source_text, self.model)
-        lines = min(self.settings.candidates, text.lines)
-        others = min(self.settings.examples, beside.lines)
-        tokens = text.tokens / max(text.lines, 1.0)
-        other_tokens = beside.tokens / max(beside.lines, 1.0)
-        passes = Passes(
-            kind="score", teacher=shape, sequences=32, tokens=tokens,
-            flops=lines * shape.flops(tokens) + (others + self.settings.examples) * shape.flops(other_tokens),
-        )  # fmt: skip
-        return Cost(
-            passes=[passes],
-            seconds=text.seconds + beside.seconds + _loading(ahead, self.model),
-            memory=held(shape.parameters["total"], trained=False) + 8.0 * shape.width * lines,
-            work=4.0 * shape.width * lines,
-        )
 
 
 # Phase 2: task distillation (section 3.3)
@@ -675,7 +600,7 @@ class FineTune(Stage[Fitted]):
                     else []
                 ),
             ],
-            seconds=lesson.seconds + _loading(ahead, self.start, self.start, *self._teachers),
+            seconds=lesson.seconds + loading(ahead, self.start, self.start, *self._teachers),
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)
             + sum(held(one.parameters["total"], trained=False) for one in teachers)
@@ -722,7 +647,7 @@ class Static(Stage[StaticFitted]):
         )  # fmt: skip
         return Cost(
             passes=[passes],
-            seconds=_loading(ahead, self.teacher),
+            seconds=loading(ahead, self.teacher),
             memory=2 * held(shape.parameters["total"], trained=False),
             disk=4.0 * DIMENSIONS * shape.vocabulary,
         )
@@ -785,7 +710,7 @@ class Wear(Stage[Nothing]):
 
     def cost(self, ahead: Ahead) -> Cost:
         size = ahead.weights(self.model)
-        return Cost(seconds=_loading(ahead, self.model, self.model), memory=2.0 * size, disk=size)
+        return Cost(seconds=loading(ahead, self.model, self.model), memory=2.0 * size, disk=size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -815,7 +740,7 @@ class Exchange(Stage[Nothing]):
 
     def cost(self, ahead: Ahead) -> Cost:
         size = ahead.weights(self.model)
-        return Cost(seconds=_loading(ahead, self.model, self.base), memory=3.0 * size, disk=size)
+        return Cost(seconds=loading(ahead, self.model, self.base), memory=3.0 * size, disk=size)
 
 
 # Measuring
@@ -850,7 +775,7 @@ class Bare(Stage[Nothing]):
 
     def cost(self, ahead: Ahead) -> Cost:
         return Cost(
-            seconds=_loading(ahead, self.start.model, self.product("model")),
+            seconds=loading(ahead, self.start.model, self.product("model")),
             memory=2.0 * ahead.weights(self.start.model),
             disk=ahead.weights(self.product("model")),
         )
@@ -917,7 +842,7 @@ class Evaluate(Stage[Scored]):
         return Cost(
             passes=[_scoring(shape, own, device) for own in sets],
             seconds=sum(own.seconds + SCORE_PER_FEATURE * own.features for own in sets)
-            + _loading(ahead, *[self.model] * len(sets)),
+            + loading(ahead, *[self.model] * len(sets)),
             memory=2 * held(shape.parameters["total"], trained=False),
         )
 
@@ -999,7 +924,7 @@ class Agree(Stage[Agreed]):
             seconds += SCORE_PER_FEATURE * count
         return Cost(
             passes=passes,
-            seconds=seconds + _loading(ahead, *models),
+            seconds=seconds + loading(ahead, *models),
             memory=2 * held(max(ahead.shape(model).parameters["total"] for model in models), trained=False),
         )
 
@@ -1048,7 +973,7 @@ class Benchmark(Stage[Costs]):
                 Passes(kind="single", teacher=one, sequences=1, tokens=tokens, flops=runs * one.flops(tokens))
                 for one in shapes
             ],
-            seconds=_loading(ahead, *self.models),
+            seconds=loading(ahead, *self.models),
             memory=held(sum(one.parameters["total"] for one in shapes), trained=False),
         )
 
@@ -1078,14 +1003,6 @@ def _head_flops(objective: ObjectiveSettings, student: EncoderShape, teacher: En
 
 def _is_taught(objective: ObjectiveSettings) -> bool:
     return any(term.TAUGHT for term, _ in terms_of(objective))
-
-
-def _loading(ahead: Ahead, *models: Any) -> float:
-    """Seconds to load, check or write models and their tokenizers, one after the other."""
-    return sum(
-        LOAD_FIXED + LOAD_PER_BYTE * ahead.weights(model) + LOAD_PER_TOKEN * ahead.shape(model).vocabulary
-        for model in models
-    )
 
 
 def _training(
