@@ -304,6 +304,28 @@ def test_two_teachers_stand_as_one_in_folders_and_in_memory(models, task, teache
 
 
 ONLY_STATES = ObjectiveSettings(attention=1.0, hidden=1.0)
+
+
+@pytest.mark.parametrize("sparse", [replace(SPARSE, dense_epochs=1.0, sparse_epochs=1.0), None])
+def test_a_work_folder_of_another_teacher_or_examples_is_not_gone_on_with(models, task, teachers, tmp_path, sparse):
+    _, small = models
+    settings = Phase2Settings(sparse=sparse, training=SHORT, target_text=1.0)
+    turned = replace(task, train=task.train[::-1])
+    learnt = {}
+    for name, data, teacher, work in [
+        ("first", task, teachers[0], "shared"),
+        ("other teacher", task, teachers[1], "shared"),
+        ("other examples", turned, teachers[1], "shared"),
+        ("other teacher alone", task, teachers[1], "own"),
+        ("other examples alone", turned, teachers[1], "another"),
+    ]:
+        where = {"work": tmp_path / work, "label": ""}
+        fitting.fit(small, data, tmp_path / name, settings=settings, teacher=teacher, max_length=32, **where)
+        learnt[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert learnt["other teacher"] == learnt["other teacher alone"] != learnt["first"]
+    assert learnt["other examples"] == learnt["other examples alone"] != learnt["other teacher"]
+
+
 REFUSED = {
     "labels": ({}, ArtefactError, "the task teacher .*other has other labels than the training data"),
     "tokenizer": ({}, InputError, "teacher-0 and .*other have different tokenizers: fine-tune them from one model"),

@@ -10,6 +10,7 @@ from torch import nn
 
 from bistil.errors import DivergenceError, MissingExtraError, RecipeError
 from bistil.settings.recipe import TrainingSettings
+from bistil.training.identity import inputs_digest
 from bistil.training.loop import epoch_order, newest_checkpoint, planned_steps, train
 from bistil.training.recorder import snapshot_steps
 
@@ -40,10 +41,10 @@ def collate(rows):
     return {"input_ids": torch.stack([r["x"] for r in rows]), "target": torch.tensor([r["y"] for r in rows])}
 
 
-def run(module, folder, **changes):
+def run(module, folder, inputs=None, **changes):
     options = {"steps": 20, "batch_size": 4, "learning_rate": 0.05, "checkpoint_steps": 3, "log_steps": 2}
     settings = TrainingSettings(**{**options, **changes})
-    return train(module, DATA, collate=collate, settings=settings, folder=folder, seed=7)
+    return train(module, DATA, collate=collate, settings=settings, folder=folder, seed=7, inputs=inputs)
 
 
 def test_an_interrupted_run_ends_bit_identical(tmp_path):
@@ -101,6 +102,56 @@ def test_other_settings_start_afresh(tmp_path):
     other = Regression()
     run(other, tmp_path, learning_rate=0.01)
     assert other.calls == 20
+
+
+def test_what_was_learnt_from_other_inputs_is_discarded(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Regression(stop_at=9), tmp_path, inputs="one")
+    same = Regression()
+    run(same, tmp_path, inputs="one")
+    assert 0 < same.calls < 20
+    other = Regression()
+    run(other, tmp_path, inputs="another")
+    assert other.calls == 20
+
+
+def test_work_of_version_0_1_which_knew_no_inputs_is_gone_on_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Regression(stop_at=9), tmp_path)
+    resumed = Regression()
+    run(resumed, tmp_path, inputs="one")
+    assert 0 < resumed.calls < 20
+
+
+def example(**changes):
+    return {"input_ids": [3, 1, 2], "label": 1, "text": "Nairobi", "array": np.arange(3), **changes}
+
+
+OTHERS = {
+    "weights": ([Regression()], [example()], 5),
+    "an id": ([], [example(input_ids=[3, 1, 4])], 5),
+    "the order": ([], [example(input_ids=[1, 3, 2])], 5),
+    "a label": ([], [example(label=0)], 5),
+    "a kind of number": ([], [example(label=1.0)], 5),
+    "a text": ([], [example(text="Nairobi.")], 5),
+    "an array's kind": ([], [example(array=np.arange(3, dtype=np.int32))], 5),
+    "a key": ([], [example(more=None)], 5),
+    "a nesting": ([], [example(input_ids=[[3, 1], 2])], 5),
+    "one more": ([], [example(), example()], 5),
+    "what else": ([], [example()], 6),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_all_that_is_learnt_from_counts_as_inputs(case):
+    models, data, more = OTHERS[case]
+    assert inputs_digest([], [example()], 5) == inputs_digest([], [example()], 5) != inputs_digest(models, data, more)
+
+
+def test_a_frozen_parameter_counts_as_an_input():
+    one, other = Regression(), Regression()
+    other.frozen.data[1] = 2
+    assert inputs_digest([one], DATA) == inputs_digest([Regression()], DATA) != inputs_digest([other], DATA)
 
 
 def test_the_best_weights_are_kept_and_patience_stops(tmp_path):

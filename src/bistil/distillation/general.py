@@ -40,6 +40,7 @@ from bistil.sparse.wearing import Wardrobe, kept_in
 from bistil.text.schedule import BlockCollator, language_schedule
 from bistil.text.sources import as_texts
 from bistil.training.checkpoints import IDENTITY
+from bistil.training.identity import inputs_digest
 from bistil.training.loop import planned_steps, processes, train
 from bistil.training.precision import settle_precision
 from bistil.vocabulary.trimming import Kept
@@ -164,6 +165,7 @@ def distill(
             seed=seed,
             evaluate=evaluate if measured else None,
             best_by={prefix: (f"{name}/loss", "min") for name, prefix in module.parts().items()} if measured else None,
+            inputs=inputs_digest([teacher, module], schedule) if folder is not None else None,
             label=label,
         )
         end = evaluate(module) if measured else {}

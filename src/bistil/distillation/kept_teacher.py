@@ -30,7 +30,7 @@ from bistil.distillation.representations import Captured, Vectors, probabilities
 from bistil.distillation.terms import Needs
 from bistil.errors import ArtefactError
 from bistil.models.families import family_of
-from bistil.models.fingerprint import tensor_digest
+from bistil.models.fingerprint import module_digest, tensor_digest
 from bistil.runtime.artefacts import (
     discard_work,
     is_marked_whole,
@@ -188,7 +188,7 @@ class KeptTeacher:
                 self._places[row] = _Place(number, start, start + sizes[row])
                 start += sizes[row]
         identity = json_digest({
-            "teacher": "".join(map(_digest, teachers)), "low_precision": low_precision,
+            "teacher": "".join(map(module_digest, teachers)), "low_precision": low_precision,
             "fields": list(map(str, self._fields)),
             "places": json_digest([[row, place.part, place.start] for row, place in self._places.items()]),
             "inputs": self._inputs_digest(batches),
@@ -403,11 +403,3 @@ def _parts(batches: Sequence[list[int]], sizes: Mapping[int, int]) -> Iterator[l
 def _rounded_up(size: int) -> int:
     """To a multiple of eight bytes, so that every example begins at one."""
     return -(-size // 8) * 8
-
-
-def _digest(model: nn.Module) -> str:
-    """Of all parameters, those of the head included."""
-    whole = hashlib.sha256()
-    for name, value in sorted(model.named_parameters(remove_duplicate=False)):
-        whole.update(tensor_digest(name, value))
-    return whole.hexdigest()

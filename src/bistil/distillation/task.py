@@ -6,7 +6,7 @@ The task teacher is made here too: it is the multilingual model, fine-tuned from
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,9 @@ from bistil.settings.recipe import FinetuneSettings, Phase2Settings, to_dict
 from bistil.sparse import SourceBatches, SparseFineTuning, train_sparse
 from bistil.sparse.training import check_sparse, phases
 from bistil.sparse.wearing import own_sft
-from bistil.tasks import Task, model_inputs
+from bistil.tasks import Example, Task, model_inputs
 from bistil.tasks.batches import Feature
+from bistil.training.identity import inputs_digest
 from bistil.training.loop import check_training, planned_steps, processes, train
 from bistil.training.precision import settle_precision
 from bistil.training.processes import training_device
@@ -183,13 +184,15 @@ def fit_from_labels(
         lesson = _Lesson(
             module=module, student=student, tokenizer=tokenizer, data=batches, collate=batches.collate,
             labelled=[feature for part in parts.values() for feature in part], sources=worn,
+            inputs=_inputs(how, [module], batches),
             figures={"sources": {language: len(part) for language, part in parts.items()}},
         )  # fmt: skip
     else:
         labelled = encode(data.train)
+        alone = MixedData(labelled, [], ratio=0.0)
         lesson = _Lesson(
-            module=module, student=student, tokenizer=tokenizer, data=MixedData(labelled, [], ratio=0.0),
-            collate=collate, labelled=labelled,
+            module=module, student=student, tokenizer=tokenizer, data=alone, collate=collate, labelled=labelled,
+            inputs=_inputs(how, [module], alone),
         )  # fmt: skip
     return _learn(lesson, how, start=start, teachers=[])
 
@@ -260,6 +263,7 @@ def fit_from_teacher(
         data=mixed,
         collate=collate if kept is None else kept.batch,
         labelled=labelled,
+        inputs=_inputs(how, [module, *models], mixed),
         target_text=len(unlabelled),
         figures=differing,
     )
@@ -322,6 +326,8 @@ class _Lesson:
     data: MixedData | SourceBatches
     collate: Callable[[list[Any]], dict[str, Any]]
     labelled: list[Feature]
+    inputs: str | None
+    """`inputs_digest` of it; None: nothing is written that another call could find."""
     target_text: int = 0
     """How many features of it there are."""
     sources: Mapping[str, SparseFineTuning] = field(default_factory=dict)
@@ -342,7 +348,7 @@ def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teachers: Seque
     figures["truncated"] = sum(feature.get("truncated", False) for feature in lesson.labelled)
     common: dict[str, Any] = {
         "collate": lesson.collate, "folder": how.folder, "seed": how.seed, "evaluate": evaluate, "best_by": best_by,
-        "label": how.label,
+        "inputs": lesson.inputs, "label": how.label,
     }  # fmt: skip
     sft: SparseFineTuning | None = None
     if settings.sparse is not None:
@@ -363,6 +369,15 @@ def _learn(lesson: _Lesson, how: Fitting, *, start: ModelSource, teachers: Seque
         figures |= {"precision": result.precision, "device": result.device}
     made = _made(how, figures, start=source_name(start), teachers=list(map(source_name, teachers)))
     return complete(student, lesson.tokenizer, replace(made, facts={"sft": sft, "figures": figures}))
+
+
+def _inputs(how: Fitting, models: Sequence[nn.Module], data: MixedData | SourceBatches) -> str | None:
+    """What a later call in the same work folder must have too; files may have moved."""
+    if how.folder is None:
+        return None
+    places = {field.name for field in fields(Example)}
+    chosen_by = [{name: part for name, part in vars(one).items() if name not in places} for one in how.data.dev]
+    return inputs_digest(models, data, chosen_by)
 
 
 def parents_of(start: Any, teachers: Sequence[Any]) -> dict[str, Any]:

@@ -79,6 +79,14 @@ def _widened(value: Tensor) -> Tensor:
     return value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def module_digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters, those of heads included, with their names."""
+    whole = hashlib.sha256()
+    for name, value in sorted(module.named_parameters(remove_duplicate=False)):
+        whole.update(tensor_digest(name, value))
+    return whole.hexdigest()
+
+
 def tensor_digest(name: str, value: Tensor) -> bytes:
     """SHA-256 over a name, a shape, a number format and all bytes."""
     digest = hashlib.sha256(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())

@@ -27,6 +27,7 @@ from bistil.text import IGNORED
 from bistil.text.blocks import token_blocks
 from bistil.text.schedule import BlockCollator, language_schedule, split_held_out
 from bistil.training.held_out import held_out_means, masked_tokens_of
+from bistil.training.identity import inputs_digest
 from bistil.training.loop import processes
 
 # Held-out blocks beyond these cost time and tell little more.
@@ -164,6 +165,7 @@ def adapt(
         mask=mask,
         base_name=model,
         kind="language",
+        inputs=inputs_digest([module], schedule),
         label=f"adapting to {language}",
     )
     after = evaluate(module) if len(held_out) else {}

@@ -63,6 +63,7 @@ def train_sparse(
     sources: Mapping[str, SparseFineTuning] | None = None,
     base_name: str | None = None,
     kind: Literal["task", "language"] = "task",
+    inputs: str | None = None,
     label: str = "sparse fine-tuning",
 ) -> SparseFineTuning:
     """Train an SFT of `model` under any module and loss; afterwards the model wears it (and can take it off).
@@ -85,6 +86,7 @@ def train_sparse(
         sources: per language, an SFT of the same base that the model wears in that language's batches (multi-source
             training, LT-SFT section 5): a batch's "language" says which, as `sources.SourceBatches` makes them.
             Evaluation wears the first one. They are not part of the result.
+        inputs: as for `training.loop.train`.
         base_name: how the base is called in `sft_config.json`; default: the model's `name_or_path`.
 
     Raises:
@@ -121,7 +123,8 @@ def train_sparse(
         "mask": None if mask is None else json_digest({name: _digest(indices) for name, indices in mask.items()}),
     }
     if folder is not None:
-        _open_folder(folder, json_digest(identity), precision=training.precision)
+        own = identity if inputs is None else {**identity, "inputs": inputs}
+        _open_folder(folder, json_digest(own), older=json_digest(identity), precision=training.precision)
 
     def run(phase: str, mask: Mapping[str, Tensor] | None, steps: int | None, epochs: float | None) -> _Phase:
         """One phase in its own folder; the trained deltas are those of `mask`."""
@@ -251,15 +254,18 @@ def _finished_mask(folder: Path) -> TrainingResult | None:
     return None
 
 
-def _open_folder(folder: Path, identity: str, *, precision: str) -> None:
+def _open_folder(folder: Path, identity: str, *, older: str, precision: str) -> None:
     """Work of other settings, data or another base is discarded.
+
+    Args:
+        older: the identity as versions before 0.2 wrote it.
 
     Raises:
         InputError: the folder holds something else than work.
     """
     mark = folder / IDENTITY
     if processes().is_main_process:
-        open_work(folder, anew=mark.exists() and read_identity(mark) != identity)
+        open_work(folder, anew=mark.exists() and read_identity(mark) not in (identity, older))
         if not mark.exists():
             write_sealed(mark, {"digest": identity, "precision": precision})
     processes().wait_for_everyone()

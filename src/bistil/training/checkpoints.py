@@ -121,14 +121,15 @@ def first_other(known: Mapping[Path, Mapping[str, str]]) -> str | None:
     return None
 
 
-def open_folder(folder: Path, identity: str, *, precision: str) -> TrainingResult | None:
-    """Make the work folder ready; work of other settings is discarded. Returns the result if the run had finished.
+def open_folder(folder: Path, identity: str, *, older: str, precision: str) -> TrainingResult | None:
+    """Make the work folder ready; work of another call is discarded. Returns the result if the run had finished.
 
     Args:
+        older: the identity as versions before 0.2 wrote it.
         precision: which the run has, for the mark (`training.precision`).
     """
     mark = folder / IDENTITY
-    open_work(folder, anew=mark.exists() and read_identity(mark) != identity)
+    open_work(folder, anew=mark.exists() and read_identity(mark) not in (identity, older))
     if not mark.exists():
         write_sealed(mark, {"digest": identity, "precision": precision})
     return _finished(folder)

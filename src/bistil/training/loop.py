@@ -149,6 +149,7 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     best_by: BestBy | Mapping[str, BestBy] | None = None,
     lengths: Sequence[int] | None = None,
+    inputs: str | None = None,
     label: str = "training",
 ) -> TrainingResult:
     """Train the parameters of `module` that require gradients; leaves the trained (best, if chosen) weights in it.
@@ -171,6 +172,8 @@ def train(
             prefixes of parameter names lets each part of the module keep its own best and run out of patience on its
             own, as if it had been trained alone.
         lengths: per example, to batch similar lengths together.
+        inputs: digest of what it starts and learns from (`training.identity`): what another call left in `folder` is
+            discarded. None: calls are told apart by settings, seed, and numbers of examples and steps.
 
     Raises:
         DivergenceError: the loss is NaN or infinite; the last good checkpoint stays.
@@ -186,7 +189,7 @@ def train(
     steps = planned_steps(getattr(train_data, "epoch_size", len(train_data)), settings)
     store = store_in(folder)
     identity = {"settings": deciding(settings), "seed": seed, "examples": len(train_data), "steps": steps}
-    finished = store.finished(module, identity)
+    finished = store.finished(module, identity, inputs)
     if finished is not None:
         return finished
 

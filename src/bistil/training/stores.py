@@ -55,7 +55,7 @@ class Store(ABC):
     """Where checkpoints are written; None: there are none."""
 
     @abstractmethod
-    def finished(self, module: nn.Module, identity: Mapping[str, Any]) -> TrainingResult | None:
+    def finished(self, module: nn.Module, identity: Mapping[str, Any], inputs: str | None) -> TrainingResult | None:
         """Begin; the result of a run of this identity that had finished, its weights in the module, or None."""
 
     @abstractmethod
@@ -102,8 +102,8 @@ class Memory(Store):
     def __init__(self) -> None:
         self._best: dict[int | str, dict[str, Tensor]] = {}
 
-    def finished(self, module: nn.Module, identity: Mapping[str, Any]) -> None:
-        del module, identity
+    def finished(self, module: nn.Module, identity: Mapping[str, Any], inputs: str | None) -> None:
+        del module, identity, inputs
 
     def checkpoint(self) -> None:
         pass
@@ -140,10 +140,11 @@ class WorkFolder(Store):
     def __init__(self, folder: Path) -> None:
         self.folder: Path = folder
 
-    def finished(self, module: nn.Module, identity: Mapping[str, Any]) -> TrainingResult | None:
+    def finished(self, module: nn.Module, identity: Mapping[str, Any], inputs: str | None) -> TrainingResult | None:
         with processes().main_process_first():
-            precision = identity["settings"]["precision"]
-            found = open_folder(self.folder, json_digest(identity), precision=precision)
+            older, precision = json_digest(identity), identity["settings"]["precision"]
+            own = older if inputs is None else json_digest({**identity, "inputs": inputs})
+            found = open_folder(self.folder, own, older=older, precision=precision)
         if found is not None:
             load_trained(module, self.folder / FINAL)
         return found
