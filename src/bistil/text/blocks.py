@@ -17,16 +17,16 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from bistil.errors import ArtefactError, InputError
-from bistil.runtime.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
+from bistil.errors import InputError
+from bistil.runtime.artefacts import is_marked_whole, json_digest, mark_whole, whole_file
 from bistil.runtime.quiet import kept_environment, shown_datasets_bars
 from bistil.text.lines import check_text, read_lines
 from bistil.text.sources import TextSource, text_digest
 
 logger = logging.getLogger(__name__)
 
-# Changes when the same text and tokenizer would give other blocks.
-_FORMAT = 1
+# Changes when the same text and tokenizer would give other blocks, or their mark is another.
+_FORMAT = 2
 # A block shorter than this teaches nothing about context.
 _SHORTEST = 4
 # Below this, starting processes costs more than they save.
@@ -78,7 +78,9 @@ def token_blocks(
         return datasets.Dataset.from_buffer(sink.getvalue()).with_format("numpy")
     key = json_digest([_FORMAT, [text_digest(file) for file in files], _tokenizer_digest(tokenizer), length])
     target = cache / f"blocks-{key[:32]}.arrow"
-    if not _is_sound(target):
+    if not is_marked_whole(target):
+        if target.exists() and target.with_suffix(".json").exists():
+            logger.warning(f"{target} is damaged: the text is tokenized again")
         for file in files:
             check_text(file)
         lines = cache / f"lines-{key[:32]}.arrow"
@@ -89,31 +91,10 @@ def token_blocks(
             with whole_file(target, inner=True) as partial, pa.OSFile(str(partial), "wb") as file_sink:
                 _write_blocks(pieces, file_sink, length=length, where=where)
             # Written last: blocks without it are not used.
-            write_sealed(_seal(target), {"sha256": file_digest(target)})
+            mark_whole(target)
         finally:
             lines.unlink(missing_ok=True)
     return datasets.Dataset.from_file(str(target)).with_format("numpy")
-
-
-def _seal(blocks: Path) -> Path:
-    """Where the digest of a file of blocks is."""
-    return blocks.with_suffix(".json")
-
-
-def _is_sound(blocks: Path) -> bool:
-    """Whether blocks are there and are what was written; damaged ones are removed, and the user is told."""
-    seal = _seal(blocks)
-    if not (blocks.exists() and seal.exists()):
-        return False
-    try:
-        if read_sealed(seal).get("sha256") == file_digest(blocks):
-            return True
-    except ArtefactError:
-        pass
-    logger.warning(f"{blocks} is damaged: the text is tokenized again")
-    seal.unlink()
-    blocks.unlink()
-    return False
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
