@@ -72,6 +72,13 @@ def accepted(*assignments):
         ("eng/train.txt", "en", "train"),
         ("en_ewt-ud-dev.conllu", "en", "dev"),
         ("UD_English-EWT/test.conllu", "en", "test"),
+        # The end of a word in front of capitals is no code.
+        ("Cantonese-HK/test.conllu", "yue", "test"),
+        ("UD_Vietnamese-VTB/dev.conllu", "vi", "dev"),
+        ("UD_Upper_Sorbian-UFAL/test.conllu", "hsb", "test"),
+        ("North_Sami-Giella/train.conllu", "se", "train"),
+        ("sme/train.txt", "se", "train"),
+        ("nigerian_pidgin.txt", "pcm", None),
         ("swahili.txt.gz", "sw", None),
         ("sib200/swh_Latn/test.tsv", "sw", "test"),
         ("americasnli/dev/quy.tsv", "quy", "dev"),

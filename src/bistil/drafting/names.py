@@ -1,6 +1,7 @@
 """What the name of a file says: its language, and whether it is for training, choosing or testing."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ PARTS: dict[str, Part] = {
     **dict.fromkeys(("test", "testing", "tst", "testb"), "test"),
 }
 
-# ISO 639: the codes of two and of three letters, and the English name.
+# ISO 639: the code of two letters, if there is one, that of three, and the English name as data sets write it.
 _LANGUAGES = """
 aa aar afar, ab abk abkhazian, ae ave avestan, af afr afrikaans, ak aka akan, am amh amharic, an arg aragonese,
 ar ara arabic, as asm assamese, av ava avaric, ay aym aymara, az aze azerbaijani, ba bak bashkir, be bel belarusian,
@@ -39,7 +40,10 @@ ss ssw swati, st sot sotho, su sun sundanese, sv swe swedish, sw swa swahili, ta
 tg tgk tajik, th tha thai, ti tir tigrinya, tk tuk turkmen, tl tgl tagalog, tn tsn tswana, to ton tongan,
 tr tur turkish, ts tso tsonga, tt tat tatar, tw twi twi, ty tah tahitian, ug uig uyghur, uk ukr ukrainian,
 ur urd urdu, uz uzb uzbek, ve ven venda, vi vie vietnamese, wa wln walloon, wo wol wolof, xh xho xhosa,
-yi yid yiddish, yo yor yoruba, za zha zhuang, zh zho chinese, zu zul zulu
+yi yid yiddish, yo yor yoruba, za zha zhuang, zh zho chinese, zu zul zulu,
+bxr buryat, ceb cebuano, dsb lower_sorbian, fil filipino, gsw swiss_german, hsb upper_sorbian, koi komi_permyak,
+kpv komi_zyrian, krl karelian, luo dholuo, mdf moksha, myv erzya, nds low_saxon, olo livvi, pcm naija,
+pcm nigerian_pidgin, pcm naija_pidgin, se north_sami, se northern_sami, sms skolt_sami, yue cantonese
 """
 # Codes of a language within one of those above, as data sets name them (FLORES, SIB-200).
 _WITHIN = {
@@ -55,8 +59,8 @@ _NO_CODES = {
     "uni", "usr", "val", "var", "web", "www", "zip", "zst",
 }  # fmt: skip
 # As in swh_Latn, pt-BR and en_ewt-ud-train.
-_WITH_SCRIPT = re.compile(r"([a-z]{2,3})[_-](?:[A-Z][a-z]{3}|[A-Z]{2})(?![A-Za-z])")
-_TREEBANK = re.compile(r"([a-z]{2,3})_\w+-ud-")
+_WITH_SCRIPT = re.compile(r"(?<![A-Za-z])([a-z]{2,3})[_-](?:[A-Z][a-z]{3}|[A-Z]{2})(?![A-Za-z])")
+_TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_\w+-ud-")
 # What ends a name of text or labelled rows.
 _ENDINGS = re.compile(r"(\.(txt|tsv|csv|json|jsonl|conll\w*|conllu|bio|iob\w?|gz|zst|zstd))+$", re.IGNORECASE)
 
@@ -109,7 +113,7 @@ def _codes(name: str, *, alone: bool) -> set[str]:
             return {_known().get(match[1], match[1])}
     between_dots = set(name.split("."))
     found = set()
-    for piece in _pieces(name):
+    for piece in _with_pairs(_pieces(name)):
         stands_alone = piece in between_dots
         if piece in PARTS or piece in _NO_CODES or (piece in _WORDS and not stands_alone):
             continue
@@ -118,6 +122,15 @@ def _codes(name: str, *, alone: bool) -> set[str]:
         elif alone and stands_alone and re.fullmatch(r"[a-z]{3}", piece):
             found.add(piece)
     return found
+
+
+def _with_pairs(pieces: list[str]) -> Iterator[str]:
+    """The pieces; two that are one language's name, as in Upper_Sorbian, come as one."""
+    rest = [*pieces, ""]
+    while len(rest) > 1:
+        pair = f"{rest[0]}_{rest[1]}"
+        yield pair if pair in _known() else rest[0]
+        del rest[: 2 if pair in _known() else 1]
 
 
 def _pieces(name: str) -> list[str]:
