@@ -127,6 +127,38 @@ def test_without_target_labels_there_is_no_test_of_the_target(init):
     assert '# No test data of sw. Later, such as: sw = ["test.sw.jsonl"]' in Path("recipe.toml").read_text()
 
 
+def test_target_labels_for_training_are_offered_and_the_offer_is_a_recipe(init):
+    for name, lines in {"train.en": ENGLISH, "train.sw": SWAHILI[:3], "dev.sw": SWAHILI, "test.sw": MORE}.items():
+        Path(f"{name}.jsonl").write_text(rows(lines))
+    code, out, _ = init("train.en.jsonl", "train.sw.jsonl", "dev.sw.jsonl", "test.sw.jsonl")
+    said = {line.partition(":")[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert "not used" in said["train.sw.jsonl"] and "says how to learn from them" in said["train.sw.jsonl"]
+    assert "not used" in said["dev.sw.jsonl"] and "learn" not in said["dev.sw.jsonl"]
+    zero_shot = accepted().task
+    assert zero_shot.train and not zero_shot.sources
+    lines = Path("recipe.toml").read_text().splitlines()
+    offered = next(line for line in lines if line.startswith("# sources = "))
+    used = [offered.removeprefix("# ") if line.startswith("train = ") else line for line in lines]
+    Path("recipe.toml").write_text("\n".join(used))
+    assert {code: [Path(one).name for one in own] for code, own in accepted().task.sources.items()} == {
+        "en": ["train.en.jsonl"],
+        "sw": ["train.sw.jsonl"],
+    }
+
+
+def test_what_is_neither_for_training_nor_choosing_is_a_test(init):
+    parts = {"train.en": ENGLISH, "dev.en": MORE[:2], "news.en": SWAHILI[:2], "news.sw": SWAHILI[2:]}
+    for name, lines in parts.items():
+        Path(f"{name}.jsonl").write_text(rows(lines))
+    code, out, _ = init("train.en.jsonl", "dev.en.jsonl", "news.en.jsonl", "news.sw.jsonl")
+    assert code == 0 and "news.en.jsonl: test data of en" in out and "others are for training and choosing" in out
+    assert {code: [Path(one).name for one in own] for code, own in accepted().task.test.items()} == {
+        "en": ["news.en.jsonl"],
+        "sw": ["news.sw.jsonl"],
+    }
+
+
 def test_text_alone_is_a_recipe_without_a_task(init):
     code, _, _ = init()
     assert code == 0 and accepted().task is None

@@ -55,6 +55,7 @@ class Draft:
         kind: of the task; None: there are no labelled files.
         train, dev, test: labelled files; `test` per language.
         left_out: per language, test files that hold labels which training lacks.
+        learnable: labelled files of the target for training, which the recipe does not use, but shows how to.
         label_map: labels of dev and test files that training lacks, with what they are read as.
         proposed: labels that only some languages have, which a label map could do without.
         open: what could not be told.
@@ -69,6 +70,7 @@ class Draft:
     dev: list[Given] = field(default_factory=list)
     test: dict[str, list[Given]] = field(default_factory=dict)
     left_out: dict[str, list[Given]] = field(default_factory=dict)
+    learnable: list[Given] = field(default_factory=list)
     scheme: str | None = None
     label_map: dict[str, str] = field(default_factory=dict)
     proposed: dict[str, str] = field(default_factory=dict)
@@ -249,6 +251,10 @@ def _share_out(draft: Draft, used: Sequence[Given]) -> None:
     of_target = [one for one in used if one.language == draft.target]
     if len(of_source) == 1 and of_source[0].part is None:
         of_source[0].part = "train"
+    unsaid = [one for one in of_source if one.part is None]
+    if {"train", "dev"} <= {one.part for one in of_source}:
+        for one in unsaid:
+            one.part = "test"
     unknown = [str(one.path) for one in of_source if one.part is None]
     if unknown:
         more = f" (and {', '.join(unknown[1:])})" if unknown[1:] else ""
@@ -265,6 +271,7 @@ def _share_out(draft: Draft, used: Sequence[Given]) -> None:
         )
     by_part = {part: [one for one in of_target if (one.part or "test") == part] for part in get_args(Part)}
     of_target = by_part["test"] or by_part["dev"] or by_part["train"]
+    draft.learnable = [one for one in by_part["train"] if one not in of_target]
     tests = {draft.source: [one for one in of_source if one.part == "test"], draft.target: of_target}
     draft.test = {code: own for code, own in tests.items() if own}
     uses = [
@@ -278,8 +285,12 @@ def _share_out(draft: Draft, used: Sequence[Given]) -> None:
         what = f"{use} of {one.language}: {holds}"
         if use is None:
             what = f"{holds} of {one.language}; not used: target labels are for the test, which another file is"
+            if one in draft.learnable:
+                what += " (a comment in the recipe says how to learn from them)"
         elif one.language == draft.target and one.part in ("train", "dev"):
             what += "; its name says another part, but target labels are only tested on"
+        elif one in unsaid and one.part == "test":
+            what += "; its name says no part, and others are for training and choosing"
         draft.took[str(one.path)] = "; ".join([what, *one.notices])
     if draft.target not in draft.test:
         draft.open.append(f"no labelled file is of {draft.target}: the run says nothing of the score there")

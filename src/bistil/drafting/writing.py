@@ -66,6 +66,11 @@ def _lines(draft: Draft, folder: Path, *, teacher: str, budget: str | None) -> I
     yield f"kind = {_text(draft.kind)}"
     yield 'preset = "short"  # lengths for two CPU cores; "paper": the paper\'s'
     yield f"train = {_files(draft.train, folder)}  # {_counted(draft.train)}"
+    if draft.learnable:
+        both = f"{_key(source)} = {_files(draft.train, folder)}, "
+        both += f"{_key(draft.target)} = {_files(draft.learnable, folder)}"
+        yield _comment(f"To learn from {_counted(draft.learnable)} of {draft.target} too, in place of train:")
+        yield _comment(f"sources = {{ {both} }}")
     if draft.dev:
         yield f"dev = {_files(draft.dev, folder)}  # {_counted(draft.dev)}"
     elif "dev" in draft.left_out:
