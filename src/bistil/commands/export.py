@@ -66,7 +66,7 @@ def register(app: typer.Typer) -> None:
         """Write a task model for onnxruntime or CTranslate2, or as a page, after it has proven that nothing was lost.
 
         Example:
-        bistil export runs/demo/students/lrf2 --labelled dev.sw.conll --output deployed
+        bistil export runs/mine/students/lrf2 --labelled dev.sw.conll --output deployed
         """
         from bistil.export.folder import export_model
         from bistil.export.libraries import browser_library

@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
         """Say what a task model predicts for texts, words or questions.
 
         Example, entities with their places in the text:
-        bistil predict runs/demo/students/lrf2 news.txt --format jsonl --output news.jsonl
+        bistil predict runs/mine/students/lrf2 news.txt --format jsonl --output news.jsonl
         """
         from bistil.prediction.files import predict_file
         from bistil.prediction.loading import load

@@ -66,7 +66,7 @@ def load(
         MissingExtraError: the engine that it was exported for is not installed.
 
     Example:
-        >>> load("runs/demo/students/lrf2")("Rais alizungumza na watu wa Nairobi.")["entities"]  # doctest: +SKIP
+        >>> load("runs/mine/students/lrf2")("Rais alizungumza na watu wa Nairobi.")["entities"]  # doctest: +SKIP
     """
     folder = model_folder(str(name))
     config = read_config(folder)
