@@ -263,12 +263,14 @@ def test_squad_and_treebanks(init):
         (["en.txt"], ("en.txt", "swahili.txt"), "given twice"),
         (["gone.txt"], ("en.txt", "swahili.txt"), "cannot read gone.txt"),
         (["empty.en.txt"], ("en.txt", "swahili.txt"), "empty.en.txt is empty"),
+        (["header.en.tsv", "--task", "sequence-classification"], ("en.txt", "swahili.txt"), "header.en.tsv has no"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_guessed_is_one_line_and_nothing_is_written(init, words, text, said):
     for name in ("corpus.txt", "hau.txt"):
         Path(name).write_text("\n".join(MORE))
     Path("empty.en.txt").write_text("\n")
+    Path("header.en.tsv").write_text("text\tlabel\n")
     for name in ("a.en.jsonl", "b.en.jsonl", "train.en.jsonl", "test.jsonl", "test.sw.jsonl", "train.sw.jsonl"):
         Path(name).write_text(rows(ENGLISH))
     Path("train.en.conll").write_text(conll(ENGLISH, capitals("PER")))

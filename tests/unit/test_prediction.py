@@ -431,6 +431,45 @@ def test_forms_by_name(models, tmp_path, packed):
     assert output.splitlines()[0] == f"{words[0][0]} {wanted[0][0]}"
 
 
+@pytest.mark.parametrize("chunk", [1024, 1])
+def test_a_table_has_the_columns_of_the_first_row(models, tmp_path, monkeypatch, chunk):
+    """Rows of JSON may have them in another order, or lack some."""
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    rows = [{"text": "a", "n": 1, "label": "x"}, {"n": 2, "label": "x", "text": "b"}, {"text": "c"}]
+    source = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    header, *lines = predicted(models, LABEL, source, tmp_path, "a.tsv", format="tsv").splitlines()
+    assert header == "text\tn\tlabel\tconfidence"
+    assert [line.split("\t")[:2] for line in lines] == [["a", "1"], ["b", "2"], ["c", ""]]
+    labels = bistil.load(models / LABEL).labels
+    assert all(line.split("\t")[2] in labels and float(line.split("\t")[3]) for line in lines)
+    asked = [{"question": "Who?", "context": "Juma.", "id": 1}, {"context": "Rais.", "question": "Who?", "more": 2}]
+    source = write(tmp_path / "b.jsonl", "".join(json.dumps(row) + "\n" for row in asked))
+    header, *lines = predicted(models, ANSWERS, source, tmp_path, "b.tsv", format="tsv").splitlines()
+    assert header.startswith("id\tquestion\t") and [line.split("\t")[:2] for line in lines] == [
+        ["1", "Who?"], ["", "Who?"]
+    ]  # fmt: skip
+
+
+def test_a_table_that_is_gone_on_with_has_the_columns_of_the_first_row(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK", 1)
+    source = write(tmp_path / "a.jsonl", '{"text": "a", "n": 1}\n{"n": 2, "text": "b"}\n{"n": 3, "text": "c"}\n')
+    with monkeypatch.context() as stopped:
+        add = files._Growing.add
+        stopped.setattr(files._Growing, "add", lambda sink, text: add(sink, text) if sink.chunks < 1 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predicted(models, LABEL, source, tmp_path, "a.tsv", format="tsv")
+    text = predicted(models, LABEL, source, tmp_path, "a.tsv", format="tsv")
+    assert [line.split("\t")[:2] for line in text.splitlines()] == [["text", "n"], ["a", "1"], ["b", "2"], ["c", "3"]]
+
+
+def test_repeated_columns_are_read_as_for_evaluate(models, tmp_path):
+    """The second one hides the first no more."""
+    source = write(tmp_path / "a.tsv", f"text\ttext\n{TEXTS[0]}\t{TEXTS[1]}\n")
+    (row,) = predicted(models, LABEL, source, tmp_path)
+    assert (row["text"], row["text.2"]) == (TEXTS[0], TEXTS[1])
+    assert row["confidence"] == bistil.load(models / LABEL)(TEXTS[0])["confidence"]
+
+
 def test_running_text_in_rows(models, tmp_path):
     source = write(tmp_path / "a.jsonl", json.dumps({"n": 7, "text": TEXTS[0]}) + "\n")
     (row,) = predicted(models, TAGS, source, tmp_path)
@@ -462,6 +501,13 @@ def test_layouts_of_columns_are_found_as_for_evaluate(models, tmp_path):
         (TAGS, "a.jsonl", '{"tokens": [1]}\n', {}, "'tokens' must be a list of non-empty strings"),
         (LABEL, "a.jsonl", '{"text": 3}\n', {}, "a text is expected in 'text'; it is 3"),
         (LABEL, "a.tsv", "text\tlabel\na\tb\tc\n", {}, "line 2: 3 tab-separated fields where the header names 2"),
+        (
+            LABEL,
+            "a.jsonl",
+            '{"text": "a"}\n{"text": "a", "n": 1}\n',
+            {"format": "tsv"},
+            "line 2: the first row has no 'n'",
+        ),
         (LABEL, "a.txt", "x\n", {"form": "conll"}, "reads no conll: choose with --input among text, jsonl, tsv"),
         (LABEL, "a.txt", "x\n", {"format": "conllu"}, "writes no conllu: choose with --format among jsonl, tsv"),
         (ANSWERS, "a.txt", "Who?\n", {}, "line 1: a question, a tab and its passage are expected"),

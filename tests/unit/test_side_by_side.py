@@ -16,7 +16,7 @@ from bistil.errors import InputError
 from bistil.runs.board import Board
 from bistil.runs.folder import RunFolder, State
 from bistil.runs.forecast import Estimate, Forecast
-from bistil.runs.side_by_side import check_jobs, how_many, make_side_by_side
+from bistil.runs.side_by_side import _Worker, check_jobs, how_many, make_side_by_side
 from bistil.runs.stage import Product, Stage
 
 # Longer than two processes take to begin on a busy machine.
@@ -123,6 +123,19 @@ def test_what_fails_is_one_line_and_all_else_is_made(tmp_path, caplog):
     with RunFolder(tmp_path / "run", identity={}) as run:
         assert all(run.known(stage) is not None for stage in others)
     assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_ends_before_it_reads_its_stage_is_one_line_too(tmp_path):
+    stage = Write(text="a")
+    with RunFolder(tmp_path, identity={}) as run:
+        worker = _Worker(run)
+    worker.stage, worker.process = stage, SimpleNamespace(join=lambda: None, exitcode=-9)
+    worker.connection, theirs = multiprocessing.Pipe()
+    worker.connection.send("a stage")
+    # What is unread then makes it a reset, and not an end.
+    theirs.close()
+    same, wrong = worker.take()
+    assert same is stage and wrong.startswith("its process ended with code -9")
 
 
 def said_of(caplog):

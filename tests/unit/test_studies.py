@@ -16,6 +16,7 @@ from bistil.errors import RecipeError
 from bistil.runs.cost import Kind
 from bistil.runs.data import TargetText
 from bistil.runs.stages import Exchange, FineTune, Headed, Restore
+from bistil.settings.schema import StudentSettings
 from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
 from bistil.study import Only, Point, Study, jobs, study_at
 
@@ -221,6 +222,18 @@ def test_students_share_a_phase_1_if_all_that_it_depends_on_is_alike(study):
     assert len({phases[name].key for name in ("masked", "ST", "TF", "DistilmBERT-style")}) == 4
     # A system that is added makes no other anew.
     assert study.scores(first(study, "TF"))[0].key == wider.scores(first(wider, "TF"))[0].key
+
+
+def test_losses_of_a_variant_stand_instead_of_a_students_own_where_they_are_the_studys_too(study):
+    own, losses = study.settings, PRESETS["minilmv2"].phase1_objective
+    half = StudentSettings(name="half", reduction=3, objective=losses)
+    variants = {"own": Variant(), "study's": Variant(phase1_objective=own.phase1.objective)}
+    wider = Study(replace(own, students=[half], reductions=[2], variants=variants, reference=None), study.data,
+                  study.teacher)  # fmt: skip
+    for name, wanted in (("own", losses), ("study's", None)):
+        point = next(one for one in wider.points() if one.variant == name and one.number == 1)
+        student = wider.bilingual(point).students[int(wider.distilled(point).part)]
+        assert (student.name, student.objective) == ("half", wanted), name
 
 
 def test_the_search_is_of_a_students_first_seed_and_group_on_the_sources_dev_set_alone(study):

@@ -147,6 +147,21 @@ def test_rows_join_seeds_and_the_models_of_each_target(folder):
     assert scratch.below_start and not forced.below_start
 
 
+def test_a_gap_to_a_systems_own_reference_is_of_models_that_serve_as_many_languages(tmp_path):
+    """Both systems have models of one language each, and one of both languages."""
+    systems = {"base": SystemRecord(), "longer": SystemRecord(reference="base")}
+    append_record(tmp_path / RECORDS, replace(STUDY, systems=systems))
+    shared, alone = {"base": 20, "longer": 23}, {"base": 30, "longer": 31}
+    for system in systems:
+        both = {target: (shared[system], [shared[system]] * 2) for target in STUDY.targets}
+        append_record(tmp_path / RECORDS, point(system, "all", both))
+        for target in STUDY.targets:
+            append_record(tmp_path / RECORDS, point(system, target, {target: (alone[system], [alone[system]] * 2)}))
+    records = read_records(tmp_path)
+    gaps = {row.shared: records.gap(row) for row in records.rows if row.system == "longer"}
+    assert gaps == {"all": (3.0, 3.0, 3.0), None: (1.0, 1.0, 1.0)}
+
+
 def test_the_best_student_is_bold_only_beyond_the_interval(folder):
     records = read_records(folder)
     forced = records.rows[2]

@@ -175,6 +175,8 @@ def test_the_best_weights_are_kept_and_patience_stops(tmp_path):
     assert len(seen) == 4
     assert result.best == {"step": 4, "error": 1.0}
     assert torch.equal(module.linear.weight, seen[1])
+    # Those that were taken, not those that were planned.
+    assert result.steps == 8
 
 
 def averaged(module, folder, **changes):

@@ -24,7 +24,16 @@ from bistil.settings.recipe import TrimSettings, load_recipe
 from bistil.settings.study import load_study
 from bistil.study import study_at
 from bistil.vocabulary import coverage as module
-from bistil.vocabulary.coverage import TextCoverage, TokenizerPair, drawn, loss_line, missing_file
+from bistil.vocabulary.coverage import (
+    FoundInTexts,
+    TextCoverage,
+    TokenizerPair,
+    drawn,
+    loss_line,
+    missing_file,
+    missing_files,
+    write_missing,
+)
 from bistil.vocabulary.selection import read_keep_list, select
 from bistil.vocabulary.tokenizer_state import trim_state
 from bistil.vocabulary.trimming import Counted
@@ -218,6 +227,20 @@ def test_texts_of_large_files_are_drawn_by_the_seed_in_one_pass(monkeypatch):
 )
 def test_keep_lists_have_plain_names(name, file):
     assert missing_file(name) == file
+
+
+def test_no_two_keep_lists_have_one_name(tmp_path):
+    """Names that differ in what a file's name cannot hold, in case, or before their last 50 characters."""
+    names = ["a b.txt", "a-b.txt", "A-B", "x" * 9 + "a" * 60, "a" * 60, "sound.txt"]
+    losing, sound = coverage(changed=51), coverage()
+    assert losing.loses and not sound.loses
+    found = {name: FoundInTexts(coverage=losing, lacking=[name]) for name in names[:-1]}
+    found |= {names[-1]: FoundInTexts(coverage=sound, lacking=[])}
+    write_missing(found, tmp_path)
+    files = missing_files({name: one.coverage for name, one in found.items()})
+    assert [*files] == names[:-1] and "A-B.txt" in files.values()
+    assert all((tmp_path / file).read_text() == f"{name}\n" for name, file in files.items())
+    assert files == missing_files({name: found[name].coverage for name in sorted(names)})
 
 
 # A run

@@ -191,18 +191,18 @@ def _cover(model: str, folder: Path, asked: Mapping[str, tuple[list[str], int]])
         return {}
     from bistil.models.tokenizers import load_tokenizer, read_tokenizer
     from bistil.runtime.artefacts import write_json
-    from bistil.vocabulary.coverage import MISSING, TokenizerPair, write_missing
+    from bistil.vocabulary.coverage import MISSING, TokenizerPair, missing_files, write_missing
 
     both = TokenizerPair(load_tokenizer(model), read_tokenizer(folder, str(folder)))
     found = {name: both.of(texts, of=count) for name, (texts, count) in asked.items()}
     write_json(
         folder / "coverage.json", {"format": 1, "files": {name: asdict(one.coverage) for name, one in found.items()}}
     )
-    lacking = {name: one.lacking for name, one in found.items() if one.coverage.loses}
-    if lacking:
+    files = {name: one.coverage for name, one in found.items()}
+    if missing_files(files):
         (folder / MISSING).mkdir()
-        write_missing(lacking, folder / MISSING)
-    return {name: one.coverage for name, one in found.items()}
+        write_missing(found, folder / MISSING)
+    return files
 
 
 def _say_coverage(
@@ -213,14 +213,13 @@ def _say_coverage(
         return
     from rich.console import Console
 
-    from bistil.vocabulary.coverage import MISSING, coverage_table, loss_line, missing_file
+    from bistil.vocabulary.coverage import MISSING, coverage_table, loss_line, missing_files
 
     Console().print(coverage_table(coverage))
-    for name, one in coverage.items():
-        if one.loses:
-            where = output / MISSING / missing_file(name)
-            how = f"--keep {where}" if keep is None else f"the lines of {where} in {keep} too"
-            logger.warning(loss_line(name, one, settings=settings, keep=f"{how}, with another --output"))
+    for name, file in missing_files(coverage).items():
+        where = output / MISSING / file
+        how = f"--keep {where}" if keep is None else f"the lines of {where} in {keep} too"
+        logger.warning(loss_line(name, coverage[name], settings=settings, keep=f"{how}, with another --output"))
 
 
 def _load_tunings(model: str, folders: list[Path]) -> "dict[str, SparseFineTuning]":

@@ -71,9 +71,7 @@ def kinds_of(path: Path, form: Form, how: Reading) -> list[str]:
         return [PARSING, TAGGING] if trees else [TAGGING]
     if form == "json" and any('"paragraphs"' in line for line in _first_lines(path)):
         return [QUESTIONS]
-    rows = read_rows(path, replace(how, language="all"), RowReport(str(path)))
-    if not rows:
-        raise InputError(f"{path} has no rows: give labelled ones, or leave the file out")
+    rows = _rows(path, how)
     names = {name: None for _, row in rows[:LINES_LOOKED_AT] for name in row}
     if columns_of(names, WORDS) and any(isinstance(row.get(name), list) for _, row in rows for name in WORDS):
         return [TAGGING]
@@ -106,7 +104,7 @@ def columns_for_texts(path: Path, how: Reading) -> dict[str, str]:
     Raises:
         InputError: several may be, or none.
     """
-    rows = read_rows(path, replace(how, language="all"), RowReport(str(path)))
+    rows = _rows(path, how)
     first, found = rows[0][1], dict[str, str]()
     texts = [name for name in text_columns(rows) if not is_companion(name) and name not in how.ignored]
     if "text" not in how.columns and not columns_of(first, FIRST):
@@ -120,6 +118,14 @@ def columns_for_texts(path: Path, how: Reading) -> dict[str, str]:
             raise _unknown(path, "label", labels, first)
         found["label"] = labels[0]
     return found
+
+
+def _rows(path: Path, how: Reading) -> list[tuple[int, Row]]:
+    """The rows of a file, in all languages; there are some."""
+    rows = read_rows(path, replace(how, language="all"), RowReport(str(path)))
+    if not rows:
+        raise InputError(f"{path} has no rows: give labelled ones, or leave the file out")
+    return rows
 
 
 def _unknown(path: Path, what: str, found: Sequence[str], row: Mapping[str, object]) -> InputError:

@@ -104,6 +104,8 @@ def predict_file(
     with _opened(output, work, identity, resume=resume, replace=replace, known=known) as sink:
         for number, chunk in enumerate(_shown(source, output, predictor, form, columns)):
             done += len(chunk)
+            if number == 0:
+                predictor.begin(chunk[0])
             if number >= sink.chunks:
                 text = "".join(_written(predictor, chunk, chosen, wanted, batch_size=batch_size, first=number == 0))
                 sink.add(text.encode())

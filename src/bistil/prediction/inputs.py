@@ -13,7 +13,7 @@ from bistil.errors import InputError
 from bistil.runtime.documents import parse_json
 from bistil.tasks.conll import Line, around_tags, block_of, find_layout, raw_blocks
 from bistil.tasks.parsing.conllu import FORM, read_conllu
-from bistil.tasks.reading import Reading, plain_name, without_surrogates
+from bistil.tasks.reading import Reading, different_names, plain_name, without_surrogates
 from bistil.tasks.rows import LOOKED_AT, column_of, columns_of
 from bistil.tasks.texts import FIRST, SECOND
 from bistil.tasks.words import WORDS
@@ -209,7 +209,7 @@ def _table(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in lines:
         fields = line.split("\t")
         if header is None:
-            header = [name.strip() for name in fields]
+            header = different_names([name.strip() for name in fields])
         elif len(fields) == len(header):
             yield number, dict(zip(header, fields, strict=True))
         elif line.strip():

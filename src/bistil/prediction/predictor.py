@@ -141,6 +141,10 @@ class Predictor(ABC):
             first: whether they are the first of a file.
         """
 
+    def begin(self, first: Input) -> None:
+        """Look at the first input of a file, before what is said of any of them is written by `native`."""
+        del first
+
     def check_wanted(self, wanted: Wanted) -> None:
         """Refuse what this task has no use for.
 

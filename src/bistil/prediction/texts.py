@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bistil.errors import InputError
@@ -19,6 +20,31 @@ class OfTexts(Predictor):
     """What classifiers and answerers share."""
 
     formats = ("jsonl", "tsv")
+    _columns: Sequence[str] = ()
+    """Of a table that is written: those of the file's first row that go into it."""
+
+    def begin(self, first: Input) -> None:
+        self._columns = self._kept(first)
+
+    def _kept(self, one: Input) -> list[str]:
+        """The columns of an input's row that are written."""
+        return [*one.source] if isinstance(one.source, dict) else []
+
+    def _in_columns(self, one: Input) -> Input:
+        """An input whose row has the columns of the file's first one, in their order: a table has one header.
+
+        Raises:
+            InputError: its row has others.
+        """
+        if not isinstance(one.source, dict):
+            return one
+        more = [name for name in self._kept(one) if name not in self._columns]
+        if more:
+            raise InputError(
+                f"{one.where}: the first row has no {more[0]!r}, and a table has the same columns in every row: write "
+                "--format jsonl"
+            )
+        return replace(one, source={name: one.source.get(name) for name in self._columns})
 
     def _flat_rows(self, rows: Sequence[Mapping[str, Any]], *, first: bool) -> Iterator[str]:
         """Rows of one table."""
@@ -81,7 +107,7 @@ class Classifier(OfTexts):
         self, inputs: Sequence[Input], said: Sequence[Sequence[Said]], wanted: Wanted, *, format: Format, first: bool
     ) -> Iterator[str]:
         del format
-        rows = [self.record(one, own, wanted) for one, own in zip(inputs, said, strict=True)]
+        rows = [self.record(self._in_columns(one), own, wanted) for one, own in zip(inputs, said, strict=True)]
         # A table has the same columns in every row.
         yield from self._flat_rows(
             [{key: value for key, value in row.items() if key not in ("best", "truncated")} for row in rows],
@@ -124,6 +150,9 @@ class Answerer(OfTexts):
         assert one.second is not None
         return [(Question(file="", line=one.line, id="", text=one.text, context=one.second, answers=[]), [])]
 
+    def _kept(self, one: Input) -> list[str]:
+        return [name for name in super()._kept(one) if name == "id"]
+
     def said(self, inputs: Sequence[Input], wanted: Wanted, *, batch_size: int = 32) -> list[list[Said]]:
         self.task.unanswerable = wanted.unanswerable
         return super().said(inputs, wanted, batch_size=batch_size)
@@ -155,7 +184,7 @@ class Answerer(OfTexts):
         self, inputs: Sequence[Input], said: Sequence[Sequence[Said]], wanted: Wanted, *, format: Format, first: bool
     ) -> Iterator[str]:
         del format
-        rows = [self.record(one, own, wanted) for one, own in zip(inputs, said, strict=True)]
+        rows = [self.record(self._in_columns(one), own, wanted) for one, own in zip(inputs, said, strict=True)]
         yield from self._flat_rows([{k: v for k, v in row.items() if k != "best"} for row in rows], first=first)
 
 

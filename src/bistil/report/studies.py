@@ -220,12 +220,15 @@ class StudyRecords:
         return next((row for row in self.rows if row.system == self.reference_name), None)
 
     def reference_of(self, row: "Row") -> "Row | None":
-        """The row that a row's gaps are to: its system's reference with the same student, or the study's."""
+        """The row that a row's gaps are to: its system's reference with the same student, or the study's.
+
+        Of several with the same student, the one that serves as many languages: a shared model beside a shared one.
+        """
         known = self.study.systems.get(row.system)
         if known is None or known.reference is None:
             return self.reference
         rows = [one for one in self.rows if one.system == known.reference]
-        return next((one for one in rows if one.student == row.student), next(iter(rows), None))
+        return max(rows, key=lambda one: (one.student == row.student, one.shared == row.shared), default=None)
 
     def gap(self, row: "Row") -> tuple[float, float, float] | None:
         """Mean gap of a row to its reference over the targets that both have, with its paired 95% interval."""

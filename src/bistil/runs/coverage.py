@@ -10,7 +10,15 @@ from bistil.runs.data import HeldOut, LabelledTexts
 from bistil.runs.stage import Place, Stage
 from bistil.runs.stages import Trim
 from bistil.runtime.artefacts import read_json, whole_folder
-from bistil.vocabulary.coverage import TextCoverage, TokenizerPair, drawn, loss_line, missing_file, write_missing
+from bistil.vocabulary.coverage import (
+    FoundInTexts,
+    TextCoverage,
+    TokenizerPair,
+    drawn,
+    loss_line,
+    missing_files,
+    write_missing,
+)
 from bistil.vocabulary.trimming import REPORT_FILE
 
 HELD_OUT = "held-out text"
@@ -49,19 +57,16 @@ class Cover(Stage[Covered]):
     def make(self, place: Place) -> Covered:
         trimmed = place.path(self.trim.product("model"))
         both = TokenizerPair(load_tokenizer(str(self.trim.teacher.path)), load_tokenizer(str(trimmed)))
-        found: dict[str, TextCoverage] = {}
-        lacking: dict[str, list[str]] = {}
+        found: dict[str, FoundInTexts] = {}
         for name, texts in self._texts(place):
             chosen, count = drawn(texts, seed=self.seed)
-            compared = both.of(chosen, of=count)
-            found[name] = compared.coverage
-            if compared.coverage.loses:
-                lacking[name] = compared.lacking
-        if lacking:
+            found[name] = both.of(chosen, of=count)
+        files = {name: one.coverage for name, one in found.items()}
+        if missing_files(files):
             with whole_folder(place.output("missing"), record={"kind": "keep-lists"}) as folder:
-                write_missing(lacking, folder)
+                write_missing(found, folder)
         corpora = read_json(trimmed / REPORT_FILE)["corpora"]
-        return Covered(files=found, corpora={language: one["coverage"] for language, one in corpora.items()})
+        return Covered(files=files, corpora={language: one["coverage"] for language, one in corpora.items()})
 
     def _texts(self, place: Place) -> Iterator[tuple[str, list[str]]]:
         yield from self.labelled.texts(place)
@@ -72,11 +77,9 @@ class Cover(Stage[Covered]):
         """A line per file that loses noticeably."""
         files = {one.name: one for one in self.labelled.files()}
         lines = []
-        for name, one in result.files.items():
-            if not one.loses:
-                continue
-            file = files.get(name)
-            where = place.output("missing") / missing_file(name)
+        for name, missing in missing_files(result.files).items():
+            one, file = result.files[name], files.get(name)
+            where = place.output("missing") / missing
             keep = (
                 f"trim.keep = a copy of {where}" if self.trim.keep is None else f"the lines of {where} in trim.keep too"
             )

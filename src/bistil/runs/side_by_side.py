@@ -166,7 +166,8 @@ class _Worker:
         stage, self.stage = self.stage, None
         try:
             wrong: str | None = self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
+            # The latter where it ended before it had read what it was given.
             self.process.join()
             wrong = (
                 f"its process ended with code {self.process.exitcode}; a process that takes too much memory is killed"

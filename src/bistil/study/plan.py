@@ -225,7 +225,10 @@ class Study:
         """What points have in common that may share a phase 1: text, settings, and whether it is masked."""
         languages, settings, student = self._asked(point)
         objective = student.objective or settings.objective
-        return repr((languages, settings, bool(objective.hard_labels), self._needs_head(objective)))
+        # A student whose own losses give way to its variant's is another one, even where those are the study's.
+        own = self.student_of(point)
+        given_way = own is not None and own.objective != student.objective
+        return repr((languages, settings, bool(objective.hard_labels), self._needs_head(objective), given_way))
 
     @staticmethod
     def _needs_head(objective: Any) -> bool:

@@ -280,7 +280,7 @@ def read_table(path: str | Path, report: RowReport | None = None) -> Iterator[tu
     header: list[str] | None = None
     for number, fields in rows:
         if header is None:
-            header = _different([name.strip() for name in fields])
+            header = different_names([name.strip() for name in fields])
             continue
         if not any(one.strip() for one in fields):
             continue
@@ -298,7 +298,7 @@ def read_table(path: str | Path, report: RowReport | None = None) -> Iterator[tu
         raise InputError(f"{path} is empty: a header line such as premise<TAB>hypothesis<TAB>label is expected")
 
 
-def _different(names: list[str]) -> list[str]:
+def different_names(names: Sequence[str]) -> list[str]:
     """Names of columns, a repeated one with its number, so that none hides another."""
     return [f"{name}.{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
 

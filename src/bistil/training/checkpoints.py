@@ -33,7 +33,7 @@ BEST = "best-*.safetensors"
 class TrainingResult:
     """What a training run came to."""
 
-    steps: int
+    steps: int = field(metadata={"help": "optimizer steps that were taken: fewer than planned where patience ended"})
     seconds: float = field(metadata={"help": "wall time of all sessions of this run together, in seconds"})
     tokens: int = field(metadata={"help": "real (unpadded) tokens seen"})
     precision: str = "float32"

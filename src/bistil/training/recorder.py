@@ -226,7 +226,7 @@ class Recorder(TrainerCallback):
 
     def result(self) -> TrainingResult:
         return TrainingResult(
-            steps=self.steps,
+            steps=self.step,
             seconds=self.seconds,
             tokens=self.tokens,
             precision=self.settings.precision,

@@ -4,6 +4,7 @@ Both tokenizers read the same texts. What comes out are figures, single characte
 are not looked at: of a test set this is the unlabelled side alone.
 """
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -288,10 +289,30 @@ def missing_file(name: str) -> str:
     return f"{plain or 'file'}.txt"
 
 
-def write_missing(lacking: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Write what files lack into a folder that is there: a keep-list each, one character or token a line."""
-    for name, lines in lacking.items():
-        (folder / missing_file(name)).write_text("".join(f"{one}\n" for one in lines), encoding="utf-8", newline="\n")
+def missing_files(files: Mapping[str, TextCoverage]) -> dict[str, str]:
+    """What the keep-lists of the files that lose are called, each by a name that no other has.
+
+    Args:
+        files: all that were compared.
+    """
+    losing = [name for name, one in files.items() if one.loses]
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    # Records have the same files in another order.
+    for name in sorted(losing):
+        plain = missing_file(name)
+        numbered = (f"{plain.removesuffix('.txt')}-{number}.txt" for number in itertools.count(2))
+        # Some disks do not tell large letters from small ones.
+        found[name] = next(one for one in itertools.chain([plain], numbered) if one.casefold() not in taken)
+        taken.add(found[name].casefold())
+    return {name: found[name] for name in losing}
+
+
+def write_missing(found: Mapping[str, FoundInTexts], folder: Path) -> None:
+    """Write what files lack that lose into a folder that is there: a keep-list each, one character or token a line."""
+    for name, file in missing_files({name: one.coverage for name, one in found.items()}).items():
+        text = "".join(f"{one}\n" for one in found[name].lacking)
+        (folder / file).write_text(text, encoding="utf-8", newline="\n")
 
 
 def coverage_table(files: Mapping[str, TextCoverage]) -> Table:
