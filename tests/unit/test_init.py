@@ -257,6 +257,8 @@ def test_squad_and_treebanks(init):
         (["train.en.conll", "test.sw.jsonl"], ("en.txt", "swahili.txt"), "leave one of them out"),
         (["train.sw.jsonl", "--source", "en"], ("en.txt", "swahili.txt"), "no labelled file is for training in en"),
         (["--part", "en.txt=all"], ("en.txt", "swahili.txt"), "one of train, dev, test"),
+        (["--language", "swahili.txt=sw.TZ"], ("en.txt", "swahili.txt"), "'sw.TZ' is no code of a language"),
+        (["--target", "s w"], ("en.txt", "swahili.txt"), "'s w' is no code of a language"),
         (["--language", "none.txt=sw"], ("en.txt", "swahili.txt"), "no file is called that"),
         (["train.en.jsonl", "--task", "poetry"], ("en.txt", "swahili.txt"), "there is no task 'poetry'"),
         (["train.en.jsonl", "--budget", "soon"], ("en.txt", "swahili.txt"), "soon"),

@@ -313,6 +313,11 @@ BAD = [
     ),
     ("target_text = 1.0", "target_text = 1.0\nteachers = 0", "phase2.teachers is 0; it must be at least 1"),
     ("[systems.ST]", '[systems.static]\nkind = "model2vec"\n[systems.ST]', "systems.static: static embeddings are of"),
+    (
+        "[systems.TF]",
+        "[systems.TF]\ngroups = ['all']\ntarget_text = true\ntarget_sentences = 1",
+        "systems.TF: target_sentences is 1, shared by up to 2 languages",
+    ),
     ("[systems.ST]", "[systems.ST]\nselection = true", "systems.ST.selection selects target text: add"),
 ]
 

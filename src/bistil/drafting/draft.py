@@ -1,5 +1,6 @@
 """From files to the parts of a recipe, with the reasons; what cannot be told is asked for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,9 @@ def draft_recipe(files: Sequence[Path], told: Told) -> Draft:
     if len({file.resolve() for file in files}) < len(files):
         raise InputError("a file is given twice: name each once")
     languages = {file: short_code(code) for file, code in _by_file(told.languages, files, "--language").items()}
+    for code in (*languages.values(), told.source, told.target):
+        if code is not None and not re.fullmatch(r"[\w-]+", code):
+            raise InputError(f"{code!r} is no code of a language: codes are letters, digits, - and _, such as sw")
     parts = _by_file(told.parts, files, "--part")
     for file, part in parts.items():
         if part not in get_args(Part):

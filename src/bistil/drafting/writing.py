@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def _table(values: Mapping[str, str]) -> str:
 
 
 def _key(name: str) -> str:
-    return name if name.isascii() else _text(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)
 
 
 def _text(value: str) -> str:

@@ -175,6 +175,7 @@ class Select(Stage[Selected]):
     """
 
     KIND: ClassVar[str] = "select"
+    VERSION: ClassVar[int] = 2
 
     model: Product
     labelled: Labelled
@@ -192,7 +193,9 @@ class Select(Stage[Selected]):
         data = self.labelled.everything(place)
         lines, left_out = self.text.sentences(data)
         candidates = some(lines, self.settings.candidates)
-        like = [text for example in some(data.train, self.settings.examples) for text in data.task.texts_of(example)]
+        # Of those alone that are learnt from: a study of few labels knows no others.
+        learnt = self.labelled.to_learn_from(place).train
+        like = [text for example in some(learnt, self.settings.examples) for text in data.task.texts_of(example)]
 
         def encode(what: str, texts: Sequence[str]) -> np.ndarray:
             work = place.work / what.replace(" ", "-")

@@ -367,6 +367,12 @@ class StudySettings(Checked):
                 f"{where}.selection selects target text: add target_text = true, and target_sentences, which says how "
                 "much of it"
             )
+        sentences = variant.target_sentences or self.target_sentences
+        most = max(len(self.groups[group]) for group in self.groups_of(variant))
+        if variant.target_text and sentences is not None and sentences < most:
+            raise RecipeError(
+                f"{where}: target_sentences is {sentences}, shared by up to {most} languages: give one of each at least"
+            )
         if variant.kind == "minilmv2":
             self._check_narrow(name, variant)
         for own in self._students_of(variant) if variant.model == "student" else ():
