@@ -16,7 +16,7 @@ from bistil.errors import RecipeError
 from bistil.runs.cost import Kind
 from bistil.runs.data import TargetText
 from bistil.runs.stages import Exchange, FineTune, Headed, Restore
-from bistil.settings.schema import StudentSettings
+from bistil.settings.schema import Phase1Settings, StudentSettings, TrainingSettings
 from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
 from bistil.study import Only, Point, Study, jobs, study_at
 
@@ -336,6 +336,14 @@ def test_presets_say_how_each_system_is_made_and_files_change_that(tmp_path):
     file.write_text(changed('kind = "distilmbert"', 'kind = "distilmbert"\nteacher = true\nphase1_length = 2'))
     own = load_study(file).variants["DistilmBERT-style"]
     assert own == replace(PRESETS["distilmbert"], kind="distilmbert", students=["lrf2"], teacher=True, phase1_length=2)
+
+
+def test_a_variant_s_phase_1_has_its_own_rate_and_nothing_else_of_its_own():
+    phase1 = Phase1Settings(training=TrainingSettings(steps=10, learning_rate=5e-4))
+    own = replace(PRESETS["distilmbert"], phase1_learning_rate=1e-4).phase1_settings(phase1)
+    assert own.training == replace(phase1.training, learning_rate=1e-4)
+    assert own.objective == PRESETS["distilmbert"].phase1_objective
+    assert PRESETS["bistil"].phase1_settings(phase1) == phase1
 
 
 def test_what_is_missing_is_said_before_any_work(folder, tmp_path, command_line):

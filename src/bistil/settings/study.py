@@ -60,6 +60,7 @@ class Variant(Checked):
     equal_steps: bool = option(True, "without target text, as many steps as with it, over more epochs")
     phase1: bool = option(True, "false: copied layers")
     phase1_length: float = option(1.0, "times the steps of phase 1", above=0)
+    phase1_learning_rate: float | None = option(None, "another peak learning rate of phase 1", above=0, most=1)
     phase1_group: str | None = option(None, "start from another group's phase 1")
     phase1_languages: Literal["group", "targets"] = option(
         "group", "text of phase 1: source and targets, or targets alone (monolingual distillation)"
@@ -142,15 +143,12 @@ class Variant(Checked):
 
     def phase1_settings(self, phase1: Phase1Settings) -> Phase1Settings:
         """Phase 1 as this variant has it."""
-        if self.precision is not None:
-            phase1 = replace(phase1, training=replace(phase1.training, precision=self.precision))
-        if self.phase1_objective is not None:
-            phase1 = replace(phase1, objective=self.phase1_objective)
-        if self.phase1_length == 1:
-            return phase1
-        assert phase1.training.steps is not None, "another length is in steps"
-        steps = round(self.phase1_length * phase1.training.steps)
-        return replace(phase1, training=replace(phase1.training, steps=steps))
+        own: dict[str, Any] = {"precision": self.precision, "learning_rate": self.phase1_learning_rate}
+        if self.phase1_length != 1:
+            assert phase1.training.steps is not None, "another length is in steps"
+            own["steps"] = round(self.phase1_length * phase1.training.steps)
+        training = replace(phase1.training, **{name: value for name, value in own.items() if value is not None})
+        return replace(phase1, training=training, objective=self.phase1_objective or phase1.objective)
 
     def student(self, student: StudentSettings) -> StudentSettings:
         """A student as this variant starts it, and as it learns in phase 1."""
