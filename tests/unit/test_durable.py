@@ -156,8 +156,8 @@ class Signalled(Regression):
 def _handlers(monkeypatch):
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     process._stop_with_a_line()
-    # The thread that ends a process which a signal has not ended would end this one in a later test: where it wakes late
-    # it finds the handler of an earlier test, which is there to stay.
+    # The thread that ends a process which a signal has not ended would end this one, in a later test, where it wakes so
+    # late that it finds the handler of an earlier test, which is there to stay.
     watched = signal.set_wakeup_fd(-1)
     monkeypatch.setattr(process, "SAVE_SECONDS", 2.0)
     yield
