@@ -1,6 +1,5 @@
 """From files to the parts of a recipe, with the reasons; what cannot be told is asked for."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, get_args
 from bistil.drafting.forms import NAMES, Form, columns_for_texts, kinds_of, look_of
 from bistil.drafting.names import Part, language_of_name, part_of, short_code
 from bistil.errors import InputError
+from bistil.settings.schema import check_language
 from bistil.tasks import Task, get_task
 from bistil.tasks.reading import Reading, RowReport
 from bistil.tasks.spans import OUTSIDE, PREFIXED, scheme_of
@@ -93,8 +93,8 @@ def draft_recipe(files: Sequence[Path], told: Told) -> Draft:
         raise InputError("a file is given twice: name each once")
     languages = {file: short_code(code) for file, code in _by_file(told.languages, files, "--language").items()}
     for code in (*languages.values(), told.source, told.target):
-        if code is not None and not re.fullmatch(r"[\w-]+", code):
-            raise InputError(f"{code!r} is no code of a language: codes are letters, digits, - and _, such as sw")
+        if code is not None:
+            check_language(code, "--language, --source or --target")
     parts = _by_file(told.parts, files, "--part")
     for file, part in parts.items():
         if part not in get_args(Part):

@@ -4,7 +4,6 @@ The settings of the stages are in `settings.schema`, reading and writing plain v
 goes together in `settings.presets`; their names are here too.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from bistil.settings.schema import (
     TaskSettings,
     TrainingSettings,
     TrimSettings,
+    check_language,
     help_of,
     on_device,
     option,
@@ -166,8 +166,7 @@ class Recipe(Checked):
         if self.source == self.target:
             raise RecipeError(f"source and target are both {self.source!r}; a bilingual student needs two languages")
         for language in (self.source, self.target, *self.text):
-            if not re.fullmatch(r"[\w-]+", language):
-                raise RecipeError(f"text has the language {language!r}; codes are letters, digits, - and _, such as sw")
+            check_language(language, "text")
         missing = sorted(code for code in {self.source, self.target, *self.text} if not self.text.get(code))
         if missing:
             raise RecipeError(f"text has no files for {', '.join(missing)}: add text.{missing[0]} = [...]")
@@ -232,8 +231,7 @@ class Recipe(Checked):
                 if not files:
                     raise RecipeError(f"task.{name}.{language} is empty: name labelled files or leave it out")
         for language in task.sources:
-            if not re.fullmatch(r"[\w-]+", language):
-                raise RecipeError(f"task.sources has the language {language!r}; codes are letters, digits, - and _")
+            check_language(language, "task.sources")
         for stage in ("finetune", "phase2") if not task.dev else ():
             if getattr(self, stage).training.patience is not None:
                 raise RecipeError(f"{stage}.training.patience is given, but nothing is evaluated: add task.dev")

@@ -126,6 +126,16 @@ class TrimSettings(Checked):
             raise RecipeError("threshold and vocabulary_size are both none: give one of them")
 
 
+def check_language(code: str, where: str) -> None:
+    """Refuse what cannot be a language's name in files and folders.
+
+    Raises:
+        RecipeError: with where it stands.
+    """
+    if not re.fullmatch(r"[\w-]+", code):
+        raise RecipeError(f"{where} has the language {code!r}; codes are letters, digits, - and _, such as sw")
+
+
 PrecisionName = Literal["auto", "float32", "bf16"]
 
 

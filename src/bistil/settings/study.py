@@ -1,7 +1,6 @@
 """Variants of a student, and studies: groups of languages x students x systems x seeds."""
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from bistil.settings.recipe import (
     to_dict,
     without_target_text,
 )
-from bistil.settings.schema import MOST_TEACHERS, PrecisionName, phase2_of
+from bistil.settings.schema import MOST_TEACHERS, PrecisionName, check_language, phase2_of
 
 COMMON = "variants.toml"
 """Beside a study's file, the variants of all studies."""
@@ -303,8 +302,7 @@ class StudySettings(Checked):
 
     def _check_languages(self) -> None:
         for language in (self.source, *self.targets):
-            if not re.fullmatch(r"[\w-]+", language):
-                raise RecipeError(f"targets has the language {language!r}; codes are letters, digits, - and _")
+            check_language(language, "targets")
         if self.source in self.targets:
             raise RecipeError(f"targets has the source, {self.source!r}: leave it out, its dev set is scored anyway")
         for target, files in self.targets.items():
