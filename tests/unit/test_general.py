@@ -5,11 +5,11 @@ import tiny
 import torch
 from transformers import AutoModel
 
-from bistil.distillation.general import _freeze
+from bistil.distillation.general import _freeze, distill
 from bistil.distillation.module import Distiller
 from bistil.distillation.student import make_student
 from bistil.errors import ArtefactError, DivergenceError, InputError
-from bistil.settings.recipe import ObjectiveSettings, TrainingSettings, TrimSettings
+from bistil.settings.recipe import ObjectiveSettings, Phase1Settings, StudentSettings, TrainingSettings, TrimSettings
 from bistil.sparse import SparseDelta, SparseFineTuning, fingerprint
 from bistil.sparse.wearing import Wardrobe, dressed_copy, kept_in, own_sft
 from bistil.text.schedule import BlockCollator
@@ -121,6 +121,37 @@ def test_an_sft_of_the_untrimmed_base_knows_its_base_after_trimming(dressed, tmp
     with pytest.raises(ArtefactError, match="another base"):
         own_sft(tmp_path / "own", other, kept_in(tmp_path / "two-trimmed"))
     own_sft(tmp_path / "own", other, kept_in(tmp_path / "two-trimmed"), force=True).apply(other)
+
+
+def test_a_work_folder_of_another_teacher_text_or_sft_is_not_gone_on_with(dressed, tmp_path):
+    teacher, folders, _ = dressed
+    other = tiny.model("bert")
+    with torch.no_grad():
+        other.get_parameter("encoder.layer.1.output.dense.weight").mul_(1.5)
+    lines = {"en": tiny.ENGLISH.splitlines(), "sw": tiny.SWAHILI.splitlines()}
+    settings = Phase1Settings(
+        block_length=16, held_out_blocks=1, training=TrainingSettings(steps=2, batch_size=4, learning_rate=1e-3)
+    )
+
+    def learnt(folder, model, texts, sfts):
+        found = distill(
+            model, tiny.tokenizer("bert"), texts, settings=settings, folder=tmp_path / folder, language_sfts=sfts,
+            students=[StudentSettings(name="small", reduction=2)], force_sfts=True,
+        )  # fmt: skip
+        return {name: value.clone() for name, value in found["small"].state_dict().items()}
+
+    cases = {
+        "first": (teacher, lines, {"en": folders["sw"]}),
+        "teacher": (other, lines, {"en": folders["sw"]}),
+        "text": (other, {**lines, "sw": lines["sw"][::-1]}, {"en": folders["sw"]}),
+        "sft": (other, {**lines, "sw": lines["sw"][::-1]}, {"en": folders["en"]}),
+    }
+    before = None
+    for name, case in cases.items():
+        shared, alone = learnt("shared", *case), learnt(name, *case)
+        assert all(torch.equal(value, shared[key]) for key, value in alone.items()), name
+        assert before is None or not all(torch.equal(value, before[key]) for key, value in alone.items()), name
+        before = alone
 
 
 def test_what_gets_no_gradient_is_not_trained():

@@ -165,7 +165,7 @@ def distill(
             seed=seed,
             evaluate=evaluate if measured else None,
             best_by={prefix: (f"{name}/loss", "min") for name, prefix in module.parts().items()} if measured else None,
-            inputs=inputs_digest([teacher, module], schedule) if folder is not None else None,
+            inputs=None if folder is None else inputs_digest([teacher, module], schedule, wardrobe.digests()),
             label=label,
         )
         end = evaluate(module) if measured else {}

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from bistil.errors import ArtefactError, InputError
 from bistil.models.loading import labels_of
-from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
+from bistil.runtime.artefacts import file_digest, json_digest, read_sealed, whole_file, write_sealed
 from bistil.settings.recipe import SparseSettings, TrainingSettings, deciding, to_dict
 from bistil.sparse.artefact import SparseFineTuning
 from bistil.sparse.base import fingerprint
@@ -27,7 +27,7 @@ from bistil.sparse.delta import Provenance, SparseDelta
 from bistil.sparse.masks import entries_to_keep, largest_movements, parameter_roles
 from bistil.sparse.parametrisation import parametrised
 from bistil.sparse.sources import BatchLanguage
-from bistil.training.checkpoints import FINAL
+from bistil.training.checkpoints import FINAL, open_marked
 from bistil.training.loop import (
     BestBy,
     Sized,
@@ -35,7 +35,6 @@ from bistil.training.loop import (
     check_training,
     first_other,
     processes,
-    read_identity,
     train,
 )
 from bistil.training.precision import settle_precision
@@ -123,8 +122,9 @@ def train_sparse(
         "mask": None if mask is None else json_digest({name: _digest(indices) for name, indices in mask.items()}),
     }
     if folder is not None:
-        own = identity if inputs is None else {**identity, "inputs": inputs}
-        _open_folder(folder, json_digest(own), older=json_digest(identity), precision=training.precision)
+        if processes().is_main_process:
+            open_marked(folder / IDENTITY, identity, inputs, precision=training.precision)
+        processes().wait_for_everyone()
 
     def run(phase: str, mask: Mapping[str, Tensor] | None, steps: int | None, epochs: float | None) -> _Phase:
         """One phase in its own folder; the trained deltas are those of `mask`."""
@@ -252,23 +252,6 @@ def _finished_mask(folder: Path) -> TrainingResult | None:
     for phase in ("dense", "sparse"):
         shutil.rmtree(folder / phase, ignore_errors=True)
     return None
-
-
-def _open_folder(folder: Path, identity: str, *, older: str, precision: str) -> None:
-    """Work of other settings, data or another base is discarded.
-
-    Args:
-        older: the identity as versions before 0.2 wrote it.
-
-    Raises:
-        InputError: the folder holds something else than work.
-    """
-    mark = folder / IDENTITY
-    if processes().is_main_process:
-        open_work(folder, anew=mark.exists() and read_identity(mark) not in (identity, older))
-        if not mark.exists():
-            write_sealed(mark, {"digest": identity, "precision": precision})
-    processes().wait_for_everyone()
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class Wardrobe:
             with sft.applied(model, heads=False):
                 pass
 
+    def digests(self) -> dict[str, str]:
+        """Of the SFT of each language that has one."""
+        return {language: sft.digest() for language, sft in self.sfts.items()}
+
     def wear(self, language: str | None) -> None:
         """Wear this language's SFT and no other; None: none."""
         wanted = language if language in self.sfts else None

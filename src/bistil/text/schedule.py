@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.text import IGNORED
+
+# Blocks that are read at a time.
+_TOGETHER = 4096
 
 
 def split_held_out(size: int, share: float, *, limit: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +58,17 @@ class LanguageSchedule:
         language = self.languages[self.of_batch[index // self.batch_size]]
         ids = self.blocks[language][int(self.order[index])]["input_ids"]
         return {"input_ids": ids, "language": language, "position": index}
+
+    def digest(self) -> str:
+        """SHA-256 of all blocks that are trained on, each once, and of their order."""
+        whole = sha256(self.of_batch.tobytes() + self.order.tobytes())
+        for place, language in enumerate(self.languages):
+            own = np.unique(self.order.reshape(-1, self.batch_size)[self.of_batch == place])
+            whole.update(f"{language} {len(own)}".encode())
+            for start in range(0, len(own), _TOGETHER):
+                for ids in self.blocks[language][own[start : start + _TOGETHER].tolist()]["input_ids"]:
+                    whole.update(np.asarray(ids, np.int32).tobytes())
+        return whole.hexdigest()
 
 
 def check_probabilities(probabilities: Mapping[str, float] | None, languages: Sequence[str]) -> dict[str, float]:

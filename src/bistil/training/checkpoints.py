@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bistil.errors import ArtefactError, InputError
-from bistil.runtime.artefacts import file_digest, open_work, read_sealed, whole_file, write_sealed
+from bistil.runtime.artefacts import file_digest, json_digest, open_work, read_sealed, whole_file, write_sealed
 from bistil.runtime.whole_folders import CHECKPOINT_MARK
 
 logger = logging.getLogger(__name__)
@@ -121,18 +122,22 @@ def first_other(known: Mapping[Path, Mapping[str, str]]) -> str | None:
     return None
 
 
-def open_folder(folder: Path, identity: str, *, older: str, precision: str) -> TrainingResult | None:
-    """Make the work folder ready; work of another call is discarded. Returns the result if the run had finished.
+def open_marked(mark: Path, identity: Mapping[str, Any], inputs: str | None, *, precision: str) -> None:
+    """Make a work folder ready, with a mark in it that says whose work it is; work of another call is discarded.
 
     Args:
-        older: the identity as versions before 0.2 wrote it.
-        precision: which the run has, for the mark (`training.precision`).
+        identity: settings, seed and numbers: what versions before 0.2 went by, whose work is still gone on with.
+        inputs: digest of what is learnt from (`training.identity`); None: the identity is all.
+        precision: which the run has (`training.precision`).
+
+    Raises:
+        InputError: the folder holds something else than work.
     """
-    mark = folder / IDENTITY
-    open_work(folder, anew=mark.exists() and read_identity(mark) not in (identity, older))
+    older = json_digest(identity)
+    own = older if inputs is None else json_digest({**identity, "inputs": inputs})
+    open_work(mark.parent, anew=mark.exists() and read_identity(mark) not in (own, older))
     if not mark.exists():
-        write_sealed(mark, {"digest": identity, "precision": precision})
-    return _finished(folder)
+        write_sealed(mark, {"digest": own, "precision": precision})
 
 
 def read_identity(mark: Path) -> str | None:
@@ -144,7 +149,7 @@ def read_identity(mark: Path) -> str | None:
         return None
 
 
-def _finished(folder: Path) -> TrainingResult | None:
+def finished_result(folder: Path) -> TrainingResult | None:
     """The result of a run that had finished, if its record and its weights are sound."""
     record = folder / RESULT
     if not record.exists():

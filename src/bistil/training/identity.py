@@ -16,15 +16,18 @@ def inputs_digest(models: Iterable[nn.Module], data: Sized, *more: Any) -> str:
 
     Args:
         models: with the weights that they have before it; what is trained, and teachers.
-        data: examples by index: mappings, tuples and lists of numbers, strings, arrays.
+        data: examples by index: mappings, tuples and lists of numbers, strings, arrays; or it has a `digest()` itself.
         more: such as the examples that choose the best weights.
     """
     whole = hashlib.sha256()
     for model in models:
         whole.update(module_digest(model).encode())
     whole.update(f"{len(data)} examples".encode())
-    for index in range(len(data)):
-        _add(whole, data[index])
+    if hasattr(data, "digest"):
+        whole.update(data.digest().encode())
+    else:
+        for index in range(len(data)):
+            _add(whole, data[index])
     _add(whole, more)
     return whole.hexdigest()
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from bistil.errors import ArtefactError
 from bistil.runtime.artefacts import (
     file_digest,
-    json_digest,
     manifest,
     read_sealed,
     sync_tree,
@@ -28,11 +27,13 @@ from bistil.training.checkpoints import (
     BEST,
     COMPLETE,
     FINAL,
+    IDENTITY,
     RESULT,
     TrainingResult,
+    finished_result,
     load_trained,
     newest_checkpoint,
-    open_folder,
+    open_marked,
     save_trained,
     save_values,
 )
@@ -142,9 +143,8 @@ class WorkFolder(Store):
 
     def finished(self, module: nn.Module, identity: Mapping[str, Any], inputs: str | None) -> TrainingResult | None:
         with processes().main_process_first():
-            older, precision = json_digest(identity), identity["settings"]["precision"]
-            own = older if inputs is None else json_digest({**identity, "inputs": inputs})
-            found = open_folder(self.folder, own, older=older, precision=precision)
+            open_marked(self.folder / IDENTITY, identity, inputs, precision=identity["settings"]["precision"])
+            found = finished_result(self.folder)
         if found is not None:
             load_trained(module, self.folder / FINAL)
         return found
