@@ -208,6 +208,17 @@ def test_lt_sft_is_scored_with_each_targets_sft_and_the_whole_vocabulary(study):
     ]  # fmt: skip
 
 
+def test_lt_sft_without_exchange_keeps_the_sources_sft_in_every_language(study):
+    point = first(study, "LTSFT")
+    kept = {"kept": replace(study.variant(point), exchange=False)}
+    other = Study(replace(study.settings, variants={**study.settings.variants, **kept}), study.data, study.teacher)
+    models = other.models(first(other, "kept"))
+    # One model for all, of the same fine-tuning as with the exchange.
+    assert models["sw/test"] == models["ha/test"] == models["dev"]
+    assert isinstance(models["dev"].stage, Restore)
+    assert models["dev"].stage.model == study.models(point)["dev"]
+
+
 def test_students_share_a_phase_1_if_all_that_it_depends_on_is_alike(study):
     own = study.settings
     more = {
@@ -318,6 +329,7 @@ BAD = [
         "[systems.TF]\ngroups = ['all']\ntarget_text = true\ntarget_sentences = 1",
         "systems.TF: target_sentences is 1, shared by up to 2 languages",
     ),
+    ("[systems.ST]", "[systems.ST]\nexchange = false", "systems.ST.exchange is false, but no language SFT is worn"),
     ("[systems.ST]", "[systems.ST]\nselection = true", "systems.ST.selection selects target text: add"),
 ]
 

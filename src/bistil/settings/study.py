@@ -49,6 +49,9 @@ class Variant(Checked):
     language_sfts: bool = option(
         False, "of a teacher: its task SFT is learnt on the source's language SFT, and used on each target's (LT-SFT)"
     )
+    exchange: bool = option(
+        True, "of language_sfts: the target's takes the place of the source's; false: the source's stays on"
+    )
     whole_vocabulary: bool = option(False, "of a teacher: scored with its whole vocabulary")
     teacher: bool = option(True, "teacher-forced; false: self-taught")
     teachers: int | None = option(
@@ -94,10 +97,12 @@ class Variant(Checked):
     seeds: list[int] = option(factory=list, help="of the student; none: the study's")
 
     def __post_init__(self) -> None:
-        """Also refuses teachers of a model that does not learn from any."""
+        """Also refuses what would have no effect."""
         super().__post_init__()
         if self.teachers is not None and not (self.teacher and self.model == "student"):
             raise RecipeError(f"teachers is {self.teachers}, but it learns from labels only: leave teachers out")
+        if not (self.exchange or self.language_sfts):
+            raise RecipeError("exchange is false, but no language SFT is worn: leave exchange out")
         if self.surest is not None and not (self.teacher and self.target_text):
             raise RecipeError(f"surest is {self.surest:g}, but there is no target text: leave surest out")
 

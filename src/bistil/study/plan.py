@@ -286,7 +286,7 @@ class Study:
         model = learnt.product("model")
         parts = [f"{target}/{part}" for target in self.settings.groups[point.group]
                  for part in self.settings.targets[target]]  # fmt: skip
-        if variant.language_sfts:
+        if variant.language_sfts and variant.exchange:
             assert isinstance(learnt, FineTune)
             worn = {target: self.method.exchanged(learnt, target) for target in self.settings.groups[point.group]}
             found = {part: worn[part.partition("/")[0]] for part in parts}

@@ -210,7 +210,7 @@ def _shape(variant: Variant, student: StudentSettings | None) -> str:
 
 def _in_paper(variant: Variant, student: StudentSettings | None) -> str | None:
     if variant.kind == "lt-sft":
-        return LTSFT
+        return LTSFT if variant.exchange else None
     if student is None or student.narrow:
         return None
     if variant.kind == "distilmbert" and student.reduction == 2:
