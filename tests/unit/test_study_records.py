@@ -102,6 +102,13 @@ def test_the_later_line_counts_and_a_withdrawn_point_is_gone(folder):
     assert points["TF", "swa", "lrf2", 1] == "later" and len(points) == 5
 
 
+def test_rows_of_one_system_are_told_apart_by_their_groups(folder):
+    assert [row.name for row in read_records(folder).rows if row.system == "TF"] == ["TF, lrf2"]
+    append_record(folder / RECORDS, point("TF", "all", {"swa": (50, [40, 60]), "kin": (10, [10, 10])}))
+    names = [row.name for row in read_records(folder).rows]
+    assert {"TF, lrf2, each", "TF, lrf2, all", "SCRATCH, lrf2"} < set(names) and len(set(names)) == len(names)
+
+
 def test_a_folder_without_records_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"has no study\.jsonl"):
         read_records(tmp_path)

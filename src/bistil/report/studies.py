@@ -5,6 +5,7 @@ Nothing here needs torch. A line that is damaged is named and skipped; of two li
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from bistil.report.paper import paper_figure
 from bistil.runtime.artefacts import check_plain, json_digest
 from bistil.runtime.documents import check_file, parse_json
 from bistil.settings.recipe import option, parse
+from bistil.settings.study import EACH
 
 RECORDS = "study.jsonl"
 """In a study's folder."""
@@ -193,6 +195,9 @@ class StudyRecords:
             shared = point.group if len(point.targets) > 1 else None
             found.setdefault((point.system, point.student, shared), []).append(point)
         rows = [Row(*place, points=own, kind=self._kind(place[0])) for place, own in found.items()]
+        alike = Counter((row.system, row.student) for row in rows)
+        for row in rows:
+            row.by_group = alike[row.system, row.student] > 1
         if self.reference_name is not None:
             # As in the paper's tables, what gaps are to stands first.
             rows.sort(key=lambda row: row.system != self.reference_name)
@@ -275,11 +280,14 @@ class Row:
     """The group of several targets that share a model; none: each target has one of its own."""
     points: list[PointRecord]
     kind: str | None = None
+    by_group: bool = False
+    """Whether other groups' models of the system and student are lines of their own."""
 
     @property
     def name(self) -> str:
         """As tables show it."""
-        return self.system if self.student is None else f"{self.system}, {self.student}"
+        named = self.system if self.student is None else f"{self.system}, {self.student}"
+        return f"{named}, {self.shared or EACH}" if self.by_group else named
 
     @property
     def shape(self) -> str:
