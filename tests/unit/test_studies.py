@@ -151,6 +151,17 @@ def test_points_are_systems_times_groups_times_students_times_seeds(study):
     ]  # fmt: skip
 
 
+def test_a_teacher_is_scored_on_all_targets_or_on_those_of_its_groups(study):
+    own = study.settings
+    fewer = {"trim only": replace(own.variants["trim only"], groups=["ha"])}
+    other = Study(replace(own, variants={**own.variants, **fewer}), study.data, study.teacher)
+    before, after = first(study, "trim only"), first(other, "trim only")
+    assert (before.group, after.group) == ("all", "ha")
+    assert [stage.exam.parts for stage in other.scores(after)] == [("dev", "ha/test")]
+    # It is the same model.
+    assert other.models(after)["dev"] == study.models(before)["dev"]
+
+
 def test_only_takes_what_all_of_its_words_name(study):
     def chosen(*words):
         return [(point.variant, point.group, point.seed) for point in study.points(Only.of(words, study.settings))]

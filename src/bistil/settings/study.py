@@ -291,9 +291,10 @@ class StudySettings(Checked):
         return [*reduced, *self.students]
 
     def groups_of(self, variant: Variant) -> list[str]:
-        """The groups that a variant is made for, without `each`; of a teacher, one that stands for all targets."""
+        """The groups that a variant is made for, without `each`; a teacher is one for all targets, or for those of the
+        groups that are named."""
         if variant.model != "student":
-            return [self.whole]
+            return [name for name in variant.groups if name not in (ALL, EACH)] or [self.whole]
         alone = [name for name, targets in self.groups.items() if len(targets) == 1]
         found = [one for name in variant.groups for one in (alone or [self.whole] if name == EACH else [name])]
         return list(dict.fromkeys(found))
