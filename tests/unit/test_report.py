@@ -407,6 +407,18 @@ def test_names_stay_apart_where_the_numbers_alone_are_too_wide():
     assert third.startswith("x" * 39 + "…")
 
 
+def test_names_are_shortened_no_further_than_they_differ():
+    rows = [["one for all, lrf2", "1" * 20], ["one for all, target text, lrf2", "2" * 20], ["x" * 40, "3" * 20]]
+    first, second, third = plain_table(["system", "score"], rows, width=34).splitlines()[2:]
+    assert [line.split("  ")[0] for line in (first, second, third)] == [
+        "one for all, l…",
+        "one for all, t…",
+        "x" * 14 + "…",
+    ]
+    first, second, _ = plain_table(["system", "score"], rows, width=60).splitlines()[2:]
+    assert first.startswith("one for all, lrf2 ") and max(map(len, (first, second))) == 60
+
+
 def test_numbers():
     assert [millions(117_650_000), millions(1234)] == ["117.7", "0.001"]
     assert [megabytes(471_000_000), megabytes(1_500_000), megabytes(None)] == ["471", "1.5", ""]

@@ -1,4 +1,4 @@
-"""Tables for the terminal: rich on a terminal, aligned plain text of at most 100 columns elsewhere."""
+"""Tables for the terminal: rich on a terminal; aligned plain text elsewhere, of 100 columns where names leave them."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -122,11 +122,15 @@ LEAST_NAME, MOST_NAME = 8, 40
 
 
 def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH) -> str:
-    """Aligned text, first column to the left and numbers to the right; long names are shortened to keep to `width`."""
+    """Aligned text, first column to the left and numbers to the right; long names are shortened to keep to `width`, as
+    long as they can be told apart."""
     widths = [max(_columns(row[i]) for row in [header, *rows]) for i in range(len(header))]
     spare = width - 2 * (len(widths) - 1) - sum(widths[1:])
     # Where the numbers alone are too wide, names that cannot be told apart help nobody.
-    widths[0] = min(widths[0], spare if spare >= LEAST_NAME else MOST_NAME)
+    least, names = spare if spare >= LEAST_NAME else MOST_NAME, {row[0] for row in rows}
+    while least < widths[0] and len({_shortened(name, least) for name in names}) < len(names):
+        least += 1
+    widths[0] = min(widths[0], least)
     lines = []
     for row in [header, *rows]:
         cells = [_padded(_shortened(row[0], widths[0]), widths[0], right=False)]
