@@ -1,6 +1,7 @@
 """Finished models asked about texts, words, rows and streams: the same predictions as `evaluate`, nothing lost."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -599,6 +600,7 @@ def test_the_command_writes_a_stream_or_a_file_with_its_record(models, tmp_path,
     )
     record = json.loads((tmp_path / "r").read_text())
     assert record["inputs"] == len(TEXTS) and record["splitting"] == "bistil" and record["task"] == TAGS
+    assert record["digest"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert command_line(*arguments)[0] == 2
     assert command_line(*arguments, "--force")[0] == 0
     for more in (["-"], ["-o", tmp_path / "p"]):
@@ -786,6 +788,28 @@ def test_what_another_call_left_is_not_gone_on_with(models, tmp_path, monkeypatc
     with pytest.raises(InputError, match="holds the work of another command"):
         predict_file(model, source, tmp_path / "b")
     assert (tmp_path / ".b.work/checkpoint").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_input_that_changed_far_behind_its_beginning_is_another(models, tmp_path, monkeypatch):
+    """It has the same size, and the same first megabytes."""
+    monkeypatch.setattr(reading, "CHUNK", 50)
+    source, output = numbered(tmp_path / "in.txt", 60), tmp_path / "out.jsonl"
+    with source.open("a") as stream:
+        stream.write("a" * (1 << 22))
+    model = bistil.load(models / TAGS)
+
+    def begun():
+        said = model.said
+        model.said = lambda inputs, *a, **o: said(inputs, *a, **o) if inputs[0].line == 1 else die()
+        predict_file(model, source, output, format="jsonl")
+
+    assert child(begun) == -signal.SIGKILL
+    with source.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"b")
+    with pytest.raises(InputError, match="for another input: --no-resume starts anew"):
+        predict_file(model, source, output, format="jsonl")
 
 
 def test_one_call_at_a_time(models, tmp_path):
