@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard
 from task_models import LABELS, LAYERS, TAGS, TEXTS, model_in, refused, same_answers, tagged, without
 from task_models import exported as export
 
 import bistil
 from bistil.errors import ArtefactError, InputError, MissingExtraError
 from bistil.measuring.evaluation import evaluate_folder
+from bistil.models.cards import write_model_card
 from bistil.models.loading import load_model
 from bistil.prediction.predictor import Wanted
+from bistil.report.cards import write_measured
+from bistil.report.schema import summary_from
 from bistil.runtime.artefacts import RECORD
 
 onnx = pytest.importorskip("onnx", reason="pip install 'bistil[export]'")
@@ -126,6 +131,26 @@ def test_the_record_and_the_card_say_what_was_proven(place):
     assert set(record["files"]) == {"config.json", GRAPH, "tokenizer.json", "tokenizer_config.json"}
     card = (exported(place, precision="int8") / "README.md").read_text()
     assert "library_name: bistil" in card and "not measured" in card and "VNNI" in card and "bistil.load" in card
+    parameters = load_model(model_in(place, "bert", TAGS))[0].num_parameters()
+    assert f"| parameters | {parameters:,} |" in card and "## Before its export" not in card
+
+
+def test_the_card_says_what_a_run_measured_before(place, tmp_path):
+    """Scores with intervals, gap, speed and digests of the data, under a heading that says what they are of."""
+    from test_report import SUMMARY
+
+    shutil.copytree(model_in(place, "bert", TAGS), tmp_path / "students/lrf2")
+    write_model_card(tmp_path / "students/lrf2", title="lrf2", summary="s", languages=["en", "it"], license="mit")
+    write_measured(summary_from(SUMMARY), tmp_path)
+    export_model(tmp_path / "students/lrf2", tmp_path / "out", precision="float32")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.language == ["en", "it"] and card.data.license == "mit"
+    before = card.text.partition("## Before its export\n\nOf `lrf2` in PyTorch, by the run that made it:\n\n")[2]
+    before, _, after = before.partition("## Use and limits")
+    assert before.startswith("### Scores and speed\n") and "\n### Data of the run\n" in before and after
+    for line in ("target language it | 68.5", "gap to the teacher on the target, points | -1.5", "| text en | 4,419 |"):
+        assert line in before
+    assert "2.00x" in before and card.text.index("## Measured") < card.text.index("## Before its export")
 
 
 def test_the_record_lists_the_files_that_are_there_and_tells_no_folder(place, tmp_path, command_line):

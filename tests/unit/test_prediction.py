@@ -1,6 +1,9 @@
 """Finished models asked about texts, words, rows and streams: the same predictions as `evaluate`, nothing lost."""
 
+import csv
 import gzip
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -151,6 +154,25 @@ def test_accuracy_of_labels_is_that_of_evaluate(models, tmp_path):
     ]
     assert table[0] == ["premise", "hypothesis", "label", "confidence"]
     assert ["\t".join(row[:3]) for row in table] == (tmp_path / "wanted.tsv").read_text().splitlines()
+
+
+def test_tables_of_commas_come_back_as_evaluate_writes_them(models, tmp_path):
+    """A text with a comma, one with quotes over two lines, a blank line; semicolons, as some spreadsheets write."""
+    rows = [[TEXTS[0], "0"], [f"{TEXTS[1]}, na '{TEXTS[2]}'", "1"], [f'"{TEXTS[3]}"\n{TEXTS[4]}', "2"]]
+    for name, delimiter in (("a.csv", ","), ("b.csv", ";")):
+        with (tmp_path / name).open("w", newline="") as stream:
+            csv.writer(stream, delimiter=delimiter).writerows([["text", "label"], *rows[:2], [], *rows[2:]])
+        source, wanted = tmp_path / name, tmp_path / f"wanted {name}"
+        evaluate_folder(models / LABEL, files=[source], predictions=wanted, bootstrap_samples=0)
+        got = predicted(models, LABEL, source, tmp_path, f"out {name}", format=None)
+        table = list(csv.reader(io.StringIO(got)))
+        assert table[0] == ["text", "label", "confidence"] and [row[0] for row in table[1:]] == [row[0] for row in rows]
+        with wanted.open(newline="") as stream:
+            assert [row[:2] for row in table] == list(csv.reader(stream))
+    records = predicted(models, LABEL, tmp_path / "a.csv", tmp_path, "a.jsonl")
+    assert [row["text"] for row in records] == [row[0] for row in rows]
+    tabs = predicted(models, LABEL, tmp_path / "a.csv", tmp_path, "a.tsv", format="tsv").splitlines()
+    assert len(tabs) == 4 and tabs[3].startswith(" ".join(rows[2][0].split("\n")) + "\t")
 
 
 def test_labels_of_a_text_are_those_of_evaluate(models, tmp_path):
@@ -501,6 +523,11 @@ def test_layouts_of_columns_are_found_as_for_evaluate(models, tmp_path):
         (TAGS, "a.jsonl", '{"tokens": [1]}\n', {}, "'tokens' must be a list of non-empty strings"),
         (LABEL, "a.jsonl", '{"text": 3}\n', {}, "a text is expected in 'text'; it is 3"),
         (LABEL, "a.tsv", "text\tlabel\na\tb\tc\n", {}, "line 2: 3 tab-separated fields where the header names 2"),
+        (LABEL, "a.csv", "text,label\na,b,c\n", {}, "line 2: 3 comma-separated fields where the header names 2"),
+        (LABEL, "a.csv", f'text\n"{"a" * 200_000}"\n', {}, "line 2: not comma-separated values"),
+        (TAGS, "a.csv", "text\nx\n", {}, r"a\.csv is a table by its name .*--input"),
+        (LABEL, "a.json", '[{"text": "a"}]', {}, r"a\.json, line 1: a JSON object is expected"),
+        (LABEL, "a.json", "[\n", {}, r"a\.json, line 1: .*one object per line"),
         (
             LABEL,
             "a.jsonl",
@@ -508,8 +535,8 @@ def test_layouts_of_columns_are_found_as_for_evaluate(models, tmp_path):
             {"format": "tsv"},
             "line 2: the first row has no 'n'",
         ),
-        (LABEL, "a.txt", "x\n", {"form": "conll"}, "reads no conll: choose with --input among text, jsonl, tsv"),
-        (LABEL, "a.txt", "x\n", {"format": "conllu"}, "writes no conllu: choose with --format among jsonl, tsv"),
+        (LABEL, "a.txt", "x\n", {"form": "conll"}, "reads no conll: choose with --input among text, jsonl, tsv, csv"),
+        (LABEL, "a.txt", "x\n", {"format": "conllu"}, "writes no conllu: choose with --format among jsonl, tsv, csv"),
         (ANSWERS, "a.txt", "Who?\n", {}, "line 1: a question, a tab and its passage are expected"),
         (ANSWERS, "a.jsonl", '{"question": "Who?"}\n', {}, "a text is expected in 'context'; found: question"),
         (TREES, "a.conllu", "1\ta\n", {}, r"a\.conllu, line 1: 2 tab-separated columns; CoNLL-U has 10"),
@@ -599,6 +626,7 @@ def test_the_command_writes_a_stream_or_a_file_with_its_record(models, tmp_path,
     )
     record = json.loads((tmp_path / "r").read_text())
     assert record["inputs"] == len(TEXTS) and record["splitting"] == "bistil" and record["task"] == TAGS
+    assert record["digest"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert command_line(*arguments)[0] == 2
     assert command_line(*arguments, "--force")[0] == 0
     for more in (["-"], ["-o", tmp_path / "p"]):
@@ -786,6 +814,28 @@ def test_what_another_call_left_is_not_gone_on_with(models, tmp_path, monkeypatc
     with pytest.raises(InputError, match="holds the work of another command"):
         predict_file(model, source, tmp_path / "b")
     assert (tmp_path / ".b.work/checkpoint").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_input_that_changed_far_behind_its_beginning_is_another(models, tmp_path, monkeypatch):
+    """It has the same size, and the same first megabytes."""
+    monkeypatch.setattr(reading, "CHUNK", 50)
+    source, output = numbered(tmp_path / "in.txt", 60), tmp_path / "out.jsonl"
+    with source.open("a") as stream:
+        stream.write("a" * (1 << 22))
+    model = bistil.load(models / TAGS)
+
+    def begun():
+        said = model.said
+        model.said = lambda inputs, *a, **o: said(inputs, *a, **o) if inputs[0].line == 1 else die()
+        predict_file(model, source, output, format="jsonl")
+
+    assert child(begun) == -signal.SIGKILL
+    with source.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"b")
+    with pytest.raises(InputError, match="for another input: --no-resume starts anew"):
+        predict_file(model, source, output, format="jsonl")
 
 
 def test_one_call_at_a_time(models, tmp_path):

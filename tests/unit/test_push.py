@@ -126,7 +126,16 @@ def test_what_is_no_model_is_one_line(model, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(model, damaged, symlinks=True)
     (damaged / "model.safetensors").write_bytes(b"short")
+    code, known = tmp_path / "code", tmp_path / "known"
+    for folder, changes in ((code, {"model_type": "mine"}), (known, {})):
+        shutil.copytree(model, folder, symlinks=True)
+        config = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoConfig": "mine.Own"}, **changes}
+        write_json(folder / "config.json", config, inner=True)
+        # Without the list of what was written, as others' folders are.
+        (folder / "bistil.json").unlink()
+    assert CliRunner().invoke(app, ["push", str(known), "someone/x", "--dry-run"]).exit_code == 0
     for folder, line in (
+        (code, "code of its own"),
         (tmp_path / "sft", "bistil sft push"),
         (tmp_path / "empty", "holds no model"),
         (tmp_path / "nothing", "no such folder"),

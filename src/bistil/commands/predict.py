@@ -9,8 +9,8 @@ import typer
 
 from bistil.commands.options import DEVICE, TASK_KIND, THREADS, WINDOW, pairs
 
-Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv"]
-Format = Literal["conll", "conllu", "jsonl", "tsv"]
+Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv", "csv"]
+Format = Literal["conll", "conllu", "jsonl", "tsv", "csv"]
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ from bistil.export.choice import Chosen, Scorer
 from bistil.export.formats import FORMATS, Format
 from bistil.export.proof import TOLERANCE, Windows, batches_of, cases_of, prove
 from bistil.export.quantise import Embeddings, Precision
-from bistil.models.cards import write_model_card
+from bistil.models.cards import add_to_card, measured_in_card, write_model_card
 from bistil.models.exported import KIND, engine_of
 from bistil.models.names import model_folder
 from bistil.models.sentences import SentenceForm, form_values
@@ -262,6 +262,7 @@ def _bytes(folder: Path) -> dict[str, int]:
 
 def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any], predictor: Predictor) -> None:
     """The card, with what was proven and what was not."""
+    assert isinstance(predictor.engine, TorchEngine)
     proof, kept, engine = record["proof"], record["kept_in_float32"], record["engine"]
     exact = proof["float32"]
     made = [
@@ -290,8 +291,13 @@ def _write_card(folder: Path, title: str, source: Path, record: Mapping[str, Any
         pipeline_tag=predictor.task.pipeline_tag,
         made=made,
         metrics=metrics,
+        parameters=predictor.engine.model.num_parameters(),
         usage=USAGE if "sentences" not in record else ENCODING,
     )
+    measured = measured_in_card(source).replace("\n## ", "\n### ").removeprefix("## ")
+    if measured:
+        before = f"## Before its export\n\nOf `{source.name}` in PyTorch, by the run that made it:\n\n### {measured}"
+        add_to_card(folder, before)
 
 
 def statements(record: Mapping[str, Any]) -> list[str]:

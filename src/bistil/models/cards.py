@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from bistil._version import __version__
+from bistil.errors import InputError
 from bistil.runtime.artefacts import RECORD, read_json, whole_file
 from bistil.runtime.documents import read_document
 
@@ -220,6 +221,17 @@ def add_to_card(folder: Path, text: str) -> None:
         content = content[:place] + section + content[place:]
     with whole_file(path, replace=True, inner=True) as partial:
         partial.write_text(content, encoding="utf-8")
+
+
+def measured_in_card(folder: Path) -> str:
+    """The section that a run put into a folder's card (`add_to_card`); empty where it has none."""
+    path = folder / "README.md"
+    try:
+        content = read_document(path) if path.is_file() else ""
+    except InputError:  # whatever people write
+        return ""
+    section, closed, _ = content.partition(_ABOVE)[2].partition(_BELOW)
+    return section.strip() if closed else ""
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from bistil.errors import InputError, first_line
+from bistil.models.loading import read_config
 from bistil.runtime.artefacts import RECORD, read_json
 from bistil.runtime.ownership import contents, is_work_folder
 
@@ -80,6 +81,19 @@ def shipment(folder: Path) -> Shipment:
     if not kept:
         raise InputError(f"{folder} holds nothing to push")
     return Shipment(folder, kept, left)
+
+
+def check_without_code(folder: Path) -> None:
+    """Refuse a model that needs code of its own: Python files stay here, so nobody could load what was uploaded.
+
+    Raises:
+        ArtefactError: it does.
+    """
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else None
+    # A folder may name code beside a type that transformers knows; only reading it tells.
+    if isinstance(config, dict) and config.get("auto_map"):
+        read_config(folder)
 
 
 def check_repository(repository: str) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -34,9 +33,6 @@ from bistil.runtime.artefacts import (
 from bistil.runtime.documents import check_file
 from bistil.runtime.ownership import contents, recorded_predictions, writer
 from bistil.runtime.progress import Progress, say
-
-# So much of the beginning of an input says, with its size, which file it is.
-BEGINNING = 1 << 20
 
 
 def predict_file(
@@ -68,8 +64,8 @@ def predict_file(
         replace: a record of an earlier call gives way, and so do the predictions whose digest it holds.
 
     Returns:
-        A record for JSON: "inputs", "task", "model", "splitting", "settings", "seconds" and, with an output,
-        "predictions" with its digest.
+        A record for JSON: "inputs", "file" with its "digest", "task", "model", "splitting", "settings", "seconds" and,
+        with an output, "predictions" with its digest.
 
     Raises:
         InputError: an input is not what it must be, with its line; the task has no such form or format; an output may
@@ -98,7 +94,11 @@ def predict_file(
         "batch_size": batch_size,
         "max_length": predictor.max_length,
     }
-    identity = {"input": None if source is None else _beginning(source), "model": model, "settings": settings}
+    if source is not None:
+        check_file(source, most=None)
+    # Of the whole file: it may have been mended far from its beginning, and keep its size.
+    digest = file_digest(source) if source is not None and (work or record_file) else None
+    identity = {"input": digest, "model": model, "settings": settings}
     identity["settings"] = {**settings, **writer()}
     started, done = time.monotonic(), 0
     with _opened(output, work, identity, resume=resume, replace=replace, known=known) as sink:
@@ -117,6 +117,7 @@ def predict_file(
         "model": {"name": predictor.name, "digest": model},
         "inputs": done,
         "file": None if source is None else str(source),
+        "digest": digest,
         "splitting": splitting,
         "settings": settings,
         "seconds": round(seconds, 2),
@@ -291,17 +292,3 @@ def _own_work(work: Path, *, anew: bool) -> Iterator[None]:
             yield
     except Timeout as error:
         raise InputError(f"{work} is in use: another call is writing the same output") from error
-
-
-def _beginning(path: Path) -> list[Any]:
-    """Size in bytes and SHA-256 of the first of them: enough to tell an input from another.
-
-    Raises:
-        InputError: the file is missing or cannot be read.
-    """
-    check_file(path, most=None)
-    try:
-        with path.open("rb") as stream:
-            return [path.stat().st_size, sha256(stream.read(BEGINNING)).hexdigest()]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error

@@ -13,13 +13,13 @@ from bistil.errors import InputError
 from bistil.runtime.documents import parse_json
 from bistil.tasks.conll import Line, around_tags, block_of, find_layout, raw_blocks
 from bistil.tasks.parsing.conllu import FORM, read_conllu
-from bistil.tasks.reading import Reading, different_names, plain_name, without_surrogates
+from bistil.tasks.reading import Reading, comma_separated, different_names, plain_name, without_surrogates
 from bistil.tasks.rows import LOOKED_AT, column_of, columns_of
 from bistil.tasks.texts import FIRST, SECOND
 from bistil.tasks.words import WORDS
 from bistil.text.files import BATCH_BYTES, batches_read, line_batches, require_plain_text
 
-Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv"]
+Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv", "csv"]
 """Of a file's inputs: a line of running text each, words between spaces, CoNLL columns, CoNLL-U, rows."""
 
 # Where inputs of a name's ending are not text.
@@ -27,7 +27,9 @@ FORM_OF = {
     ".conllu": "conllu",
     **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), "conll"),
     ".jsonl": "jsonl",
+    ".json": "jsonl",
     ".tsv": "tsv",
+    ".csv": "csv",
 }
 Place = tuple[int, int]
 """Start and end in characters of the text."""
@@ -116,6 +118,11 @@ def check_form(path: Path) -> None:
     Raises:
         InputError: it is.
     """
+    if plain_name(path).removesuffix(".zst").removesuffix(".zstd").endswith(".csv"):
+        raise InputError(
+            f"{path} is a table by its name (.csv), and plain text is expected: take its column of text; or say what "
+            "it is with --input"
+        )
     try:
         require_plain_text(path)
     except InputError as error:
@@ -145,7 +152,7 @@ def read_inputs(
         )
     if form == "conll":
         return _conll(lines, columns)
-    rows = _table(lines) if form == "tsv" else _objects(lines)
+    rows = _objects(lines) if form == "jsonl" else _table(lines, "tab" if form == "tsv" else "comma")
     return (_of_row(row, line, f"{lines.name}, line {line}", texts, columns) for line, row in rows)
 
 
@@ -204,17 +211,22 @@ def _objects(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def _table(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table(lines: Lines, separator: Literal["tab", "comma"]) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = (
+        ((number, line.split("\t")) for number, line in lines)
+        if separator == "tab"
+        else comma_separated((f"{line}\n" for _, line in lines), lines.name)
+    )
     header: list[str] | None = None
-    for number, line in lines:
-        fields = line.split("\t")
+    for number, fields in rows:
         if header is None:
             header = different_names([name.strip() for name in fields])
         elif len(fields) == len(header):
             yield number, dict(zip(header, fields, strict=True))
-        elif line.strip():
+        elif any(one.strip() for one in fields):
             raise InputError(
-                f"{lines.name}, line {number}: {len(fields)} tab-separated fields where the header names {len(header)}"
+                f"{lines.name}, line {number}: {len(fields)} {separator}-separated fields where the header names "
+                f"{len(header)}"
             )
 
 

@@ -14,7 +14,7 @@ from bistil.tasks import Task
 from bistil.tasks.base import Decoded
 from bistil.tasks.batches import Engine, run
 
-Format = Literal["conll", "conllu", "jsonl", "tsv"]
+Format = Literal["conll", "conllu", "jsonl", "tsv", "csv"]
 Sentences = Literal["line", "split"]
 SPLITTING = {
     "bistil": "split at spaces and around punctuation and ideographs",

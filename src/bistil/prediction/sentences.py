@@ -20,7 +20,7 @@ class SentenceEncoder(Predictor):
     """The vector of a text."""
 
     texts = "pair"
-    forms = ("text", "jsonl", "tsv")
+    forms = ("text", "jsonl", "tsv", "csv")
     formats = ("jsonl",)
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:

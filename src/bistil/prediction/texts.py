@@ -13,13 +13,13 @@ from bistil.tasks.multi_label_classification import SEPARATORS, LabelledText
 from bistil.tasks.question_answering import Answer, Question, QuestionAnswering
 from bistil.tasks.rows import column_of
 from bistil.tasks.sequence_classification import TextExample
-from bistil.tasks.texts import LABEL, TextOrPair
+from bistil.tasks.texts import LABEL, TextOrPair, comma_separated_line
 
 
 class OfTexts(Predictor):
     """What classifiers and answerers share."""
 
-    formats = ("jsonl", "tsv")
+    formats = ("jsonl", "tsv", "csv")
     _columns: Sequence[str] = ()
     """Of a table that is written: those of the file's first row that go into it."""
 
@@ -46,19 +46,19 @@ class OfTexts(Predictor):
             )
         return replace(one, source={name: one.source.get(name) for name in self._columns})
 
-    def _flat_rows(self, rows: Sequence[Mapping[str, Any]], *, first: bool) -> Iterator[str]:
-        """Rows of one table."""
+    def _flat_rows(self, rows: Sequence[Mapping[str, Any]], format: Format, *, first: bool) -> Iterator[str]:
+        """Rows of one table, between tabs or commas."""
         if first and rows:
-            yield "\t".join(rows[0]) + "\n"
+            yield _joined([*rows[0]], format)
         for row in rows:
-            yield "\t".join(_cell(value) for value in row.values()) + "\n"
+            yield _joined([_cell(value) for value in row.values()], format)
 
 
 class Classifier(OfTexts):
     """The label of a text or a pair of texts."""
 
     texts = "pair"
-    forms = ("text", "jsonl", "tsv")
+    forms = ("text", "jsonl", "tsv", "csv")
     takes = frozenset({"threshold", "n_best"})
 
     def asked(self, given: Any) -> Input:
@@ -106,11 +106,11 @@ class Classifier(OfTexts):
     def native(
         self, inputs: Sequence[Input], said: Sequence[Sequence[Said]], wanted: Wanted, *, format: Format, first: bool
     ) -> Iterator[str]:
-        del format
         rows = [self.record(self._in_columns(one), own, wanted) for one, own in zip(inputs, said, strict=True)]
         # A table has the same columns in every row.
         yield from self._flat_rows(
             [{key: value for key, value in row.items() if key not in ("best", "truncated")} for row in rows],
+            format,
             first=first,
         )
 
@@ -134,7 +134,7 @@ class Answerer(OfTexts):
     """Spans of a passage that answer a question."""
 
     texts = "question"
-    forms = ("text", "jsonl", "tsv")
+    forms = ("text", "jsonl", "tsv", "csv")
     takes = frozenset({"threshold", "n_best", "unanswerable"})
     task: QuestionAnswering
 
@@ -183,14 +183,19 @@ class Answerer(OfTexts):
     def native(
         self, inputs: Sequence[Input], said: Sequence[Sequence[Said]], wanted: Wanted, *, format: Format, first: bool
     ) -> Iterator[str]:
-        del format
         rows = [self.record(self._in_columns(one), own, wanted) for one, own in zip(inputs, said, strict=True)]
-        yield from self._flat_rows([{k: v for k, v in row.items() if k != "best"} for row in rows], first=first)
+        yield from self._flat_rows([{k: v for k, v in row.items() if k != "best"} for row in rows], format, first=first)
+
+
+def _joined(cells: Sequence[str], format: Format) -> str:
+    """A line of a table; between tabs fields have no tabs and line ends, between commas quotes around them."""
+    if format == "csv":
+        return comma_separated_line(cells)
+    return "\t".join(cell.replace("\t", " ").replace("\n", " ").replace("\r", " ") for cell in cells) + "\n"
 
 
 def _cell(value: Any) -> str:
-    """A value as a field of a table: without tabs and line ends, a list as in files of several labels."""
+    """A value as a field of a table, a list as in files of several labels."""
     if isinstance(value, list):
         return SEPARATORS[0].join(map(_cell, value))
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

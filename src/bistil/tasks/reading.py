@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,11 @@ def read_table(path: str | Path, report: RowReport | None = None) -> Iterator[tu
     """
     report = report or RowReport(str(path), strict=True)
     commas = plain_name(Path(path)).endswith(".csv")
-    rows = _comma_separated(path) if commas else ((number, line.split("\t")) for number, line in numbered_lines(path))
+    rows = (
+        comma_separated(io.StringIO(read_text(path), newline=""), path)
+        if commas
+        else ((number, line.split("\t")) for number, line in numbered_lines(path))
+    )
     header: list[str] | None = None
     for number, fields in rows:
         if header is None:
@@ -303,19 +308,27 @@ def different_names(names: Sequence[str]) -> list[str]:
     return [f"{name}.{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
 
 
-def _comma_separated(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the number of the line that each begins in; some spreadsheets write semicolons for commas."""
-    text = read_text(path)
-    header = text.split("\n", 1)[0]
+def comma_separated(lines: Iterable[str], name: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of the line that each begins in; some spreadsheets write semicolons for commas.
+
+    Args:
+        lines: with their ends, the header first; a field in quotes may go over several.
+        name: of the file, for messages.
+
+    Raises:
+        InputError: they are no such rows.
+    """
+    every = iter(lines)
+    header = next(every, "")
     delimiter = ";" if ";" in header and "," not in header else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(chain([header], every), delimiter=delimiter)
     number = 1
     try:
         for fields in reader:
             yield number, fields
             number = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {number}: not comma-separated values ({error})") from error
+        raise InputError(f"{name}, line {number}: not comma-separated values ({error})") from error
 
 
 def words_only(text: str) -> list[str]:

@@ -296,7 +296,7 @@ def rows_again(examples: Sequence[TextOrPair], rows: Iterable[Row]) -> Iterator[
             yield json.dumps(row, ensure_ascii=False, default=str) + "\n"
             continue
         for values in ([*row], [*row.values()]) if number == 0 else ([*row.values()],):
-            yield _comma_separated(values) if delimiter == "," else delimiter.join(values) + "\n"
+            yield comma_separated_line(values) if delimiter == "," else delimiter.join(values) + "\n"
 
 
 def _delimiter(path: Source) -> str | None:
@@ -306,7 +306,8 @@ def _delimiter(path: Source) -> str | None:
     return "," if plain_name(path).endswith(".csv") else "\t"
 
 
-def _comma_separated(values: Sequence[str]) -> str:
+def comma_separated_line(values: Sequence[str]) -> str:
+    """A row of a `.csv` table, with its end; fields are in quotes where they must be."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
