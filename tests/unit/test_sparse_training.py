@@ -131,10 +131,11 @@ def test_a_damaged_mask_is_chosen_again(tmp_path, capfd, file):
     assert run(tmp_path / "whole")[1].digest() == whole
 
 
-def test_the_mask_is_that_of_the_dense_phase(tmp_path):
+@pytest.mark.parametrize(("rate", "dense_rate"), [(1e-2, None), (1e-4, 1e-2)])
+def test_the_mask_is_that_of_the_dense_phase(tmp_path, rate, dense_rate):
     """Against the plain way: train all by hand with the same optimizer, sort all movements."""
-    settings = SparseSettings(density=None, count=500, dense_steps=3, sparse_steps=1)
-    training = TrainingSettings(epochs=1, batch_size=24, learning_rate=1e-2, max_grad_norm=0.0)
+    settings = SparseSettings(density=None, count=500, dense_steps=3, sparse_steps=1, dense_learning_rate=dense_rate)
+    training = TrainingSettings(epochs=1, batch_size=24, learning_rate=rate, max_grad_norm=0.0)
     _, sft = run(tmp_path, settings=settings, training=training)
     module = tagger()
     start = {name: p.detach().clone() for name, p in module.model.named_parameters()}
@@ -276,6 +277,13 @@ def test_chosen_weights_make_the_sft(tmp_path):
     training = TrainingSettings(epochs=1, batch_size=4, learning_rate=5e-2, evaluate_steps=1)
     module, sft = run(tmp_path, training=training, evaluate=evaluate, best_by=("loss", "min"))
     assert sft.provenance.metrics["loss"] == pytest.approx(evaluate(module.eval())["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("dense", "said"), [(44.0, True), (45.0, False)])
+def test_a_dense_phase_that_did_not_learn_is_said(tmp_path, capfd, dense, said):
+    figures = iter([dense, 90.0])
+    run(tmp_path, evaluate=lambda _: {"f1": next(figures)}, best_by=("f1", "max"))
+    assert ("the dense phase came to f1 44, the sparse phase to 90" in capfd.readouterr().err) is said
 
 
 def test_the_mean_of_snapshots_makes_the_sft(tmp_path):

@@ -388,6 +388,10 @@ class SparseSettings(Checked):
     sparse_epochs: float | None = option(5.0, "length of the sparse phase in epochs", above=0)
     dense_steps: int | None = option(None, "length of the dense phase in steps instead", least=1)
     sparse_steps: int | None = option(None, "length of the sparse phase in steps instead", least=1)
+    dense_learning_rate: float | None = option(
+        None, "peak learning rate of the dense phase; none: training.learning_rate, that of the sparse phase", above=0,
+        most=1, later=True,
+    )  # fmt: skip
     freeze_embeddings: bool = option(False, "input embeddings are neither masked nor trained")
     freeze_layer_norms: bool = option(False, "layer norms are neither masked nor trained")
 

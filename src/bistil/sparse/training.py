@@ -126,7 +126,7 @@ def train_sparse(
             open_marked(folder / IDENTITY, identity, inputs, precision=training.precision)
         processes().wait_for_everyone()
 
-    def run(phase: str, mask: Mapping[str, Tensor] | None, steps: int | None, epochs: float | None) -> _Phase:
+    def run(phase: str, mask: Mapping[str, Tensor] | None, how: TrainingSettings) -> _Phase:
         """One phase in its own folder; the trained deltas are those of `mask`."""
         with parametrised(model, mask, sources) as (deltas, languages):
             dressed = BatchLanguage(module, languages, first=next(iter(sources))) if sources else module
@@ -134,7 +134,7 @@ def train_sparse(
                 dressed,
                 train_data,
                 collate=collate,
-                settings=_with_length(training, steps, epochs, phase),
+                settings=how,
                 folder=None if folder is None else folder / phase,
                 seed=seed,
                 evaluate=dressed.evaluation(evaluate) if isinstance(dressed, BatchLanguage) else evaluate,
@@ -144,16 +144,20 @@ def train_sparse(
             )
             return _Phase(result, {name: delta.detach().cpu().clone() for name, delta in deltas.items()})
 
+    dense, sparsely = phases(settings, training)
     with _only_trainable(model, [*roles.maskable, *roles.dense]):
         dense_result = None
         if mask is None:
-            dense = partial(run, "dense", None, settings.dense_steps, settings.dense_epochs)
-            mask, dense_result = _dense_phase(module, model, roles.maskable, dense, count, folder)
+            mask, dense_result = _dense_phase(
+                module, model, roles.maskable, partial(run, "dense", None, dense), count, folder
+            )
         # Masked parameters cannot move from here on; heads can.
         heads_0 = _snapshot([named[name] for name in roles.dense])
         none = torch.empty(0, dtype=torch.int64)
         whole_mask = {name: mask.get(name, none) for name in roles.maskable}
-        sparse = run("sparse", whole_mask, settings.sparse_steps, settings.sparse_epochs)
+        sparse = run("sparse", whole_mask, sparsely)
+        if dense_result is not None:
+            _compare_phases(dense_result, sparse.result, best_by, label)
         heads = {name: named[name].detach().cpu().clone() for name in roles.dense}
         _restore(heads_0)
 
@@ -293,16 +297,16 @@ def check_sparse(settings: SparseSettings, training: TrainingSettings) -> None:
     entries_to_keep(max(10**6, settings.count or 0), density=density, count=settings.count)
 
 
-def phases(settings: SparseSettings, training: TrainingSettings) -> list[TrainingSettings]:
-    """The dense and the sparse phase as trainings, each with its length.
+def phases(settings: SparseSettings, training: TrainingSettings) -> tuple[TrainingSettings, TrainingSettings]:
+    """The dense and the sparse phase as trainings, each with its length, and the dense one with its rate.
 
     Raises:
         InputError: a phase without length.
     """
-    return [
-        _with_length(training, settings.dense_steps, settings.dense_epochs, "dense"),
-        _with_length(training, settings.sparse_steps, settings.sparse_epochs, "sparse"),
-    ]
+    dense = _with_length(training, settings.dense_steps, settings.dense_epochs, "dense")
+    if settings.dense_learning_rate is not None:
+        dense = replace(dense, learning_rate=settings.dense_learning_rate)
+    return dense, _with_length(training, settings.sparse_steps, settings.sparse_epochs, "sparse")
 
 
 def _with_length(training: TrainingSettings, steps: int | None, epochs: float | None, phase: str) -> TrainingSettings:
@@ -315,6 +319,24 @@ def _with_length(training: TrainingSettings, steps: int | None, epochs: float | 
         raise InputError(f"the {phase} phase has no length: give {phase}_steps or {phase}_epochs")
     # Epochs have a default, so steps, which do not, win.
     return replace(training, steps=steps, epochs=None if steps is not None else epochs)
+
+
+def _compare_phases(
+    dense: TrainingResult, sparse: TrainingResult, best_by: BestBy | Mapping[str, BestBy] | None, label: str
+) -> None:
+    """Say so where the dense phase, which chose the free entries, did not learn what the sparse one did.
+
+    A rate that suits a few entries may be too high for all of them; the sparse phase hides it.
+    """
+    if not isinstance(best_by, tuple) or best_by[1] != "max" or dense.best is None or sparse.best is None:
+        return
+    key = best_by[0]
+    found, wanted = dense.best[key], sparse.best[key]
+    if 2 * found < wanted:
+        logger.warning(
+            f"{label}: the dense phase came to {key} {found:.4g}, the sparse phase to {wanted:.4g}: "
+            "what chose the free entries did not learn; give the dense phase a lower sparse.dense_learning_rate"
+        )
 
 
 def _length(result: TrainingResult) -> dict[str, Any]:
