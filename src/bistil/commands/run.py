@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def say_what_next(output: Path, student: str, *, task: bool = True) -> None:
     if (output / "report.html").is_file():
         typer.echo(f"report: {output / 'report.html'}")
     if task:
-        typer.echo(f"next: bistil predict {output / 'students' / student} FILE")
+        typer.echo(f"next: bistil predict {shlex.quote(str(output / 'students' / student))} FILE")
     else:
-        typer.echo(f"next: bistil finetune --model {output / 'phase1' / student} --task KIND --train FILE --output DIR")
+        model = shlex.quote(str(output / "phase1" / student))
+        typer.echo(f"next: bistil finetune --model {model} --task KIND --train FILE --output DIR")
