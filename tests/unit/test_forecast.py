@@ -256,6 +256,19 @@ def test_a_run_without_an_output_goes_to_a_folder_after_its_name(tmp_path, comma
     assert out == f"next: bistil predict runs/{folder}/students/lrf2 FILE\n"
 
 
+def test_a_check_refuses_the_folders_that_a_run_refuses(recipe_folder, finished, tmp_path, command_line):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    cases = [("mine", [], "holds no run of bistil"), ("file", [], "file"), (finished, ["--seed", "5"], "another run")]
+    for folder, more, message in cases:
+        words = ["run", recipe_folder / "recipe.toml", "--output", tmp_path / folder, *more]
+        code, out, said = command_line(*words, "--check")
+        assert code == 2 and not out and said.count("\n") == 1 and message in said
+        assert command_line(*words)[2] == said
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "mine"]
+
+
 def test_what_to_type_next_is_quoted(capsys):
     say_what_next(Path("runs/my run"), "lrf2")
     say_what_next(Path("runs/my run"), "lrf2", task=False)

@@ -58,10 +58,11 @@ def register(app: typer.Typer) -> None:
             resolved = on_device(resolved, parse(TrainingSettings, values, "bistil run").device)
         folder = output or _folder_for(resolved, recipe)
         where = f"the run's folder is {folder}" + ("" if output else "; --output names another")
-        from bistil.method import forecast_recipe, run_recipe
+        from bistil.method import check_output, forecast_recipe, run_recipe
         from bistil.runs.inputs import check_inputs
 
         if check:
+            check_output(resolved, folder)
             inputs = check_inputs(resolved, folder)
             for line in (*inputs.lines(), where):
                 typer.echo(printable(line))
