@@ -26,8 +26,14 @@ from bistil.commands.options import RENAMED, in_new_words
         (["traim"], "No such command 'traim'. Did you mean 'trim'? See bistil --help"),
         (["run", "x.toml", "--set"], "requires an argument: see bistil run --help"),
         (["run", "my", "recipe.toml"], "unexpected 'recipe.toml': leave it out, or quote a name that has spaces"),
-        (["run", "x.toml", "-o", "a", "--output=b"], "--output/-o is given twice: leave one out"),
-        (["trim", "-m", "a", "--text", "b", "--verify", "--no-verify"], "--verify/--no-verify is given twice"),
+        (
+            ["run", "x.toml", "-o", "a", "--output=b"],
+            "--output/-o is given twice, and takes one value (Folder for the models, records and",
+        ),
+        (
+            ["trim", "-m", "a", "--text", "b", "--verify", "--no-verify"],
+            "--verify/--no-verify is given twice, and takes one value (Prove on",
+        ),
         # Of the words behind it one is the file.
         (["study", "--only", "A", "B", "s.toml"], "unexpected 's.toml': --only takes one value, and is repeated"),
         (["study", "s.toml", "--only=A", "b c"], "is repeated for each: --only A --only 'b c': see bistil study"),

@@ -76,7 +76,8 @@ class Command(TyperCommand):
         for one in options:
             is_yes = one.is_flag and not one.secondary_opts
             if options.count(one) > 1 and not one.multiple and not is_yes:
-                raise usage_error()(f"{'/'.join([*one.opts, *one.secondary_opts])} is given twice: leave one out", ctx)
+                names, help = "/".join([*one.opts, *one.secondary_opts]), (one.help or "").partition("  \\[")[0]
+                raise usage_error()(f"{names} is given twice, and takes one value ({help}): leave one out", ctx)
         return left
 
 
