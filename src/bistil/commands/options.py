@@ -247,7 +247,6 @@ def takes(**tables: Table) -> Callable[[Callable[..., None]], Callable[..., None
         own = [one for one in signature.parameters.values() if one.name not in tables]
         keys = {f"{table}__{'__'.join(key.path)}": (table, key) for table, one in tables.items() for key in _keys(one)}
         made = [key.parameter(name) for name, (_, key) in keys.items()]
-        flags = {".".join(key.path): key.flag for _, key in keys.values() if not key.is_table} | {"kind": "--task"}
         assignable = any(one.assignable for one in tables.values())
         if assignable:
             made.append(
@@ -257,11 +256,14 @@ def takes(**tables: Table) -> Callable[[Callable[..., None]], Callable[..., None
         @functools.wraps(command)
         def run(**given: Any) -> None:
             values: dict[str, dict[str, Any]] = {table: {} for table in tables}
+            # What `--set` changes is called by its key, as it was typed.
+            flags = {"kind": "--task"}
             for name, (table, key) in keys.items():
                 if (one := given.pop(name)) not in (None, []) and not (
                     one is False and is_dataclass(settled(key.hint))
                 ):
                     _put(values[table], key, key.value(one))
+                    flags[".".join(key.path)] = key.flag
             assignments = given.pop("assignments") if assignable else []
             for table, one in tables.items():
                 if one.assignable:
