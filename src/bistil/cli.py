@@ -7,7 +7,7 @@ from importlib import import_module
 import typer
 
 from bistil._version import __version__
-from bistil.commands.options import FlagsWithoutType, GroupOfFlagsWithoutType, in_new_words
+from bistil.commands.options import Command, Group, in_new_words
 from bistil.errors import BistilError, InputError, one_line
 from bistil.runtime.insides import usage_error
 from bistil.runtime.process import hide_messages, is_verbose, prepare_process, show_all_messages
@@ -26,7 +26,7 @@ app = typer.Typer(
         "Start with `bistil demo --output runs/demo`; for your own language write a recipe with "
         "`bistil init FILE...`, then `bistil run recipe.toml`."
     ),
-    cls=GroupOfFlagsWithoutType,
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -65,7 +65,7 @@ for _name in COMMANDS:
     import_module(f"bistil.commands.{_name}").register(app)
 for _one in (app, *(_group.typer_instance for _group in app.registered_groups)):
     for _command in _one.registered_commands if _one is not None else ():
-        _command.cls = FlagsWithoutType
+        _command.cls = Command
 
 
 def main() -> None:
@@ -80,7 +80,8 @@ def main() -> None:
         command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
         # Without arguments the help has been printed.
         if type(error).__name__ != "NoArgsIsHelpError":
-            _fail(f"{error.format_message().removesuffix('.')}: see {command} --help", 2)  # type: ignore[attr-defined]
+            message = error.format_message().removesuffix(".")  # type: ignore[attr-defined]
+            _fail(f"{message} See {command} --help" if message[-1:] == "?" else f"{message}: see {command} --help", 2)
         sys.exit(2)
     except Exception as error:
         refused = system_refusal(error)

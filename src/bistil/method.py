@@ -21,7 +21,7 @@ from bistil.runs.board import Board
 from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
 from bistil.runs.coverage import Cover
 from bistil.runs.data import Exam, HeldOut, Labelled, LabelledTexts, TargetText, sources_of
-from bistil.runs.folder import Name, RunFolder, check_run_folder
+from bistil.runs.folder import Name, RunFolder, check_run_folder, check_same_run
 from bistil.runs.forecast import Forecast, Forecaster, free_disk
 from bistil.runs.inputs import HELD_OUT, Inputs, check_inputs, keep_held_out, labelled_files
 from bistil.runs.selection import Select
@@ -558,8 +558,7 @@ def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
     first = processes().is_main_process
     check_jobs(jobs)
     if first:
-        check_run_folder(output)
-        check_apart(_written(recipe, output), _read(recipe))
+        check_output(recipe, output)
     inputs = check_inputs(recipe, output)
     if first:
         _check_disk(inputs, output)
@@ -591,6 +590,17 @@ def run_recipe(recipe: Recipe, output: Path, *, jobs: int = 1) -> Summary:
         write_report(summary, output / "report.html", shown=shown, replace=True)
         print_table(summary)
     return summary
+
+
+def check_output(recipe: Recipe, output: Path) -> None:
+    """Before any work: make sure that a recipe's run may be made, or gone on with, in a folder. Nothing is written.
+
+    Raises:
+        InputError: it holds something else or another run, cannot be written, or an input is where a stage writes.
+    """
+    check_run_folder(output)
+    check_apart(_written(recipe, output), _read(recipe))
+    check_same_run(output, _identity(recipe))
 
 
 def forecast_recipe(

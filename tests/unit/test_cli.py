@@ -23,6 +23,25 @@ from bistil.commands.options import RENAMED, in_new_words
         (["run", "x.toml", "--outptu", "y"], "No such option: --outptu"),
         (["demo", "--seed", "x"], "Invalid value for '--seed'"),
         (["sft", "merge"], "see bistil sft merge --help"),
+        (["traim"], "No such command 'traim'. Did you mean 'trim'? See bistil --help"),
+        (["run", "x.toml", "--set"], "requires an argument: see bistil run --help"),
+        (["run", "my", "recipe.toml"], "unexpected 'recipe.toml': leave it out, or quote a name that has spaces"),
+        (
+            ["run", "x.toml", "-o", "a", "--output=b"],
+            "--output/-o is given twice, and takes one value (Folder for the models, records and",
+        ),
+        (
+            ["trim", "-m", "a", "--text", "b", "--verify", "--no-verify"],
+            "--verify/--no-verify is given twice, and takes one value (Prove on",
+        ),
+        # Of the words behind it one is the file.
+        (["study", "--only", "A", "B", "s.toml"], "unexpected 's.toml': --only takes one value, and is repeated"),
+        (["study", "s.toml", "--only=A", "b c"], "is repeated for each: --only A --only 'b c': see bistil study"),
+        (["study", "s.toml", "--table", "--dry-run"], "--table is of what is done"),
+        (["study", "s.toml", "--table"], "--output is missing: name the study's folder"),
+        # Of a setting the option's name is said.
+        (["finetune", "-m", "a", "--train", "b", "-o", "c", "--task", "ner"], "error: --task is 'ner'; it must be"),
+        (["trim", "-m", "a", "--text", "b", "-o", "c", "--vocabulary-size", "x"], "error: --vocabulary-size is 'x'"),
     ],
 )
 def test_wrong_use_is_one_line(command_line, arguments, message):
@@ -66,7 +85,11 @@ def test_quiet_leaves_results_and_errors_and_verbose_says_where_an_error_comes_f
     assert "exclude each other" in command_line("-q", "-v", "licences")[2]
 
 
-@pytest.mark.parametrize("path", [[], ["run"], ["distill"], ["sft", "merge"]], ids=" ".join)
+def test_a_flag_may_be_said_twice(command_line, tmp_path):
+    assert "cannot read recipe" in command_line("run", tmp_path / "none.toml", "--check", "--check")[2]
+
+
+@pytest.mark.parametrize("path", [[], ["run"], ["distill"], ["sft"], ["sft", "merge"]], ids=" ".join)
 def test_help_shows_no_type_beside_a_flag(path):
     shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
     assert "--help" in shown and "bool" not in shown.lower()
@@ -89,6 +112,58 @@ def test_the_helps_are_of_all_commands():
 def test_every_help_says_what_to_type(path):
     shown = " ".join(CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output.split())
     assert re.search(rf"Example[^:]*: bistil {' '.join(path)} ", shown)
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_help_shows_all_there_is_at_80_columns(path):
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).output
+    # A sum of styles between brackets or a name's end would be lost in silence.
+    assert "--help" in shown and "\N{HORIZONTAL ELLIPSIS}" not in shown
+    options = [name for one in parameters(path) if one.param_type_name == "option" for name in one.opts]
+    narrow = re.sub(r"[^\w<>|\[\]-]", "", shown)
+    assert all(name[:12] in narrow for name in options)
+
+
+@pytest.mark.parametrize(
+    ("path", "default"),
+    [
+        (["run"], "runs/NAME, after the recipe"),
+        (["study"], "its folder"),
+        (["benchmark"], "128"),
+        (["distill"], "auto"),
+    ],
+    ids=str,
+)
+def test_defaults_that_are_words_are_shown(path, default):
+    shown = " ".join(CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output.split())
+    assert f"[default: {default}]" in shown
+
+
+def parameters(path):
+    command = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    return command.params
+
+
+def repeatable():
+    for path in commands():
+        for one in parameters(path):
+            if getattr(one, "multiple", False) and all(other.nargs == 1 for other in parameters(path)):
+                yield pytest.param(path, max(one.opts, key=len), id=f"{' '.join(path)} {one.name}")
+
+
+@pytest.mark.parametrize(("path", "flag"), list(repeatable()))
+def test_two_values_behind_an_option_that_is_repeated(command_line, path, flag):
+    words = []
+    for one in parameters(path):
+        if one.param_type_name == "argument":
+            words.append("1")
+        elif one.required and flag not in one.opts:
+            words += [one.opts[0], "1"]
+    code, _, said = command_line(*path, *words, flag, "1", "2")
+    assert code == 2 and said.count("\n") == 1
+    assert f"unexpected '2': {flag} takes one value, and is repeated for each: {flag} 1 {flag} 2" in said
 
 
 def test_a_full_disk_is_one_line(command_line, tmp_path):
@@ -140,9 +215,9 @@ def folder(tmp_path_factory):
     ("options", "message"),
     [
         (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--batch-size", "0"], "batch_size is 0"),
-        (["--learning-rate", "nan"], "learning_rate is nan; it must be above 0"),
-        (["--block-length", "0"], "block_length is 0; it must be at least 4"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--learning-rate", "nan"], "--learning-rate is nan; it must be above 0"),
+        (["--block-length", "0"], "--block-length is 0; it must be at least 4"),
         (["--block-length", "141"], "block_length is 141, but the model has 140 positions"),
         (["--set", "training.batch_sise=2"], "did you mean 'batch_size'"),
         (["--spread", "first"], "give --depth too"),
@@ -157,7 +232,8 @@ def folder(tmp_path_factory):
 def test_distill_refuses_in_one_line_and_leaves_nothing(command_line, folder, monkeypatch, options, message):
     monkeypatch.chdir(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    standard = ["--teacher", "model", "--text", "en=en.txt", "--text", "sw=sw.txt", "--output", "out"]
+    standard = ["--teacher", "model", "--text", "en=en.txt", "--text", "sw=sw.txt"]
+    standard += [] if "--output" in options else ["--output", "out"]
     code, _, said = command_line("distill", *standard, *options)
     assert code == 2 and said.count("\n") == 1 and message in said
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -30,7 +30,8 @@ def folder(tmp_path):
 
 
 def finetune(folder, output, *options):
-    command = ["finetune", "-m", folder / "model", "--task", TAGS, "--train", folder / "train.txt", "-o", output]
+    command = ["finetune", "-m", folder / "model", "--train", folder / "train.txt", "-o", output]
+    command += [] if "--task" in options else ["--task", TAGS]
     result = CliRunner().invoke(app, list(map(str, [*command, *options])), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads((output / "bistil.json").read_text()), result

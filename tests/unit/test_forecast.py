@@ -15,6 +15,7 @@ from tiny_recipe import RECIPE, write_recipe
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from bistil.commands.run import say_what_next
 from bistil.distillation.module import Distiller
 from bistil.distillation.student import make_student
 from bistil.errors import InputError, RecipeError
@@ -253,6 +254,28 @@ def test_a_run_without_an_output_goes_to_a_folder_after_its_name(tmp_path, comma
     assert code == 0 and outputs == [Path("runs") / folder]
     assert said == f"[bistil] the run's folder is runs/{folder}; --output names another\n"
     assert out == f"next: bistil predict runs/{folder}/students/lrf2 FILE\n"
+
+
+def test_a_check_refuses_the_folders_that_a_run_refuses(recipe_folder, finished, tmp_path, command_line):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    cases = [("mine", [], "holds no run of bistil"), ("file", [], "file"), (finished, ["--seed", "5"], "another run")]
+    for folder, more, message in cases:
+        words = ["run", recipe_folder / "recipe.toml", "--output", tmp_path / folder, *more]
+        code, out, said = command_line(*words, "--check")
+        assert code == 2 and not out and said.count("\n") == 1 and message in said
+        assert command_line(*words)[2] == said
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "mine"]
+
+
+def test_what_to_type_next_is_quoted(capsys):
+    say_what_next(Path("runs/my run"), "lrf2")
+    say_what_next(Path("runs/my run"), "lrf2", task=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "next: bistil predict 'runs/my run/students/lrf2' FILE",
+        "next: bistil finetune --model 'runs/my run/phase1/lrf2' --task KIND --train FILE --output DIR",
+    ]
 
 
 def test_a_verdict_says_what_is_wrong_and_what_is_done_again(tmp_path, monkeypatch):

@@ -264,15 +264,22 @@ def test_squad_and_treebanks(init):
         (["train.en.jsonl", "--budget", "soon"], ("en.txt", "swahili.txt"), "soon"),
         (["en.txt"], ("en.txt", "swahili.txt"), "given twice"),
         (["gone.txt"], ("en.txt", "swahili.txt"), "cannot read gone.txt"),
+        (["."], ("en.txt", "swahili.txt"), ". is a folder: name the files in it, such as ./*"),
+        ([], ("swahili.txt",), "all files are of sw: give plain text of the language that the model is for and of the"),
+        ([], ("en.txt", "my corpus.txt"), "--language 'my corpus.txt=CODE'"),
+        (["--language", "en.txt=en", "corpus.txt=sw"], ("en.txt", "corpus.txt"), "such as --language corpus.txt=sw"),
+        (["train.en.tsv", "test.sw.tsv"], ("en.txt", "swahili.txt"), "a table's first line names its columns"),
         (["empty.en.txt"], ("en.txt", "swahili.txt"), "empty.en.txt is empty"),
         (["header.en.tsv", "--task", "sequence-classification"], ("en.txt", "swahili.txt"), "header.en.tsv has no"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_guessed_is_one_line_and_nothing_is_written(init, words, text, said):
-    for name in ("corpus.txt", "hau.txt"):
+    for name in ("corpus.txt", "hau.txt", "my corpus.txt"):
         Path(name).write_text("\n".join(MORE))
     Path("empty.en.txt").write_text("\n")
     Path("header.en.tsv").write_text("text\tlabel\n")
+    for name, lines in {"train.en.tsv": ENGLISH, "test.sw.tsv": SWAHILI}.items():
+        Path(name).write_text("".join(f"{line}\t{'ab'[i % 2]}\n" for i, line in enumerate(lines)))
     for name in ("a.en.jsonl", "b.en.jsonl", "train.en.jsonl", "test.jsonl", "test.sw.jsonl", "train.sw.jsonl"):
         Path(name).write_text(rows(ENGLISH))
     Path("train.en.conll").write_text(conll(ENGLISH, capitals("PER")))
@@ -310,6 +317,13 @@ def test_an_edited_recipe_is_not_replaced(init):
         stream.write("seed = 1\n")
     code, _, err = init("--force")
     assert code == 2 and "bistil did not make it" in err
+
+
+def test_what_is_printed_to_type_next_is_quoted(init):
+    Path("my text.sw.txt").write_text(Path("swahili.txt").read_text().replace("\n", "\r\n"), newline="")
+    code, out, err = init("--output", "my recipe.toml", text=("en.txt", "my text.sw.txt"))
+    assert (code, err) == (0, "") and "next: bistil run 'my recipe.toml' --check" in out
+    assert load_recipe(Path("my recipe.toml")).target == "sw"
 
 
 def test_paths_are_relative_to_the_recipe(folder, init):

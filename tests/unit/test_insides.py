@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -354,6 +355,33 @@ def test_a_wrong_command_line_raises_typer_s_usage_error():
             app(arguments, standalone_mode=False)
         assert error.value.format_message() and hasattr(error.value, "ctx"), "cli.main makes one line of it"
     assert insides.usage_error() is not Exception and not issubclass(OSError, insides.usage_error())
+
+
+def test_typer_s_parser_says_what_was_given_and_how_often():
+    app = typer.Typer()
+
+    @app.command()
+    def command(word: str, many: Annotated[list[str], typer.Option()], number: int = 0) -> None:
+        del word, number, many
+
+    made = typer.main.get_command(app)
+    words = ["a", "--number", "1", "--many", "b", "--number=2"]
+    given = insides.words_given(made, typer.Context(made), words)
+    assert [one.name for one in given if one.param_type_name == "option"] == ["number", "many", "number"]
+    assert [one.multiple for one in given if one.name == "many"] == [True]
+    assert len(words) == 6, "the words are left as they were"
+
+
+def test_long_names_of_options_are_broken_and_not_cut_off():
+    from rich.text import Text
+    from typer import rich_utils
+
+    before = rich_utils.highlighter, rich_utils.negative_highlighter
+    with insides.long_names_folded():
+        for highlight in (rich_utils.highlighter, rich_utils.negative_highlighter):
+            assert isinstance(highlight("--name"), Text) and highlight("--name").overflow == "fold"
+    assert before == (rich_utils.highlighter, rich_utils.negative_highlighter)
+    assert before[0]("--name").overflow is None
 
 
 def test_safetensors_says_what_the_system_refused(tmp_path):

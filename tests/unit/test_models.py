@@ -75,6 +75,19 @@ def test_a_misspelt_name_is_answered_at_once_with_the_nearest(tmp_path, monkeypa
         resolve_model(f"{tmp_path}/teachr")
 
 
+@pytest.mark.parametrize("inner", ["students/lrf2", "phase1/lrf2", "lrf2"])
+def test_a_folder_of_models_is_no_model_but_names_one(tmp_path, inner):
+    with pytest.raises(ArtefactError, match=r"holds no model: config\.json is missing"):
+        resolve_model(str(tmp_path))
+    (tmp_path / inner).mkdir(parents=True)
+    (tmp_path / inner / "config.json").write_text("{}")
+    (tmp_path / "task-teacher").mkdir()
+    (tmp_path / "task-teacher" / "config.json").write_text("{}")
+    with pytest.raises(ArtefactError) as error:
+        resolve_model(str(tmp_path))
+    assert str(error.value).endswith(f"no model itself, but others: name one of them, such as {tmp_path / inner}")
+
+
 def test_packaged_teacher_has_a_name(monkeypatch, tmp_path):
     monkeypatch.setattr("bistil.models.names.e5_small_folder", lambda: tmp_path)
     assert resolve_model("e5-small") == str(tmp_path)

@@ -638,6 +638,16 @@ def test_the_command_writes_a_stream_or_a_file_with_its_record(models, tmp_path,
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_who_types_is_told_how_to_end(models, command_line, monkeypatch, is_typed):
+    typed = io.TextIOWrapper(io.BytesIO(f"{TEXTS[0]}\n".encode()))
+    typed.isatty = lambda: is_typed
+    monkeypatch.setattr(sys, "stdin", typed)
+    code, out, said = command_line("predict", models / TAGS, "--format", "jsonl")
+    assert code == 0 and json.loads(out)["text"] == TEXTS[0]
+    assert ("Ctrl-D ends it" in said) == is_typed
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes")
 def test_lines_are_answered_as_they_come_until_nobody_listens(models):
     """The second line is written after the first was answered; then the reader goes away."""

@@ -77,6 +77,11 @@ def test_merge_on_another_base(folders):
     call(*arguments, "--force-sfts", "--force")
 
 
+def test_a_model_is_no_sparse_fine_tuning(folders):
+    with pytest.raises(ArtefactError, match=r"base is no sparse fine-tuning: sft_config\.json is missing"):
+        call("sft", "inspect", folders / "base")
+
+
 @pytest.mark.parametrize("architecture", ["pipeline", "utils", "BertConfig", "NoSuchModel"])
 def test_an_architecture_that_is_no_model_is_refused(folders, architecture):
     path = folders / "task/sft_config.json"

@@ -16,6 +16,7 @@ from bistil.errors import RecipeError
 from bistil.runs.cost import Kind
 from bistil.runs.data import TargetText
 from bistil.runs.stages import Exchange, FineTune, Headed, Restore
+from bistil.settings.recipe import load_recipe
 from bistil.settings.schema import Phase1Settings, StudentSettings, TrainingSettings
 from bistil.settings.study import PRESETS, SYSTEMS, Variant, load_study
 from bistil.study import Only, Point, Study, jobs, study_at
@@ -352,6 +353,16 @@ def test_bad_files_are_one_line(old, new, message, tmp_path):
     with pytest.raises(RecipeError) as error:
         load_study(file)
     assert message in str(error.value) and "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_recipe_and_a_study_are_told_apart(tmp_path):
+    recipe, study = tmp_path / "recipe.toml", tmp_path / "study.toml"
+    recipe.write_text('teacher = "e5-small"\nsource = "en"\ntarget = "sw"\n')
+    study.write_text(changed("[targets]", "[targets]"))
+    with pytest.raises(RecipeError, match=r"recipe.toml is a recipe, not a study: `bistil run` takes it"):
+        load_study(recipe)
+    with pytest.raises(RecipeError, match=r"study.toml is a study, not a recipe: `bistil study` takes it"):
+        load_recipe(study)
 
 
 def test_presets_say_how_each_system_is_made_and_files_change_that(tmp_path):

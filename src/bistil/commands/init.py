@@ -1,12 +1,13 @@
 """`bistil init`: a recipe out of one's files."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bistil.commands.options import pairs
-from bistil.errors import printable
+from bistil.errors import InputError, printable
 from bistil.settings.recipe import Recipe, help_of
 from bistil.settings.schema import TaskSettings
 
@@ -57,6 +58,8 @@ def register(app: typer.Typer) -> None:
         from bistil.drafting.draft import Told
         from bistil.runtime.artefacts import claim
 
+        for file in files:
+            _require_file(file)
         claim(files=[output], inputs=files, force=force)
         told = Told(
             source=source,
@@ -71,4 +74,13 @@ def register(app: typer.Typer) -> None:
         for line in draft.lines():
             typer.echo(printable(line))
         typer.echo(f"{output}: {draft.kind or 'phase 1 alone'}, {draft.source} to {draft.target}")
-        typer.echo(f"next: bistil run {output} --check")
+        typer.echo(f"next: bistil run {shlex.quote(str(output))} --check")
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is likely to be typed in place of a file's name."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the files in it, such as {shlex.quote(str(path))}/*")
+    name, sign, value = str(path).partition("=")
+    if sign and not path.exists() and Path(name).exists():
+        raise InputError(f"there is no file {path}: repeat the option for each, such as --language {name}={value}")

@@ -3,14 +3,17 @@
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from bistil.errors import InputError
+from bistil.errors import InputError, RecipeError
+from bistil.runtime.insides import long_names_folded, usage_error, words_given
 from bistil.settings.parsing import assigned, plain_value, settled
 from bistil.settings.recipe import Recipe
 from bistil.settings.schema import MOST_SEED, help_of
@@ -46,25 +49,68 @@ RENAMED = {
 WITH_DENSE = {"--dense-epochs": ["--epochs"]}
 
 
-class FlagsWithoutType(TyperCommand):
-    """A command whose help shows no type beside a flag, which takes no value."""
+class Command(TyperCommand):
+    """A command whose help shows all there is to read, and which takes no word that would have no effect."""
 
     def get_params(self, ctx: Any) -> Any:
-        return _without_type(super().get_params(ctx))
+        return _readable(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with long_names_folded():
+            super().format_help(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        # What is left over is refused here, where it can be said what to type.
+        ctx.allow_extra_args = True
+        try:
+            left = super().parse_args(ctx, args)
+        except usage_error() as error:
+            if getattr(error, "ctx", None) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+        options = [one for one in words_given(self, ctx, words) if one.param_type_name == "option"]
+        if left:
+            repeatable = {name for one in self.get_params(ctx) if getattr(one, "multiple", False) for name in one.opts}
+            raise usage_error()(_unexpected(left, words, repeatable), ctx)
+        for one in options:
+            is_yes = one.is_flag and not one.secondary_opts
+            if options.count(one) > 1 and not one.multiple and not is_yes:
+                names, help = "/".join([*one.opts, *one.secondary_opts]), (one.help or "").partition("  \\[")[0]
+                raise usage_error()(f"{names} is given twice, and takes one value ({help}): leave one out", ctx)
+        return left
 
 
-class GroupOfFlagsWithoutType(TyperGroup):
+class Group(TyperGroup):
     """The same of a command with commands."""
 
     def get_params(self, ctx: Any) -> Any:
-        return _without_type(super().get_params(ctx))
+        return _readable(super().get_params(ctx))
 
 
-def _without_type(parameters: Any) -> Any:
+def _readable(parameters: Any) -> Any:
+    """Parameters whose help shows no type beside a flag, which takes no value, and is no rich text."""
     for one in parameters:
         if getattr(one, "is_flag", False) and one.metavar is None:
             one.metavar = ""
+        if getattr(one, "help", None):
+            # A bracket would begin a style; this is done each time that somebody asks for the parameters.
+            one.help = re.sub(r"(?<!\\)\[", r"\\[", one.help)
     return parameters
+
+
+def _unexpected(left: Sequence[str], words: Sequence[str], repeatable: Collection[str]) -> str:
+    """That words are left over; behind an option that may be repeated, that it is to be."""
+    said = f"unexpected {' '.join(map(repr, left))}"
+    before = words[: words.index(left[0]) + 1]
+    place = max((place for place, word in enumerate(before) if len(word) > 1 and word.startswith("-")), default=None)
+    if place is not None:
+        name, sign, value = before[place].partition("=")
+        values = [*([value] if sign else []), *before[place + 1 :]]
+        if name in repeatable:
+            again = " ".join(f"{name} {shlex.quote(one)}" for one in values[:2])
+            return f"{said}: {name} takes one value, and is repeated for each: {again}"
+    return f"{said}: leave it out, or quote a name that has spaces"
 
 
 def in_new_words(words: Sequence[str]) -> list[str]:
@@ -155,8 +201,7 @@ class _Key:
         option = typer.Option(
             ... if self.default is MISSING else False if annotation is bool else None,
             *declared,
-            # In rich text a bracket would begin a style.
-            help=help.replace("[", r"\["),
+            help=help,
             metavar=metavar,
             show_default=False,
             rich_help_panel=f"Options of {self.path[-2]}" if len(self.path) > 1 else None,
@@ -211,22 +256,35 @@ def takes(**tables: Table) -> Callable[[Callable[..., None]], Callable[..., None
         @functools.wraps(command)
         def run(**given: Any) -> None:
             values: dict[str, dict[str, Any]] = {table: {} for table in tables}
+            # What `--set` changes is called by its key, as it was typed.
+            flags = {"kind": "--task"}
             for name, (table, key) in keys.items():
                 if (one := given.pop(name)) not in (None, []) and not (
                     one is False and is_dataclass(settled(key.hint))
                 ):
                     _put(values[table], key, key.value(one))
+                    flags[".".join(key.path)] = key.flag
             assignments = given.pop("assignments") if assignable else []
             for table, one in tables.items():
                 if one.assignable:
                     values[table] = assigned(one.settings, values[table], assignments)
-            command(**given, **values)
+            try:
+                command(**given, **values)
+            except RecipeError as error:
+                raise RecipeError(_of_option(str(error), command.__name__, flags)) from error
 
         run.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in (*own, *made)}
         return run
 
     return decorate
+
+
+def _of_option(message: str, command: str, flags: Mapping[str, str]) -> str:
+    """What settings say of a key, of the option that gave it."""
+    found = re.match(rf"bistil {command}(?: --\w+)?\.([\w.]+)", message)
+    flag = found and flags.get(found[1])
+    return f"{flag}{message[found.end() :]}" if found and flag else message
 
 
 def _keys(table: Table) -> Iterator[_Key]:

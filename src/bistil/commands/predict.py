@@ -1,5 +1,6 @@
 """`bistil predict`: what a finished model says of texts."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from bistil.commands.options import DEVICE, TASK_KIND, THREADS, WINDOW, pairs
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["text", "words", "conll", "conllu", "jsonl", "tsv", "csv"]
 Format = Literal["conll", "conllu", "jsonl", "tsv", "csv"]
@@ -74,7 +77,10 @@ def register(app: typer.Typer) -> None:
         from bistil.prediction.predictor import Wanted
 
         wanted = Wanted(threshold=threshold, n_best=n_best, sentences=sentences, unanswerable=unanswerable)
+        is_typed = str(file) == "-" and sys.stdin is not None and sys.stdin.isatty()
         predictor = load(model, task=task, max_length=max_length, device=device, threads=threads)
+        if is_typed:
+            logger.info("reading what is typed, line by line; Ctrl-D ends it (bistil predict MODEL FILE reads a file)")
         try:
             result = predict_file(
                 predictor,

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ def register(app: typer.Typer) -> None:
             resolved = on_device(resolved, parse(TrainingSettings, values, "bistil run").device)
         folder = output or _folder_for(resolved, recipe)
         where = f"the run's folder is {folder}" + ("" if output else "; --output names another")
-        from bistil.method import forecast_recipe, run_recipe
+        from bistil.method import check_output, forecast_recipe, run_recipe
         from bistil.runs.inputs import check_inputs
 
         if check:
+            check_output(resolved, folder)
             inputs = check_inputs(resolved, folder)
             for line in (*inputs.lines(), where):
                 typer.echo(printable(line))
@@ -93,6 +95,7 @@ def say_what_next(output: Path, student: str, *, task: bool = True) -> None:
     if (output / "report.html").is_file():
         typer.echo(f"report: {output / 'report.html'}")
     if task:
-        typer.echo(f"next: bistil predict {output / 'students' / student} FILE")
+        typer.echo(f"next: bistil predict {shlex.quote(str(output / 'students' / student))} FILE")
     else:
-        typer.echo(f"next: bistil finetune --model {output / 'phase1' / student} --task KIND --train FILE --output DIR")
+        model = shlex.quote(str(output / "phase1" / student))
+        typer.echo(f"next: bistil finetune --model {model} --task KIND --train FILE --output DIR")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from bistil.commands.options import Group
 from bistil.errors import printable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ FORCE_SFTS = typer.Option(False, "--force-sfts", help="Go on although an SFT was
 def register(app: typer.Typer) -> None:
     group = typer.Typer(
         help="Sparse fine-tunings: inspect, merge, compose, compare, convert, push. SFTs are folders or hub names.",
+        cls=Group,
         no_args_is_help=True,
     )
     group.command()(inspect)

@@ -46,14 +46,17 @@ def register(app: typer.Typer) -> None:
         """
         if slurm and not print_jobs:
             raise InputError("--slurm says how --print-jobs prints: add --print-jobs")
+        if table and (dry_run or print_jobs):
+            raise InputError("--table is of what is done, --dry-run and --print-jobs of what is to do: leave one out")
+        if table and output is None:
+            raise InputError("--output is missing: name the study's folder, whose table it is")
         if output is None and not (dry_run or print_jobs):
             raise InputError("--output is missing: name a folder for the study, or add --dry-run")
         if ray is None and (cpus, gpus) != (1.0, 0.0):
             raise InputError("--cpus and --gpus say what a stage of --ray takes: add --ray ADDRESS")
         if ray is not None and jobs > 1:
             raise InputError("--ray and --jobs are two ways to make stages side by side: leave one out")
-        if table:
-            assert output is not None
+        if table and output is not None:
             from bistil.report.study_page import present
 
             present(output)

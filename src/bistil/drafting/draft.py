@@ -1,5 +1,6 @@
 """From files to the parts of a recipe, with the reasons; what cannot be told is asked for."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,12 @@ def draft_recipe(files: Sequence[Path], told: Told) -> Draft:
         given.append(one)
     texts, labelled = [one for one in given if not one.labelled], [one for one in given if one.labelled]
     _require_languages(texts)
+    if len({one.language for one in given if one.language is not None}) == 1 and told.source is None:
+        only = next(one.language for one in given if one.language is not None)
+        raise InputError(
+            f"all files are of {only}: give plain text of the language that the model is for and of the one with "
+            "labels, English mostly, or say whose a file is with --language FILE=CODE"
+        )
     source, target = _pair(texts, labelled, told)
     draft = Draft(
         source=source,
@@ -138,12 +145,18 @@ def _by_file(named: Mapping[str, str], files: Sequence[Path], flag: str) -> dict
     return found
 
 
+def _quoted(file: object, value: str) -> str:
+    """FILE=VALUE as it is typed: names may have spaces."""
+    return shlex.quote(f"{file}={value}")
+
+
 def _require_languages(texts: Sequence[Given]) -> None:
     unknown = [str(one.path) for one in texts if one.language is None]
     if unknown:
         more = f" (and {', '.join(unknown[1:])})" if unknown[1:] else ""
         raise InputError(
-            f"the name does not say whose text {unknown[0]}{more} is: say it with --language {unknown[0]}=CODE"
+            f"the name does not say whose text {unknown[0]}{more} is: say it with --language "
+            f"{_quoted(unknown[0], 'CODE')}"
         )
 
 
@@ -200,12 +213,12 @@ def _add_task(draft: Draft, labelled: Sequence[Given], told: Told) -> None:
             if named and one.part not in ("train", "dev"):
                 raise InputError(
                     f"the name does not say of which language {one.path} is, as those of others do: say it with "
-                    f"--language {one.path}=CODE"
+                    f"--language {_quoted(one.path, 'CODE')}"
                 )
             one.language = draft.source
             draft.open.append(
                 f"{one.path}: the name says no language, so it is taken for the source's (--language "
-                f"{one.path}=CODE says another)"
+                f"{_quoted(one.path, 'CODE')} says another)"
             )
     used = [one for one in labelled if one.language in (draft.source, draft.target)]
     for one in labelled:
@@ -264,7 +277,7 @@ def _share_out(draft: Draft, used: Sequence[Given]) -> None:
         more = f" (and {', '.join(unknown[1:])})" if unknown[1:] else ""
         raise InputError(
             f"the name does not say whether {unknown[0]}{more} is for training, choosing or testing: say it with "
-            f"--part {unknown[0]}=train (or dev, or test)"
+            f"--part {_quoted(unknown[0], 'train')} (or dev, or test)"
         )
     draft.train = [one for one in of_source if one.part == "train"]
     draft.dev = [one for one in of_source if one.part == "dev"]

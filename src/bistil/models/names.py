@@ -81,6 +81,11 @@ def what_else(folder: Path, name: str) -> str:
         )
     if (folder / "adapter_config.json").is_file():
         return "an adapter, not a model: merge it into its base first"
+    # A run's folder, phase 1's, or any folder of models.
+    for place in ("students/*", "phase1/*", "*"):
+        with suppress(OSError):
+            for one in sorted(folder.glob(f"{place}/config.json")):
+                return f"no model itself, but others: name one of them, such as {one.parent}"
     return "no model: config.json is missing"
 
 

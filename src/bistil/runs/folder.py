@@ -102,6 +102,22 @@ def check_run_folder(folder: Path) -> None:
         )
 
 
+def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make sure that a folder which holds a run holds this one.
+
+    Raises:
+        InputError: it holds another.
+    """
+    mark = folder / "run.json"
+    known = _identity(mark) if mark.exists() else identity
+    other = [key for key in identity if known.get(key) != identity[key]]
+    if other:
+        raise InputError(
+            f"{folder} holds another run ({other[0]} is {known.get(other[0])!r} there and "
+            f"{identity[other[0]]!r} here): name another output folder or remove it"
+        )
+
+
 class RunFolder:
     """The output folder of a run or a study; a context manager.
 
@@ -173,13 +189,7 @@ class RunFolder:
         if not mark.exists():
             write_json(mark, {"identity": identity})
             return
-        known = _identity(mark)
-        other = [key for key in identity if known.get(key) != identity[key]]
-        if other:
-            raise InputError(
-                f"{folder} holds another run ({other[0]} is {known.get(other[0])!r} there and "
-                f"{identity[other[0]]!r} here): name another output folder or remove it"
-            )
+        check_same_run(folder, identity)
 
     def __enter__(self) -> "RunFolder":
         return self

@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -567,6 +567,39 @@ def usage_error() -> type[Exception]:
     import typer
 
     return typer.BadParameter.__mro__[1]
+
+
+def words_given(command: Any, context: Any, words: Sequence[str]) -> list[Any]:
+    """The parameters of a command that its words give, once per time that they do: the order of Typer's parser."""
+    _, _, given = command.make_parser(context).parse_args(args=list(words))
+    return list(given)
+
+
+@contextmanager
+def long_names_folded() -> Iterator[None]:
+    """Within it Typer's help breaks the name of an option that is too long for its column; it cuts it off.
+
+    The help is made of what two highlighters of `typer.rich_utils` give, texts of rich.
+    """
+    from typer import rich_utils
+
+    def folded(highlight: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def made(text: Any) -> Any:
+            shown = highlight(text)
+            shown.overflow = "fold"
+            return shown
+
+        return made
+
+    names = ("highlighter", "negative_highlighter")
+    before = {name: getattr(rich_utils, name) for name in names}
+    for name, highlight in before.items():
+        setattr(rich_utils, name, folded(highlight))
+    try:
+        yield
+    finally:
+        for name, highlight in before.items():
+            setattr(rich_utils, name, highlight)
 
 
 def system_error_number(error: Exception) -> int | None:

@@ -259,7 +259,10 @@ def load_recipe(
     """
     if path.suffix == ".json":
         return _recorded(path, assignments, trust_code=trust_code)
-    values, defaults = _with_preset(assigned(Recipe, load_toml(path), assignments), str(path))
+    read = load_toml(path)
+    if {"systems", "variants", "targets"} & read.keys():
+        raise RecipeError(f"{path} is a study, not a recipe: `bistil study` takes it")
+    values, defaults = _with_preset(assigned(Recipe, read, assignments), str(path))
     recipe = parse(Recipe, values, str(path), defaults=defaults)
     require_trust(recipe, trust_code=trust_code, where=str(path))
     base = (folder or path.parent).absolute()

@@ -421,6 +421,8 @@ def load_study(file: Path) -> StudySettings:
         RecipeError: unreadable file, unknown key, wrong type, a name that nothing or that two things have.
     """
     own = load_toml(file)
+    if "target" in own:
+        raise RecipeError(f"{file} is a recipe, not a study: `bistil run` takes it")
     common = file.with_name(COMMON)
     tables = {"systems": own.pop("systems", {}), "variants": own.pop("variants", {})}
     for name, table in tables.items():

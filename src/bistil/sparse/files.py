@@ -51,6 +51,8 @@ def read_files(folder: Path, name: str) -> Parts:
     Raises:
         ArtefactError: missing or damaged files.
     """
+    if not (folder / CONFIG).exists():
+        raise ArtefactError(f"{name} is no sparse fine-tuning: {CONFIG} is missing")
     config = _read_config(folder / CONFIG)
     tensors = read_tensors(folder / TENSORS)
     shapes: Mapping[str, list[int]] = config["shapes"]

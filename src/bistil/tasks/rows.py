@@ -143,7 +143,8 @@ def check_named(rows: Sequence[tuple[int, Row]], path: Source, how: Reading) -> 
     named = [*(column for name, column in how.columns.items() if name != "ignore"), *sorted(how.ignored)]
     for column in named:
         if column not in known:
-            raise InputError(f"{path} has no column {column!r}; found: {', '.join(known)}")
+            header = "; a table's first line names its columns" if is_table(path) else ""
+            raise InputError(f"{path} has no column {column!r}; found: {', '.join(known)}{header}")
 
 
 def text_columns(rows: Sequence[tuple[int, Row]]) -> list[str]:
