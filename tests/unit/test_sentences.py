@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 import bistil
 from bistil.errors import ArtefactError, InputError
 from bistil.export.folder import export_model
+from bistil.measuring.benchmark import benchmark
 from bistil.models.sentences import E5, SentenceForm, sentence_form, write_sentence_form
 from bistil.runtime.artefacts import RECORD
 from bistil.vocabulary import trim_vocabulary
@@ -129,6 +130,10 @@ def test_exported_vectors(place, tmp_path, engine, command_line):
     assert code == 0 and "cosine of the int8 vectors of 12 texts" in said
     close = bistil.load(tmp_path / "int8").encode(TEXTS)
     assert np.abs(close - exact).max() > 0 and (close * exact).sum(axis=1).min() > 0.98
+    measured = benchmark({"here": folder, "int8": tmp_path / "int8"}, texts=TEXTS, lengths=[8], rounds=1)
+    assert [(row.engine, row.vocabulary) for row in measured.values()] == [
+        ("pytorch", measured["here"].vocabulary), (engine, measured["here"].vocabulary)
+    ]  # fmt: skip
     # Where the folder does not say it, the command does.
     bare = tmp_path / "bare"
     tiny.save(tiny.model(layers=4), bare)

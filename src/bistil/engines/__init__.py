@@ -46,14 +46,28 @@ def open_engine(folder: Path, task: Task, *, device: str | None = None, threads:
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"the model cannot be put on the device {place!r}: {first_line(error)}") from error
         return TorchEngine(model)
+    if device not in (None, "auto", "cpu"):
+        raise InputError(
+            f"device is {device!r}, but {folder} is an exported model, which runs on the CPU: leave it out"
+        )
+    return open_exported(folder, threads=threads)
+
+
+def open_exported(folder: Path, *, threads: int | None = None) -> Engine:
+    """An exported model, ready to run, whatever it is for.
+
+    Args:
+        threads: None: as many as PyTorch is set to.
+
+    Raises:
+        ArtefactError: the folder is damaged, or holds no exported model.
+        MissingExtraError: its engine is not installed.
+    """
+    name = engine_of(folder)
     if name not in EXPORTED:
         raise ArtefactError(
             f"{folder} was exported for the engine {name!r}, which this version does not know (it knows "
             f"{', '.join(EXPORTED)}): export it again, or use a newer bistil"
-        )
-    if device not in (None, "auto", "cpu"):
-        raise InputError(
-            f"device is {device!r}, but {folder} is an exported model, which runs on the CPU: leave it out"
         )
     check_product(folder)
     engine: Engine = EXPORTED[name](folder, threads=threads)

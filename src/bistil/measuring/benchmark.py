@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from bistil._version import __version__
-from bistil.engines import open_engine
+from bistil.engines import open_exported
 from bistil.errors import ArtefactError, InputError
 from bistil.measuring.energy import counters, metered
 from bistil.models.exported import exported_record
@@ -36,7 +36,6 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.runtime.insides import attention_kind
 from bistil.runtime.ownership import writer
 from bistil.runtime.quiet import kept_threads, quiet_transformers
-from bistil.tasks import get_task
 from bistil.tasks.batches import Engine, TorchEngine
 from bistil.tasks.words import encode_words, split_words
 
@@ -158,9 +157,8 @@ def open_model(folder: Path, *, threads: int | None = None) -> tuple[Engine, Any
         ArtefactError: the folder holds no model or a damaged one.
         MissingExtraError: the engine of an exported model is not installed.
     """
-    record = exported_record(folder)
-    if record is not None:
-        return open_engine(folder, get_task(str(record.get("task"))), threads=threads), _shape_of(folder, "meta")
+    if exported_record(folder) is not None:
+        return open_exported(folder, threads=threads), _shape_of(folder, "meta")
     model = load_for_inference(folder)
     return TorchEngine(model), model
 
