@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -57,35 +58,22 @@ def feed_of(session: onnxruntime.InferenceSession, tokens: int) -> dict[str, np.
     return {one.name: values.get(one.name, np.zeros_like(ids)) for one in session.get_inputs()}
 
 
-def profiled(model: Path, tokens: int) -> tuple[dict[str, float], float]:
-    """Milliseconds of a pass by kind of operator, and the operations of its products in those of MatMul kinds, in 1e9.
-
-    QAttention holds the product that gives queries, keys and values, and the attention itself: its operations are not
-    counted, and neither is its time where rates are.
-    """
+def profiled(model: Path, tokens: int) -> dict[str, float]:
+    """Milliseconds of a pass by kind of operator."""
     with tempfile.TemporaryDirectory() as folder:
         session = session_of(str(model), profile=Path(folder) / "profile")
         feed = feed_of(session, tokens)
-        for _ in range(WARM):
-            session.run(None, feed)
-        for _ in range(ROUNDS):
+        for _ in range(WARM + ROUNDS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    operations: dict[str, float] = {}
     for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        kind, name = event["args"]["op_name"], event["name"]
-        times[kind, name].append(event["dur"] / 1000)
-        if kind in PRODUCTS:
-            shapes = [next(iter(shape.values())) for shape in event["args"]["input_type_shape"]]
-            *rows, inner = shapes[0]
-            operations[name] = 2e-9 * float(np.prod(rows)) * inner * shapes[1][-1]
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times[event["args"]["op_name"], event["name"]].append(event["dur"] / 1000)
     kinds: dict[str, float] = defaultdict(float)
     for (kind, _), own in times.items():
         kinds[kind] += median(own[WARM:])
-    return dict(sorted(kinds.items(), key=lambda one: -one[1])), sum(operations.values())
+    return dict(sorted(kinds.items(), key=lambda one: -one[1]))
 
 
 def large_rate() -> float:
@@ -104,16 +92,16 @@ def large_rate() -> float:
     return 2e-6 * size**3 / milliseconds(session_of(model.SerializeToString()), feed)
 
 
-def encoder_operations(model: Path, tokens: int) -> float:
-    """Of all int8 products with weights, QAttention's too, in 1e9."""
-    found = 0.0
+def operations(model: Path, tokens: int, *, kinds: Collection[str]) -> float:
+    """Of the int8 products with weights in nodes of some kinds, in 1e9.
+
+    QAttention holds the product that gives queries, keys and values, and the attention itself, so that its time says
+    nothing of a rate.
+    """
     graph = onnx.load(str(model)).graph
     weights = {one.name: one.dims for one in graph.initializer}
-    for node in graph.node:
-        if node.op_type in (*PRODUCTS, "QAttention"):
-            rows, columns = weights[node.input[1]]
-            found += 2e-9 * tokens * rows * columns
-    return found
+    shapes = (weights[node.input[1]] for node in graph.node if node.op_type in kinds)
+    return sum(2e-9 * tokens * rows * columns for rows, columns in shapes)
 
 
 def main() -> None:
@@ -127,9 +115,10 @@ def main() -> None:
         for tokens in TOKENS:
             session = session_of(str(model))
             whole = milliseconds(session, feed_of(session, tokens))
-            kinds, counted = profiled(model, tokens)
+            kinds = profiled(model, tokens)
             products = sum(kinds.get(kind, 0.0) for kind in PRODUCTS)
-            least = 1000 * encoder_operations(model, tokens) / large
+            counted = operations(model, tokens, kinds=PRODUCTS)
+            least = 1000 * operations(model, tokens, kinds=(*PRODUCTS, "QAttention")) / large
             row = {
                 "model": folder.name,
                 "tokens": tokens,

@@ -143,3 +143,6 @@ def test_what_is_no_model_is_one_line(model, tmp_path):
     ):
         done = CliRunner().invoke(app, ["push", str(folder), "someone/x", "--dry-run"])
         assert isinstance(done.exception, BistilError) and line in str(done.exception)
+    # Python's ways to the hub go through the same.
+    with pytest.raises(BistilError, match="code of its own"):
+        upload(code, "someone/x", message="a model")

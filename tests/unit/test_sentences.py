@@ -131,9 +131,8 @@ def test_exported_vectors(place, tmp_path, engine, command_line):
     close = bistil.load(tmp_path / "int8").encode(TEXTS)
     assert np.abs(close - exact).max() > 0 and (close * exact).sum(axis=1).min() > 0.98
     measured = benchmark({"here": folder, "int8": tmp_path / "int8"}, texts=TEXTS, lengths=[8], rounds=1)
-    assert [(row.engine, row.vocabulary) for row in measured.values()] == [
-        ("pytorch", measured["here"].vocabulary), (engine, measured["here"].vocabulary)
-    ]  # fmt: skip
+    assert [row.engine for row in measured.values()] == ["pytorch", engine]
+    assert measured["int8"].flops == measured["here"].flops > 0
     # Where the folder does not say it, the command does.
     bare = tmp_path / "bare"
     tiny.save(tiny.model(layers=4), bare)

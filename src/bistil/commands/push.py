@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
         from bistil.errors import InputError, printable
         from bistil.models.names import SFT_CONFIG, resolve_model
-        from bistil.models.upload import check_repository, check_without_code, shipment, upload
+        from bistil.models.upload import check_repository, shipment, upload
         from bistil.runtime.artefacts import check_product
 
         check_repository(repository)
@@ -34,7 +34,6 @@ def register(app: typer.Typer) -> None:
         if not folder.is_dir():
             raise InputError(f"no such folder: {model}")
         check_product(folder)
-        check_without_code(folder)
         if not dry_run:
             typer.echo(upload(folder, repository, private=private or None, message=message))
             return

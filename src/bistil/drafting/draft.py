@@ -108,11 +108,11 @@ def draft_recipe(files: Sequence[Path], told: Told) -> Draft:
         given.append(one)
     texts, labelled = [one for one in given if not one.labelled], [one for one in given if one.labelled]
     _require_languages(texts)
-    if len({one.language for one in given if one.language is not None}) == 1 and told.source is None:
-        only = next(one.language for one in given if one.language is not None)
+    known = {one.language for one in given if one.language is not None}
+    if len(known) == 1 and told.source is None:
         raise InputError(
-            f"all files are of {only}: give plain text of the language that the model is for and of the one with "
-            "labels, English mostly, or say whose a file is with --language FILE=CODE"
+            f"all files are of {known.pop()}: give plain text of the language that the model is for and of the one "
+            "with labels, English mostly, or say whose a file is with --language FILE=CODE"
         )
     source, target = _pair(texts, labelled, told)
     draft = Draft(

@@ -68,7 +68,9 @@ def shipment(folder: Path) -> Shipment:
 
     Raises:
         InputError: nothing is left.
+        ArtefactError: the model is defined by code of its own.
     """
+    _check_without_code(folder)
     kept: dict[str, bytes | None] = {}
     left: list[str] = []
     for name in contents(folder):
@@ -83,12 +85,8 @@ def shipment(folder: Path) -> Shipment:
     return Shipment(folder, kept, left)
 
 
-def check_without_code(folder: Path) -> None:
-    """Refuse a model that needs code of its own: Python files stay here, so nobody could load what was uploaded.
-
-    Raises:
-        ArtefactError: it does.
-    """
+def _check_without_code(folder: Path) -> None:
+    """Refuse a model that needs code of its own: Python files stay here, so nobody could load what was uploaded."""
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else None
     # A folder may name code beside a type that transformers knows; only reading it tells.

@@ -118,7 +118,7 @@ def check_form(path: Path) -> None:
     Raises:
         InputError: it is.
     """
-    if plain_name(path).removesuffix(".zst").removesuffix(".zstd").endswith(".csv"):
+    if form_of(path, ("csv",)) == "csv":
         raise InputError(
             f"{path} is a table by its name (.csv), and plain text is expected: take its column of text; or say what "
             "it is with --input"
