@@ -35,6 +35,7 @@ from bistil.prediction.inputs import Lines, chunks, read_inputs
 from bistil.runtime.progress import Progress
 from bistil.tasks import KINDS, get_task
 from bistil.tasks.question_answering import Answer, QuestionAnswerer, token_f1
+from bistil.tasks.texts import encode_texts
 from bistil.tasks.words import sentence_places, split_words, word_places
 
 LABELS_OF = "multi-label-classification"
@@ -391,6 +392,15 @@ def test_words_and_sentences_cover_the_text(text):
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(found))
         covered = {i for start, end in found for i in range(start, end)}
         assert all(i in covered or character.isspace() for i, character in enumerate(text))
+
+
+def test_a_text_that_is_cut_brings_no_warning_of_what_it_would_do_uncut():
+    tokenizer = tiny.tokenizer("bert")
+    tokenizer.model_max_length = 8
+    feature = encode_texts([(TEXTS[0] * 20, None)], tokenizer, 8)[0]
+    assert feature["truncated"] and len(feature["input_ids"]) == 8
+    # What it has warned of, or would have.
+    assert not tokenizer.deprecation_warnings
 
 
 @pytest.mark.parametrize("kind", KINDS)

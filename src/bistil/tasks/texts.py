@@ -255,7 +255,8 @@ def encode_texts(
     """One feature per text or pair; the longer text of a pair is cut first, and "truncated" says that one was."""
     features = []
     for i, (text, pair) in enumerate(texts):
-        encoded = tokenizer(text, pair, return_offsets_mapping=True)
+        # What is longer than the model can read is cut below: no warning of it.
+        encoded = tokenizer(text, pair, return_offsets_mapping=True, verbose=False)
         whole = len(encoded["input_ids"])
         if whole > max_length:
             encoded = tokenizer(text, pair, truncation=True, max_length=max_length, return_offsets_mapping=True)

@@ -133,9 +133,9 @@ def _write_lines(files: Sequence[TextSource], target: Path) -> int:
 
 def _encode(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Any:
     """Token ids per line."""
-    return tokenizer(list(lines), truncation=False, return_attention_mask=False, return_token_type_ids=False)[
-        "input_ids"
-    ]
+    return tokenizer(
+        list(lines), truncation=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
 
 
 def _tokenized_here(parts: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
