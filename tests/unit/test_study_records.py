@@ -182,6 +182,16 @@ def test_the_best_student_is_bold_only_beyond_the_interval(folder):
     assert lines["SCRATCH, lrf2"].gap == "−15.0"
 
 
+def test_the_papers_figure_of_a_bilingual_student_stands_beside_no_shared_one(folder):
+    from bistil.report.paper import LRF2
+
+    append_record(folder / RECORDS, replace(POINTS[0], paper=LRF2))
+    shared = {"swa": (50, [40, 60]), "kin": (10, [10, 10])}
+    append_record(folder / RECORDS, point("TF", "all", shared, paper=LRF2))
+    lines = {line.name: line.cells[0].paper for line in scores_table(read_records(folder))}
+    assert lines["TF, lrf2, each"] == "78.4" and lines["TF, lrf2, all"] == ""
+
+
 def test_the_papers_figures_average_to_the_papers_averages():
     from bistil.report.paper import DISTILMBERT, FIGURES, LRF2, LRF3
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bistil.report.numbers import millions, score_text
 from bistil.report.schema import ModelRecord, Summary
+from bistil.report.table import shortened_names
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -33,6 +34,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} |
 }
 # Points that a letter of a name takes, in the mean.
 LETTER = 5.5
+LONGEST_NAME = 24
+"""Beside a point, unless two names are alike so far."""
 LINE_STYLES = ("-", "--", ":", "-.")
 STYLE = {
     "svg.fonttype": "none",
@@ -141,7 +144,7 @@ def scores_figure(summary: Summary) -> str | None:
                 axes.annotate(
                     score_text(score), (end, i + offset), (4, 0), textcoords="offset points", va="center", fontsize=10
                 )
-        axes.set_yticks(range(len(shown)), [_short(m.name) for m in shown])
+        axes.set_yticks(range(len(shown)), shortened_names([m.name for m in shown], LONGEST_NAME))
         axes.tick_params(axis="y", labelcolor=INK)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -221,13 +224,14 @@ def _label_points(axes: Axes, shown: list[ModelRecord]) -> None:
     middle = sum(axes.get_xlim()) * 0.4
     scale, edge = axes.figure.dpi / 72, axes.get_window_extent().x0
     placed: list[tuple[float, float]] = []
+    names = shortened_names([m.name for m in shown], LONGEST_NAME)
     for i in sorted(range(len(shown)), key=lambda i: -at[i][1]):
         x, y = at[i]
         for other_x, other_y in placed:
             if abs(other_x - x) < 80 * scale and abs(other_y - y) < 15 * scale:
                 y = other_y - 15 * scale
         placed.append((x, y))
-        name = _short(shown[i].name)
+        name = names[i]
         left = points[i][0] < middle and x - (10 + LETTER * len(name)) * scale > edge
         axes.annotate(
             name,
@@ -246,10 +250,6 @@ def _described(shown: list[ModelRecord]) -> str:
         f"score {score_text(m.target_score)}"
         for m in shown
     )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _svg(figure: Figure, prefix: str, title: str, described: str) -> str:

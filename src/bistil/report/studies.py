@@ -256,7 +256,9 @@ class StudyRecords:
         return [f"{target}/test" for target in self.study.targets] if part is None else [part]
 
     def paper(self, row: "Row", target: str) -> float | None:
-        """The paper's figure for a row and a target."""
+        """The paper's figure for a row and a target; its own students are bilingual."""
+        if row.kind in (None, "bistil") and row.shared is not None:
+            return None
         return paper_figure(self.study.task, self.metric, row.points[0].paper, target)
 
     @property

@@ -127,17 +127,23 @@ def plain_table(header: list[str], rows: list[list[str]], *, width: int = WIDTH)
     widths = [max(_columns(row[i]) for row in [header, *rows]) for i in range(len(header))]
     spare = width - 2 * (len(widths) - 1) - sum(widths[1:])
     # Where the numbers alone are too wide, names that cannot be told apart help nobody.
-    least, names = spare if spare >= LEAST_NAME else MOST_NAME, {row[0] for row in rows}
-    while least < widths[0] and len({_shortened(name, least) for name in names}) < len(names):
-        least += 1
-    widths[0] = min(widths[0], least)
+    names = shortened_names([row[0] for row in [header, *rows]], spare if spare >= LEAST_NAME else MOST_NAME)
+    widths[0] = max(map(_columns, names))
     lines = []
-    for row in [header, *rows]:
-        cells = [_padded(_shortened(row[0], widths[0]), widths[0], right=False)]
+    for name, row in zip(names, [header, *rows], strict=True):
+        cells = [_padded(name, widths[0], right=False)]
         cells += [_padded(cell, w, right=True) for cell, w in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * max(_columns(line) for line in lines))
     return "\n".join(lines)
+
+
+def shortened_names(names: Sequence[str], width: int) -> list[str]:
+    """Names of at most so many columns, or of as many more as it takes to tell them apart."""
+    different = len(set(names))
+    while len({_shortened(name, width) for name in names}) < different:
+        width += 1
+    return [_shortened(name, width) for name in names]
 
 
 def print_rows(
