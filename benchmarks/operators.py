@@ -101,7 +101,7 @@ def operations(model: Path, tokens: int, *, kinds: Collection[str]) -> float:
     graph = onnx.load(str(model)).graph
     weights = {one.name: one.dims for one in graph.initializer}
     shapes = (weights[node.input[1]] for node in graph.node if node.op_type in kinds)
-    return sum(2e-9 * tokens * rows * columns for rows, columns in shapes)
+    return 2e-9 * tokens * sum(int(rows) * int(columns) for rows, columns in shapes)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from bistil.runtime.artefacts import (
     write_sealed,
 )
 from bistil.runtime.documents import check_file
+from bistil.runtime.memory import return_freed_heap
 from bistil.runtime.ownership import contents, recorded_predictions, writer
 from bistil.runtime.progress import Progress, say
 
@@ -109,6 +110,8 @@ def predict_file(
             if number >= sink.chunks:
                 text = "".join(_written(predictor, chunk, chosen, wanted, batch_size=batch_size, first=number == 0))
                 sink.add(text.encode())
+                # Lengths differ from piece to piece, and what each leaves on the heap has holes (docs/predict.md).
+                return_freed_heap()
     seconds = time.monotonic() - started
     record = {
         "kind": "prediction",
