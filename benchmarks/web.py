@@ -3,9 +3,10 @@
     python benchmarks/web.py PAGE EXPORTED --text FOLDER --sentences FILE [--lines 2000] [--count 200]
 
 PAGE is what `bistil export EXPORTED --web PAGE` wrote. The page's own code runs in headless Chromium, from a server on
-this machine, on one thread, with an empty cache each time. It must give Python's tokens, with their offsets, on lines
-of all files of FOLDER (one language each, as many lines of each as it takes), what a sentence is to the model (ids,
-windows, first subwords of words) there too, and the labels of onnxruntime in Python on lines of FILE, one at a time.
+this machine, on one thread (and on several, with the headers that allow it), with an empty cache each time. It must
+give Python's tokens, with their offsets, on lines of all files of FOLDER (one language each, as many lines of each as
+it takes), what a sentence is to the model (ids, windows, first subwords of words) there too, and the labels of
+onnxruntime in Python on lines of FILE, one at a time.
 Times of the wall are slowed by other work on the machine; "processor_ms" is the processor time of all of the browser's
 processes for a sentence, which is not.
 
@@ -112,6 +113,8 @@ def compare_answers(page: Path, exported: Path, texts: list[str], rounds: int) -
     predictor = load(exported, threads=1)
     once, asked, least = run_in_browser(page, ANSWERS, {"texts": texts, "rounds": 1}, seconds=570)
     found, _, seconds = run_in_browser(page, ANSWERS, {"texts": texts, "rounds": 1 + rounds}, seconds=570)
+    # With the headers that let a page have threads.
+    several, _, _ = run_in_browser(page, ANSWERS, {"texts": texts, "rounds": 1 + rounds}, isolated=True, seconds=570)
     python, times, processor = [], [], 0.0
     for text in texts:
         python.append(predictor(text, batch_size=1))
@@ -133,7 +136,7 @@ def compare_answers(page: Path, exported: Path, texts: list[str], rounds: int) -
             labels += sum(a != b for a, b in zip(ours["labels"], theirs["labels"], strict=True))
             moved = max([moved, *(abs(a - b) for a, b in zip(ours["confidences"], theirs["confidences"], strict=True))])
     # What the first round compiled and allocated is not in the others.
-    own = [statistics.median(one[1:]) for one in found["times"]]
+    own, isolated = ([statistics.median(one[1:]) for one in run["times"]] for run in (found, several))
     return {
         "sentences": len(texts),
         "sentences_that_differ": differing,
@@ -146,6 +149,12 @@ def compare_answers(page: Path, exported: Path, texts: list[str], rounds: int) -
         "first_sentence_ms": found["first"],
         "ms": statistics.median(own),
         "ms_95": sorted(own)[int(0.95 * len(own))],
+        "isolated": {
+            "threads": several["threads"],
+            "ms": statistics.median(isolated),
+            "ms_95": sorted(isolated)[int(0.95 * len(isolated))],
+            "sentences_that_differ": sum(a != b for a, b in zip(found["said"], several["said"], strict=True)),
+        },
         "processor_ms": 1000 * (seconds - least) / rounds / len(texts),
         "python_ms": statistics.median(times),
         "python_processor_ms": processor / rounds / len(texts),
@@ -177,7 +186,8 @@ def main() -> None:
     print(f"labels: {answers['labels_that_differ']} of {answers['labels']} differ, {answers['sentences']} sentences")
     print(
         f"bytes: {total}; load {statistics.median(answers['load_ms']):.0f} ms; {answers['ms']:.1f} ms a sentence, "
-        f"{answers['processor_ms']:.1f} of processor time"
+        f"{answers['processor_ms']:.1f} of processor time, "
+        f"{answers['isolated']['ms']:.1f} ms on {answers['isolated']['threads']} threads"
     )
     record = {
         "kind": "web benchmark",
