@@ -91,7 +91,7 @@ def test_of_two_workers_one_dies_and_only_its_stage_is_done_again(tmp_path, clus
     address, machine = cluster
     # Long enough to die in.
     long = "held_out_blocks = 2\n[phase1.training]\ncheckpoint_steps = 20\nsteps = "
-    text = tiny_study.STUDY.replace("held_out_blocks = 2\n[phase1.training]\nsteps = 2", f"{long}300")
+    text = tiny_study.STUDY.replace("held_out_blocks = 2\n[phase1.training]\nsteps = 2", f"{long}600")
     assert long in text
     file = tiny_study.write_study(tmp_path / "data", text)
     output, said = tmp_path / "out", tmp_path / "said.log"
@@ -110,12 +110,13 @@ def test_of_two_workers_one_dies_and_only_its_stage_is_done_again(tmp_path, clus
         return [match.groups() for match in told if match]
 
     def under_way():
-        """What the other machine has begun of phase 1, if it has a checkpoint."""
+        """Whether the other machine is in a phase 1, and each one that is begun and not done has a checkpoint."""
         mine = {one.pid for one in machine.children(recursive=True)}
-        begun = [name for pid, name, word in lines() if word == "started" and int(pid) in mine]
-        return [name for name in begun if name.startswith("phase 1")] and [
-            *output.glob("work/phase1-*/**/checkpoint-*")
-        ]
+        found = lines()
+        done = {name for _, name, word in found if word == "done in"}
+        begun = {name: int(pid) for pid, name, _ in found if name.startswith("phase 1") and name not in done}
+        saved = {path.parts[len(output.parts) + 1] for path in output.glob("work/phase1-*/**/checkpoint-*")}
+        return len(begun) == len(saved) and mine & set(begun.values())
 
     try:
         until(lambda: under_way() or driver.poll() is not None)
