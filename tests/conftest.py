@@ -63,3 +63,14 @@ def command_line(
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run_in_browser(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A module run beside a page's files in headless Chromium."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import browser
+
+    if browser.browser() is None:
+        pytest.skip("Chromium is not installed")
+    return browser.run_in_browser

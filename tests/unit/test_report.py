@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from layout import check_layout
 from rich.console import Console
 
 from bistil.errors import ArtefactError, InputError
@@ -328,6 +329,18 @@ def test_page_is_whole_offline_and_true(tmp_path):
     assert seen.tags.count("svg") == 3 and html.count('role="img"') == 3
     # No stand-in colour is left: all of them follow the page's theme.
     assert not re.search(r"#0([0-9])0\1", html)
+
+
+def test_the_whole_page_fits_phone_desk_and_paper(tmp_path, run_in_browser):
+    models = copy.deepcopy(SUMMARY["models"])
+    for number, one in enumerate(models[:4]):
+        one["target_scores"] = {f"f1/a long name of type {n}": 0.8 + number / 100 for n in range(3)}
+        one["gap_to_teacher"], one["gap_interval"] = -0.015, [-0.0525, 0.0225]
+    said = {"teacher": "none", "lrf2": "PER of a name that is long", "lrf3": "PER"}
+    summary = changed(models=models, coverage={"train, en": COVERED, "test, it": LOST})
+    shown = [ShownPrediction(text="a sentence of words " * 20, wanted="PER", said=said)]
+    write_report(summary, tmp_path / "own.html", shown=shown)
+    check_layout(run_in_browser, tmp_path / "own.html")
 
 
 def test_page_is_the_same_bytes_every_time(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from layout import check_layout
 
 from bistil.errors import InputError
 from bistil.report.paper import LTSFT, paper_figure
@@ -234,6 +235,31 @@ def test_the_page_is_one_file_that_loads_nothing_and_says_what_is_missing(folder
     assert (folder / "again.html").read_text() == page
     with pytest.raises(InputError):
         write_study_page(read_records(folder), folder / "again.html")
+
+
+def test_a_page_of_many_systems_and_languages_fits_phone_desk_and_paper(tmp_path, run_in_browser):
+    targets = ["swa", "kin", "hau", "pcm"]
+    names = ["LTSFT", "BiStil-TF", "BiStil-TF, one student for all, on target text", "DistilmBERT-style"]
+    works = (
+        "vocabulary",
+        "masked-LM head",
+        "language SFTs",
+        "phase 1",
+        "task teacher",
+        "fine-tuning",
+        "scoring",
+        "search",
+    )
+    systems = {name: SystemRecord(kind="bistil", what="one of many " * 20) for name in names}
+    study = replace(STUDY, targets=targets, systems=systems, file="learning_rates = [" + "1.5e-4, " * 40 + "]")
+    append_record(tmp_path / RECORDS, study)
+    for name in names:
+        scores = {target: (52.25, [44.5, 62.5]) for target in targets}
+        more = {"seconds": dict.fromkeys(works, 1859.0), "search": {f"{n}.5e-05": 78.25 for n in range(9)}}
+        append_record(tmp_path / RECORDS, point(name, "all", scores, targets=targets, **more))
+    append_record(tmp_path / RECORDS, SpeedRecords(shapes=[speed(name, 1.5) for name in names], threads=1))
+    present(tmp_path)
+    check_layout(run_in_browser, tmp_path / PAGE)
 
 
 def test_a_study_that_has_just_begun_has_a_page_too(tmp_path):

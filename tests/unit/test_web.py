@@ -33,7 +33,6 @@ from bistil.prediction.loading import load
 pytest.importorskip("onnx", reason="pip install 'bistil[export]'")
 pytest.importorskip("onnxruntime", reason="pip install 'bistil[export]'")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLASSES = "sequence-classification"
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
@@ -328,17 +327,6 @@ export default async function (text) {
     took: texts("#took")[0], machine: texts("#machine")[0], status: page.getElementById("status").hidden };
 }
 """
-
-
-@pytest.fixture
-def run_in_browser(monkeypatch):
-    """A module run beside a page's files in headless Chromium."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import browser
-
-    if browser.browser() is None:
-        pytest.skip("Chromium is not installed")
-    return browser.run_in_browser
 
 
 @pytest.fixture
