@@ -69,7 +69,7 @@ bench: install  ## the speed and memory ratios of docs/performance.md
 docs: install  ## the recipe reference, written from the code
 	$(BIN)/python docs/make_recipe_reference.py
 
-verify: install  ## bad inputs, fuzzing, kills, signals, full disks, long corpora, the notebook (hours); SAMPLE=--sample: minutes
+verify: install  ## bad inputs, fuzzing, kills, signals, full disks, long corpora, requests, the notebook (hours); SAMPLE=--sample: minutes
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python verify $(PARTS) $(SAMPLE)
 
 versions: install  ## tests with the lowest and the newest versions allowed; TESTS=tests for all of them

@@ -47,6 +47,7 @@ PARTS = {
     "signals": Part("SIGTERM and SIGINT in all stages and commands", ["--only", "run,predict", "--every", "5"], "signals", 30, 4),
     "full_disk": Part("Full disks in all stages and commands", ["--only", "run,predict", "--every", "8", "--limits", "2"], "refused", 30, 2),
     "corpus": Part("Long corpora through trimming and blocks", ["--lines", "100000"], "lines", 10_000_000, 100_000, min),
+    "server": Part("Requests that schemathesis thinks of, to all endpoints of all tasks", ["--examples", "10"], "requests", 10_000, 100),
     "notebook": Part("The notebook, from teacher to prediction", ["--tiny"], "cells", 7, 7),
 }  # fmt: skip
 
@@ -73,7 +74,8 @@ def main() -> int:
         with ThreadPoolExecutor(min(2, _cores()) if options.sample else 1) as several:
             sound = list(several.map(lambda name: _is_sound(name, results, options), names))
     if not options.sample:
-        RECORD.write_text(record(RESULTS), encoding="utf-8")
+        kept = RECORD.read_text(encoding="utf-8") if RECORD.exists() else ""
+        RECORD.write_text(record(RESULTS, kept), encoding="utf-8")
     return 0 if all(sound) else 1
 
 
@@ -101,8 +103,10 @@ def _is_sound(name: str, results: Path, options: argparse.Namespace) -> bool:
     return sound
 
 
-def record(results: Path) -> str:
-    """What the parts found, as a page."""
+def record(results: Path, kept: str) -> str:
+    """What the parts found, as a page; of a part that has found nothing in this folder, what the page `kept` says."""
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in kept.splitlines() if line.startswith("| ")}
+    sections = {one.partition("\n")[0]: one.rstrip().splitlines() for one in kept.split("\n## ")[1:]}
     lines = [
         "# Reliability",
         "",
@@ -117,7 +121,9 @@ def record(results: Path) -> str:
         file = results / f"{name}.json"
         items = json.loads(file.read_text(encoding="utf-8"))["items"] if file.exists() else {}
         if not items:
-            lines.append(f"| {part.says} | nothing yet | {part.whole:,} {part.figure} | | | |")
+            lines.append(rows.get(part.says, f"| {part.says} | nothing yet | {part.whole:,} {part.figure} | | | |"))
+            if part.says in sections:
+                details += ["", f"## {part.says}", *sections[part.says][1:]]
             continue
         done = round(part.total(one.get(part.figure, 0) for one in items.values()))
         wrong = [f"{item}: {what}" for item, one in items.items() for what in one["wrong"]]
@@ -205,6 +211,11 @@ def _notebook(items: Items) -> list[str]:
     return _table(["notebook", "cells", "seconds"], rows)
 
 
+def _server(items: Items) -> list[str]:
+    rows = [[name, f"{one['requests']:,}", one["examples"], round(one["seconds"])] for name, one in items.items()]
+    return _table(["task", "requests", "wanted of each endpoint", "seconds"], rows)
+
+
 def _corpus(items: Items) -> list[str]:
     rows = [
         [name.partition(",")[0], f"{size['lines']:,}", f"{size['bytes'] / 1e6:,.1f}", size["seconds"],
@@ -221,6 +232,7 @@ DETAILS = {
     "signals": _signals,
     "full_disk": _full_disk,
     "corpus": _corpus,
+    "server": _server,
     "notebook": _notebook,
 }
 
