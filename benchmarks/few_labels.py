@@ -4,7 +4,7 @@
     python benchmarks/few_labels.py --data DATA --output runs/few-labels --language swa --seed 0
     python benchmarks/few_labels.py --output runs/few-labels --table
 
-MasakhaNER (Swahili, Hausa) beside 5,000 sentences of CoNLL-2003, three seeds. Teacher and student learn from the labels
+MasakhaNER (Swahili, Hausa) beside 2,000 sentences of CoNLL-2003, three seeds. Teacher and student learn from the labels
 of both languages together (`[task.sources]`, as in recipes/ner-few-labels.toml); the English dev set chooses. A smaller
 draw of target sentences is part of a larger one, and a seed draws its own. The runs of a language and a seed share a
 folder, so that trimming and phase 1 are made once. A row is written as it is finished; the same command goes on where
@@ -26,7 +26,7 @@ from bistil.settings.durations import rough_duration
 from bistil.settings.recipe import Recipe, load_recipe
 
 LANGUAGES, LABELS, SEEDS = ("swa", "hau"), (0, 50, 200, 1000), (0, 1, 2)
-SOURCE_SENTENCES = 5000
+SOURCE_SENTENCES = 2000
 RECIPE = """
 name = "few-labels"
 teacher = "e5-small"
@@ -36,7 +36,7 @@ seed = {seed}
 text = {{ eng = "{data}/text/eng.txt", {language} = "{data}/text/{language}.txt" }}
 
 [phase1.training]
-steps = 300
+steps = 200
 batch_size = 16
 learning_rate = 5e-4
 evaluate_steps = 100
