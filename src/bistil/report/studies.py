@@ -24,6 +24,8 @@ from bistil.settings.study import EACH
 
 RECORDS = "study.jsonl"
 """In a study's folder."""
+# The shape of the students' task teacher.
+TRIMMED_TEACHER = "teacher, trimmed"
 TEACHERS = ("lt-sft", "trim-only")
 """Kinds of systems that are no opponents but what students are made of."""
 
@@ -113,6 +115,7 @@ class StudyRecord:
     parallel: bool = option(False, "the targets' sets hold the same examples, translated")
     note: str | None = option(None, "what a reader of the scores must know")
     points: int = option(help="planned")
+    teacher_learning_rate: float | None = option(None, "of the students' task teacher, which is not searched")
     file: str = option("", "the study's file, which repeats it")
     versions: dict[str, str] = option(factory=dict, help="of Python and the libraries")
 
@@ -206,6 +209,25 @@ class StudyRecords:
     def _kind(self, system: str) -> str | None:
         known = self.study.systems.get(system)
         return known.kind if known else None
+
+    @property
+    def better_teacher(self) -> str | None:
+        """What the search found against the task teacher of the students: another rate is better by a point or more.
+
+        Students that learn from labels alone may then be ahead of those that are taught, for that reason alone.
+        """
+        rate = self.study.teacher_learning_rate
+        if rate is None or all(point.student is None for point in self.points):
+            return None
+        searches = (point.search for point in self.points if point.shape == TRIMMED_TEACHER)
+        for search in searches:
+            own, best = search.get(f"{rate:g}"), max(search, key=lambda name: search[name], default=None)
+            if own is not None and best is not None and search[best] - own >= 1:
+                return (
+                    f"The students' task teacher learns at {rate:g}, where the trimmed teacher has {own:.1f} on the "
+                    f"source's dev set; at {best} it has {search[best]:.1f}: finetune.training.learning_rate = {best}"
+                )
+        return None
 
     @property
     def reference_name(self) -> str | None:

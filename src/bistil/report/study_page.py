@@ -100,6 +100,8 @@ def print_study(records: StudyRecords) -> None:
     for line in lines:
         if line.gap_to:
             print(f"The gap of {line.name} is to {line.gap_to}.")
+    if records.better_teacher:
+        print(f"{records.better_teacher}.")
     if study.parallel:
         print("The sets hold the same examples in all languages, which are resampled jointly.")
     if study.note:
@@ -227,6 +229,8 @@ def _notes(records: StudyRecords) -> Iterator[str]:
     for row in records.rows:
         if row.below_start:
             yield f"{row.name}: a phase 1 ended with a higher held-out loss than it began with, which needs explaining."
+    if records.better_teacher:
+        yield f"{records.better_teacher}."
     yield from records.problems
 
 

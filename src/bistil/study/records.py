@@ -7,6 +7,7 @@ from typing import Any
 from bistil.report.paper import DISTILMBERT, LRF2, LRF3, LTSFT
 from bistil.report.studies import (
     RECORDS,
+    TRIMMED_TEACHER,
     PartRecord,
     PointRecord,
     SpeedRecord,
@@ -66,6 +67,7 @@ def study_record(study: Study, file: str) -> StudyRecord:
         parallel=own.parallel,
         note=own.note,
         points=sum(1 for _ in study.points()),
+        teacher_learning_rate=own.finetune.training.learning_rate,
         file=file,
         versions=versions(),
     )
@@ -205,7 +207,7 @@ def _shape(variant: Variant, student: StudentSettings | None) -> str:
         return student.name
     if variant.model == "static":
         return "static"
-    return "teacher" if variant.whole_vocabulary else "teacher, trimmed"
+    return "teacher" if variant.whole_vocabulary else TRIMMED_TEACHER
 
 
 def _in_paper(variant: Variant, student: StudentSettings | None) -> str | None:
