@@ -40,7 +40,7 @@ def test_an_address_that_does_not_answer_is_one_line(tmp_path, command_line, mon
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Two workers with a core each, one of them the head: the address, and the other one's process."""
+    """A head that works nothing, and two workers with a core each: the address, and the workers' processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,20 +49,20 @@ def cluster(tmp_path):
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
     program = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
-    common = ["--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--num-cpus=1"]
-    worker = [f"--address=127.0.0.1:{port}"]
+    common = ["--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
+    worker = [f"--address=127.0.0.1:{port}", "--num-cpus=1"]
     started = []
     # Its sockets' paths must be short.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as short:
-        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={short}"]
+        head = ["--head", "--num-cpus=0", f"--port={port}", "--include-dashboard=false", f"--temp-dir={short}"]
         try:
             # One after the other: on a small machine a start takes long, and Ray does not wait for ever.
-            for number, words in enumerate((head, worker)):
+            for number, words in enumerate((head, worker, worker)):
                 said = tmp_path / f"ray-{number}.log"
                 with said.open("w") as log:
                     started.append(psutil.Popen([*program, *common, *words], stdout=log, stderr=log, env=environment))
                 until(lambda said=said: "runtime started" in said.read_text())
-            yield f"127.0.0.1:{port}", started[1]
+            yield f"127.0.0.1:{port}", started[1:]
         finally:
             for process in reversed(started):
                 kill(process)
@@ -70,9 +70,10 @@ def cluster(tmp_path):
 
 def until(what, seconds=600):
     end = time.monotonic() + seconds
-    while not what():
+    while not (found := what()):
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
+    return found
 
 
 def kill(process):
@@ -88,10 +89,10 @@ def kill(process):
 @needs_ray
 @pytest.mark.timeout(1800)
 def test_of_two_workers_one_dies_and_only_its_stage_is_done_again(tmp_path, cluster, command_line):
-    address, machine = cluster
+    address, machines = cluster
     # Long enough to die in.
     long = "held_out_blocks = 2\n[phase1.training]\ncheckpoint_steps = 20\nsteps = "
-    text = tiny_study.STUDY.replace("held_out_blocks = 2\n[phase1.training]\nsteps = 2", f"{long}600")
+    text = tiny_study.STUDY.replace("held_out_blocks = 2\n[phase1.training]\nsteps = 2", f"{long}300")
     assert long in text
     file = tiny_study.write_study(tmp_path / "data", text)
     output, said = tmp_path / "out", tmp_path / "said.log"
@@ -110,16 +111,21 @@ def test_of_two_workers_one_dies_and_only_its_stage_is_done_again(tmp_path, clus
         return [match.groups() for match in told if match]
 
     def under_way():
-        """Whether the other machine is in a phase 1, and each one that is begun and not done has a checkpoint."""
-        mine = {one.pid for one in machine.children(recursive=True)}
+        """A machine in a phase 1, when each one that is begun and not done has a checkpoint; else none.
+
+        On a busy machine one worker may have done all before the other has started.
+        """
         found = lines()
         done = {name for _, name, word in found if word == "done in"}
         begun = {name: int(pid) for pid, name, _ in found if name.startswith("phase 1") and name not in done}
         saved = {path.parts[len(output.parts) + 1] for path in output.glob("work/phase1-*/**/checkpoint-*")}
-        return len(begun) == len(saved) and mine & set(begun.values())
+        own = {one: {child.pid for child in one.children(recursive=True)} for one in machines}
+        working = [one for one in machines if own[one] & set(begun.values())]
+        return working[0] if working and len(begun) == len(saved) else None
 
     try:
-        until(lambda: under_way() or driver.poll() is not None)
+        machine = until(lambda: under_way() or driver.poll() is not None)
+        assert machine is not True, said.read_text()
         kill(machine)
         assert driver.wait(600) == 0, said.read_text()
     finally:
