@@ -1,5 +1,6 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -75,6 +76,7 @@ def main() -> None:
         # Typer's own handling draws a box of several lines around an error.
         sys.exit(app(in_new_words(sys.argv[1:]), prog_name="bistil", standalone_mode=False) or 0)
     except BistilError as error:
+        _end_if_stopped(error)
         _fail(str(error), error.exit_code)
     except usage_error() as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
@@ -84,10 +86,23 @@ def main() -> None:
             _fail(f"{message} See {command} --help" if message[-1:] == "?" else f"{message}: see {command} --help", 2)
         sys.exit(2)
     except Exception as error:
+        _end_if_stopped(error)
         refused = system_refusal(error)
         if refused is None:
             raise
         _fail(refused, 2)
+
+
+def _end_if_stopped(error: BaseException) -> None:
+    """End as a signal asked, which has had its line, where libraries came to grief while that made its way out of them.
+
+    The workers of a pool get the signal too, and do not answer any more.
+    """
+    before = error.__context__
+    while before is not None:
+        if isinstance(before, SystemExit) and before.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            sys.exit(before.code)
+        before = before.__context__
 
 
 def _fail(message: str, code: int) -> None:

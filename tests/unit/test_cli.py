@@ -4,6 +4,7 @@ import errno
 import logging
 import re
 import resource
+import signal
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from bistil._version import __version__
 from bistil.cli import COMMANDS, app
 from bistil.commands.options import RENAMED, in_new_words
+from bistil.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -246,6 +248,24 @@ def test_other_errors_keep_their_traceback(command_line, monkeypatch):
     monkeypatch.setattr("bistil.demo.run.run_demo", fail)
     with pytest.raises(OSError, match="a fault of the program"):
         command_line("demo")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("error", [TimeoutError("of a pool"), InputError("of ours")])
+def test_an_error_on_the_way_out_of_a_signal_is_not_shown(command_line, monkeypatch, number, error):
+    def stopped_in_a_pool(*_, **__):
+        try:
+            signal.raise_signal(number)
+        finally:
+            try:
+                raise KeyError("of a worker")
+            except KeyError:
+                raise error  # noqa: B904
+
+    monkeypatch.setattr("bistil.demo.run.run_demo", stopped_in_a_pool)
+    code, out, said = command_line("demo")
+    assert (code, out) == (128 + number, "")
+    assert said.startswith("bistil: interrupted;") and said.count("\n") == 1
 
 
 def test_the_whole_demo_has_a_folder_of_its_own(command_line, monkeypatch):
