@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,13 @@ def fork(log: Path, work: Callable[[], None]) -> int:
         code = 0
     except KeyboardInterrupt:
         code = 130
+    except BaseException:
+        # Nothing else would say it: the process ends at once.
+        traceback.print_exc()
+        raise
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

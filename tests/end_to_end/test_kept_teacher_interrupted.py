@@ -69,14 +69,14 @@ def interrupt(folder: Path) -> None:
         child = fork(folder / "log.txt", partial(fit, folder, "cut"))
         if kills < KILLS:
             time.sleep(generator.uniform(0.05, 0.7) * whole)
-        if kills < KILLS and os.waitpid(child, os.WNOHANG)[0] == 0:
+        ended, status = os.waitpid(child, os.WNOHANG if kills < KILLS else 0)
+        if not ended:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
             speaking += not list((folder / "work-cut").glob("*/checkpoint-*"))
             continue
-        if kills >= KILLS:
-            assert os.waitpid(child, 0)[1] == 0, (folder / "log.txt").read_text()[-3000:]
+        assert status == 0, f"status {status}: {(folder / 'log.txt').read_text()[-3000:]}"
         files = [folder / out / "model.safetensors" for out in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
         if kills >= KILLS:
