@@ -14,7 +14,7 @@ from test_training import Regression, run
 
 from bistil.errors import DivergenceError, InputError
 from bistil.runtime import litter as names_of
-from bistil.runtime import process
+from bistil.runtime import process, whole_folders
 from bistil.runtime.artefacts import open_work, whole_file, whole_folder, work_beside, work_for, write_json
 from bistil.runtime.insides import order_metadata
 from bistil.settings.recipe import TrainingSettings
@@ -200,7 +200,7 @@ def test_outside_of_a_training_a_signal_ends_the_process_at_once(capsys):
 
 STUCK = """
 import hashlib, os, signal, subprocess, sys, threading, time
-from bistil.runtime import process
+from bistil.runtime import process, whole_folders
 process.END_SECONDS = 0.5
 process.prepare_process()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -265,3 +265,21 @@ def test_the_bytes_of_a_file_with_metadata_do_not_depend_on_the_library_s_order(
         with safe_open(path, framework="pt") as stored:
             assert stored.metadata() == facts and torch.equal(stored.get_tensor("kept_ids"), torch.arange(5))
     assert len(written) == 1
+
+
+def test_work_whose_removal_was_killed_half_way_does_not_come_back(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    whole_folders.open_work(work)
+    (work / "part").write_text("1")
+
+    def killed(folder):
+        next(folder.rglob("bistil.json")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_folders.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            whole_folders.discard_work(work)
+    monkeypatch.setattr(names_of, "_is_alive", lambda _: False)
+    whole_folders.discard_work(work)
+    assert list(tmp_path.iterdir()) == []

@@ -83,6 +83,8 @@ def _retired(path: Path) -> Iterator[None]:
         os.replace(retired / "old", path)
         retired.rmdir()
         raise
+    # A call that is killed while it removes leaves something that is not whole, which must not come back.
+    os.replace(retired / "old", retired / "gone")
     shutil.rmtree(retired)
 
 
