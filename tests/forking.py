@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -18,20 +17,18 @@ def fork(log: Path, work: Callable[[], None]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
-        with log.open("a") as stream:
+        with log.open("a", buffering=1) as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-        work()
-        code = 0
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
-        # Nothing else would say it: the process ends at once.
-        traceback.print_exc()
-        raise
+            try:
+                work()
+                code = 0
+            except KeyboardInterrupt:
+                code = 130
+            except BaseException:
+                # Nothing else would say it: the process ends at once.
+                traceback.print_exc(file=stream)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
 

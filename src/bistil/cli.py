@@ -1,6 +1,5 @@
 """The command line: one command per stage of the method, each in a module of `bistil.commands`."""
 
-import signal
 import sys
 import traceback
 from importlib import import_module
@@ -11,7 +10,7 @@ from bistil._version import __version__
 from bistil.commands.options import Command, Group, in_new_words
 from bistil.errors import BistilError, InputError, one_line
 from bistil.runtime.insides import usage_error
-from bistil.runtime.process import hide_messages, is_verbose, prepare_process, show_all_messages
+from bistil.runtime.process import end_if_stopped, hide_messages, is_verbose, prepare_process, show_all_messages
 from bistil.runtime.refused import system_refusal
 
 # In the order in which the method uses them; `run` and `demo` do all of it.
@@ -76,7 +75,7 @@ def main() -> None:
         # Typer's own handling draws a box of several lines around an error.
         sys.exit(app(in_new_words(sys.argv[1:]), prog_name="bistil", standalone_mode=False) or 0)
     except BistilError as error:
-        _end_if_stopped(error)
+        end_if_stopped(error)
         _fail(str(error), error.exit_code)
     except usage_error() as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "bistil")
@@ -86,23 +85,11 @@ def main() -> None:
             _fail(f"{message} See {command} --help" if message[-1:] == "?" else f"{message}: see {command} --help", 2)
         sys.exit(2)
     except Exception as error:
-        _end_if_stopped(error)
+        end_if_stopped(error)
         refused = system_refusal(error)
         if refused is None:
             raise
         _fail(refused, 2)
-
-
-def _end_if_stopped(error: BaseException) -> None:
-    """End as a signal asked, which has had its line, where libraries came to grief while that made its way out of them.
-
-    The workers of a pool get the signal too, and do not answer any more.
-    """
-    before = error.__context__
-    while before is not None:
-        if isinstance(before, SystemExit) and before.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            sys.exit(before.code)
-        before = before.__context__
 
 
 def _fail(message: str, code: int) -> None:

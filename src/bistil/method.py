@@ -50,6 +50,7 @@ from bistil.runtime.artefacts import check_apart, claim, write_json
 from bistil.runtime.quiet import kept_threads
 from bistil.settings.recipe import (
     TASK_TEACHERS,
+    TRIMMED_TEACHER,
     AdaptSettings,
     FinetuneSettings,
     LanguageSettings,
@@ -360,7 +361,7 @@ class Plan:
         if self.held_out is None or self.exam is None or self.pair[1] in self.exam.parts:
             return {}
         teacher, *others = self.candidates
-        models = {"teacher, trimmed": self.method.task_teacher(), **{one.name: one.model for one in others}}
+        models = {TRIMMED_TEACHER: self.method.task_teacher(), **{one.name: one.model for one in others}}
         device = self.method.phase2.training.device
         return {
             name: Agree(model=model, reference=teacher.model, text=self.held_out, device=device)
@@ -486,7 +487,7 @@ def _candidates(recipe: Recipe, inputs: Inputs, method: Method) -> Iterator[Cand
     yield Candidate("teacher", "teacher", method.undistilled().product("model"), "teacher", "teacher")
     if recipe.compare.trimmed:
         trimmed = method.task_teacher()
-        yield Candidate("teacher, trimmed", "trimmed", trimmed, "task-teacher", "teacher, trimmed")
+        yield Candidate(TRIMMED_TEACHER, "trimmed", trimmed, "task-teacher", TRIMMED_TEACHER)
     for number, student in enumerate(recipe.students):
         for suffix, variant in variants_of(recipe).items():
             stage = method.student(

@@ -200,7 +200,7 @@ def test_outside_of_a_training_a_signal_ends_the_process_at_once(capsys):
 
 STUCK = """
 import hashlib, os, signal, subprocess, sys, threading, time
-from bistil.runtime import process, whole_folders
+from bistil.runtime import process
 process.END_SECONDS = 0.5
 process.prepare_process()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -269,7 +269,7 @@ def test_the_bytes_of_a_file_with_metadata_do_not_depend_on_the_library_s_order(
 
 def test_work_whose_removal_was_killed_half_way_does_not_come_back(tmp_path, monkeypatch):
     work = tmp_path / "work"
-    whole_folders.open_work(work)
+    open_work(work)
     (work / "part").write_text("1")
 
     def killed(folder):

@@ -269,7 +269,9 @@ def test_a_page_of_many_systems_and_languages_fits_phone_desk_and_paper(tmp_path
         (1.5e-4, {"0.00015": 77.5, "0.0006": 78.0}, None),
         (6e-4, {"0.00015": 70.0, "0.0006": 78.0}, None),
         (5e-5, {"0.00015": 70.0, "0.0006": 78.0}, None),
+        # It teaches nobody.
         (None, {"0.00015": 70.0, "0.0006": 78.0}, None),
+        (1.5e-4, {}, None),
     ],
 )
 def test_a_task_teacher_at_a_worse_rate_than_the_search_found_is_said(tmp_path, capsys, learns, scores, said):
@@ -277,9 +279,6 @@ def test_a_task_teacher_at_a_worse_rate_than_the_search_found_is_said(tmp_path, 
     teacher = point("upper <bound>", "all", alone, student=None, shape="teacher, trimmed", search=scores)
     for record in (replace(STUDY, teacher_learning_rate=learns), teacher):
         append_record(tmp_path / RECORDS, record)
-    # A teacher that teaches nobody is no fault.
-    assert read_records(tmp_path).better_teacher is None
-    append_record(tmp_path / RECORDS, point("TF", "all", alone))
     assert (read_records(tmp_path).better_teacher or "").endswith(said or "")
     present(tmp_path)
     for text in (capsys.readouterr().out, (tmp_path / PAGE).read_text()):

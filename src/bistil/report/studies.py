@@ -19,13 +19,11 @@ from bistil.errors import ArtefactError, InputError, RecipeError
 from bistil.report.paper import paper_figure
 from bistil.runtime.artefacts import check_plain, json_digest
 from bistil.runtime.documents import check_file, parse_json
-from bistil.settings.recipe import option, parse
+from bistil.settings.recipe import TRIMMED_TEACHER, option, parse
 from bistil.settings.study import EACH
 
 RECORDS = "study.jsonl"
 """In a study's folder."""
-# The shape of the students' task teacher.
-TRIMMED_TEACHER = "teacher, trimmed"
 TEACHERS = ("lt-sft", "trim-only")
 """Kinds of systems that are no opponents but what students are made of."""
 
@@ -115,7 +113,9 @@ class StudyRecord:
     parallel: bool = option(False, "the targets' sets hold the same examples, translated")
     note: str | None = option(None, "what a reader of the scores must know")
     points: int = option(help="planned")
-    teacher_learning_rate: float | None = option(None, "of the students' task teacher, which is not searched")
+    teacher_learning_rate: float | None = option(
+        None, "of the students' task teacher, which is not searched; none: nobody is taught"
+    )
     file: str = option("", "the study's file, which repeats it")
     versions: dict[str, str] = option(factory=dict, help="of Python and the libraries")
 
@@ -217,17 +217,17 @@ class StudyRecords:
         Students that learn from labels alone may then be ahead of those that are taught, for that reason alone.
         """
         rate = self.study.teacher_learning_rate
-        if rate is None or all(point.student is None for point in self.points):
+        search = next((point.search for point in self.points if point.shape == TRIMMED_TEACHER and point.search), {})
+        own = None if rate is None else search.get(f"{rate:g}")
+        if own is None:
             return None
-        searches = (point.search for point in self.points if point.shape == TRIMMED_TEACHER)
-        for search in searches:
-            own, best = search.get(f"{rate:g}"), max(search, key=lambda name: search[name], default=None)
-            if own is not None and best is not None and search[best] - own >= 1:
-                return (
-                    f"The students' task teacher learns at {rate:g}, where the trimmed teacher has {own:.1f} on the "
-                    f"source's dev set; at {best} it has {search[best]:.1f}: finetune.training.learning_rate = {best}"
-                )
-        return None
+        best = max(search, key=lambda name: search[name])
+        if search[best] - own < 1:
+            return None
+        return (
+            f"The students' task teacher learns at {rate:g}, where the trimmed teacher has {own:.1f} on the source's "
+            f"dev set; at {best} it has {search[best]:.1f}: finetune.training.learning_rate = {best}"
+        )
 
     @property
     def reference_name(self) -> str | None:

@@ -23,7 +23,7 @@ from bistil.runs.folder import Made, RunFolder
 from bistil.runs.inputs import Inputs
 from bistil.runs.stage import Product
 from bistil.runs.stages import Agree, Agreed, Benchmark, BilingualStudent, Distil, Evaluate, Guess, Score
-from bistil.settings.recipe import Recipe
+from bistil.settings.recipe import TRIMMED_TEACHER, Recipe
 from bistil.tasks import get_task
 from bistil.vocabulary.coverage import TextCoverage
 
@@ -212,7 +212,7 @@ def _agreement(recipe: Recipe, agreed: Mapping[str, Agreed]) -> AgreementRecord 
         plain = get_task(kind).of_plain_text
         why = "there is too little text of it to hold some out" if plain else f"{kind} needs more than text: questions"
         return AgreementRecord(examples=0, why=why)
-    own = agreed["teacher, trimmed"]
+    own = agreed[TRIMMED_TEACHER]
     if own.score is None:
         return AgreementRecord(examples=own.examples, why="the teacher finds nothing in the text that is held out")
     return AgreementRecord(

@@ -188,6 +188,18 @@ def _end(number: int) -> None:
     sys.exit(128 + number)
 
 
+def end_if_stopped(error: BaseException) -> None:
+    """End the process again where a signal was ending it, and something came to grief while that made its way out.
+
+    The workers of a library's pool get the signal too, and do not answer any more.
+    """
+    before = error.__context__
+    while before is not None:
+        if isinstance(before, SystemExit) and before.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            sys.exit(before.code)
+        before = before.__context__
+
+
 def _say_interrupted() -> None:
     global _said
     if is_first_of_run() and not _said and not _others_speak:

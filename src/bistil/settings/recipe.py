@@ -92,7 +92,9 @@ UNNAMED_RUN = "run"
 VARIANTS = ("copied", "self-taught", "no target text")
 # Where a run keeps its task teachers; with them other lines of the tables, and other folders beside the students'.
 TASK_TEACHERS = ("task-teacher", *(f"task-teacher-{number}" for number in range(2, MOST_TEACHERS + 1)))
-RESERVED = ("teacher", "teacher, trimmed", "majority class", *TASK_TEACHERS, "record", "tensorboard")
+# The teacher that students learn from, and what it is called in tables.
+TRIMMED_TEACHER = "teacher, trimmed"
+RESERVED = ("teacher", TRIMMED_TEACHER, "majority class", *TASK_TEACHERS, "record", "tensorboard")
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -28,7 +28,7 @@ from bistil.runs.inputs import labelled_digests, labelled_files, text_files
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import Bare, Benchmark, Distil, Evaluate, Exchange, FineTune, Restore, Static
 from bistil.runtime.artefacts import check_product, json_digest
-from bistil.settings.recipe import Phase1Settings, StudentSettings, TaskSettings, with_rate
+from bistil.settings.recipe import TRIMMED_TEACHER, Phase1Settings, StudentSettings, TaskSettings, with_rate
 from bistil.settings.study import StudySettings, Variant
 from bistil.sparse.language import check_adapt
 from bistil.study.points import Only, Point, points_of, seeds_of
@@ -398,11 +398,15 @@ class Study:
         teachers = self._teachers()
         return {one.key for one in teachers} | {self.method.task_teacher(one).stage.key for one in teachers}
 
+    @property
+    def taught(self) -> list[Variant]:
+        """The systems whose students learn from a task teacher."""
+        return [one for one in self.settings.variants.values() if one.teacher and one.model == "student"]
+
     def _teachers(self) -> list[FineTune]:
         """As many fine-tuned teachers as any student learns from; at least the one that sizes are measured on."""
-        taught = [one for one in self.settings.variants.values() if one.teacher and one.model == "student"]
         return self.method.fine_tuned_teachers(
-            max([1, *(one.teachers or self.settings.phase2.teachers for one in taught)])
+            max([1, *(one.teachers or self.settings.phase2.teachers for one in self.taught)])
         )
 
     # What models cost
@@ -411,7 +415,7 @@ class Study:
         """Per name, a model of each size: the teacher whole and trimmed, and the students, that have learnt nothing."""
         assert self.method.labelled is not None
         teacher = self.method.fine_tuned_teacher().product("model")
-        found = {"teacher": self.method.restored(teacher), "teacher, trimmed": teacher}
+        found = {"teacher": self.method.restored(teacher), TRIMMED_TEACHER: teacher}
         for number, student in enumerate(self.settings.shapes):
             bare = Bare(start=self.method.copied(number), labelled=self.method.labelled)
             found[student.name] = bare.product("model")

@@ -7,7 +7,6 @@ from typing import Any
 from bistil.report.paper import DISTILMBERT, LRF2, LRF3, LTSFT
 from bistil.report.studies import (
     RECORDS,
-    TRIMMED_TEACHER,
     PartRecord,
     PointRecord,
     SpeedRecord,
@@ -24,6 +23,7 @@ from bistil.runs.folder import Made, RunFolder, versions
 from bistil.runs.stage import Stage
 from bistil.runs.stages import Adapt, Distil, FineTune, Headed, Score
 from bistil.runtime.artefacts import json_digest
+from bistil.settings.recipe import TRIMMED_TEACHER
 from bistil.settings.schema import StudentSettings, TrainingSettings
 from bistil.settings.study import StudySettings, Variant
 from bistil.study.plan import Study
@@ -67,7 +67,7 @@ def study_record(study: Study, file: str) -> StudyRecord:
         parallel=own.parallel,
         note=own.note,
         points=sum(1 for _ in study.points()),
-        teacher_learning_rate=own.finetune.training.learning_rate,
+        teacher_learning_rate=own.finetune.training.learning_rate if study.taught else None,
         file=file,
         versions=versions(),
     )
