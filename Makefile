@@ -26,7 +26,7 @@ CPU_ONLY ?= $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] && [ !
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
 $(VENV)/installed: requirements.lock requirements-torch.lock pyproject.toml
-	@echo "Installing the locked dependencies into $(VENV), for about a minute"
+	@echo "Installing the locked dependencies into $(VENV), for a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes --no-deps -r requirements.lock
 	$(if $(CPU_ONLY),$(PIP) --timeout 10 --retries 0 --index-url $(TORCH_CPU) -r requirements-torch.lock 2> /dev/null || )$(PIP) -r requirements-torch.lock

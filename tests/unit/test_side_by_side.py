@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from bistil.errors import InputError
 from bistil.runs.board import Board
 from bistil.runs.folder import RunFolder, State
 from bistil.runs.forecast import Estimate, Forecast
-from bistil.runs.side_by_side import _Worker, check_jobs, how_many, make_side_by_side
+from bistil.runs.side_by_side import _Start, _work, _Worker, check_jobs, how_many, make_side_by_side
 from bistil.runs.stage import Product, Stage
 
 # Longer than two processes take to begin on a busy machine.
@@ -136,6 +137,33 @@ def test_a_process_that_ends_before_it_reads_its_stage_is_one_line_too(tmp_path)
     theirs.close()
     same, wrong = worker.take()
     assert same is stage and wrong.startswith("its process ended with code -9")
+
+
+class Hasty:
+    """A connection whose other end, as soon as it has an answer, ends the process that sent it."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    def recv(self):
+        return self.connection.recv()
+
+    def send(self, what):
+        self.connection.send(what)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_process_that_is_ended_when_all_is_done_was_not_interrupted(tmp_path, capfd):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with RunFolder(tmp_path / "run", identity={}) as run:
+        start = _Start(run.folder, run.names, run.shared, shown=True, progress="lines")
+        worker = context.Process(target=_work, args=(Hasty(theirs), start))
+        worker.start()
+        ours.send((Write(text="a"), 1))
+        assert ours.poll(PATIENCE) and ours.recv() is None
+        worker.join(PATIENCE)
+    assert worker.exitcode == 128 + signal.SIGTERM and "interrupted" not in capfd.readouterr().err
 
 
 def said_of(caplog):

@@ -191,13 +191,23 @@ def _work(connection: Connection, start: _Start) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_worker(shown=start.shown, progress=start.progress)
     run = RunFolder(start.folder, identity={}, names=start.names, shared=start.shared, held=True)
-    while True:
+    with spoken_for():
+        wanted = _received(connection)
+    while wanted is not None:
+        wrong = _made(run, *wanted)
+        # Whoever has its answer may end it at once, when all is done: that interrupts nothing.
         with spoken_for():
-            try:
-                stage, threads = connection.recv()
-            except EOFError:
-                return
-        connection.send(_made(run, stage, threads))
+            connection.send(wrong)
+            wanted = _received(connection)
+
+
+def _received(connection: Connection) -> tuple[Stage[Any], int] | None:
+    """The next stage and its threads; None: nobody is there any more."""
+    try:
+        found: tuple[Stage[Any], int] = connection.recv()
+    except EOFError:
+        return None
+    return found
 
 
 def _made(run: RunFolder, stage: Stage[Any], threads: int) -> str | None:
