@@ -22,6 +22,7 @@ from typing import Any
 from bistil.distillation.task_data import some
 from bistil.method import forecast_recipe, run_recipe
 from bistil.report.numbers import points, score_text
+from bistil.runtime.process import prepare_process
 from bistil.settings.durations import rough_duration
 from bistil.settings.recipe import Recipe, load_recipe
 
@@ -94,6 +95,7 @@ def main() -> None:
         if options.dry_run:
             print(forecast(recipes, options.output))
             return
+        prepare_process()  # progress, and signals that leave checkpoints
         for point, recipe in recipes.items():
             fill(point, recipe, options.output, rows)
     print("\n".join(table(read_rows(rows))))
