@@ -9,6 +9,7 @@ import torch
 import zstandard
 
 from bistil.errors import InputError
+from bistil.runtime.quiet import kept_threads
 from bistil.text import blocks as text_blocks
 from bistil.text import lines
 from bistil.text import schedule as order
@@ -55,6 +56,18 @@ def test_several_processes_and_pieces_give_the_same_blocks(tmp_path, monkeypatch
     ]
     assert np.array_equal(np.stack(one), np.stack(two))
     assert sorted(path.suffix for path in (tmp_path / "other").iterdir()) == [".arrow", ".json"]
+
+
+def test_processes_that_tokenize_are_those_of_the_share_that_this_process_has(monkeypatch):
+    monkeypatch.setattr(text_blocks, "cores", lambda: 8)
+    with kept_threads(6):
+        assert [text_blocks.tokenizing_processes(lines) for lines in (0, 39_999, 40_000, 10**6)] == [1, 1, 2, 6]
+        assert text_blocks.tokenizing_processes(10**6, most=7) == 7
+    with kept_threads(1):
+        assert text_blocks.tokenizing_processes(10**6) == 1
+    monkeypatch.setattr(text_blocks, "cores", lambda: 3)
+    with kept_threads(6):
+        assert text_blocks.tokenizing_processes(10**6) == 3
 
 
 def flip(path):

@@ -8,7 +8,7 @@ from bistil.method import run_recipe
 from bistil.pretrained import cache_folder
 from bistil.report.schema import Summary
 from bistil.runs.folder import check_run_folder
-from bistil.runs.side_by_side import cores
+from bistil.runtime.process import cores
 from bistil.settings.recipe import Recipe, load_recipe
 
 # Phase 1 and the task teacher side by side, then students: more has nothing to do.

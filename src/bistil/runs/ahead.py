@@ -5,7 +5,6 @@ will make it. Token counts come from some hundred lines or examples, tokenized a
 """
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from bistil.runs.stage import File, Product, plain
 from bistil.runtime.quiet import kept_levels, quiet_transformers
 from bistil.settings.schema import TrainingSettings, TrimSettings
 from bistil.tasks.batches import Feature, padded
+from bistil.text.blocks import tokenizing_processes
 from bistil.text.files import line_batches
 from bistil.training.precision import settle_precision
 from bistil.training.processes import training_device
@@ -40,8 +40,6 @@ _TEXT_BYTES, _LEAST_EXAMPLES, _MOST_EXAMPLES, _SCORED = 400_000, 256, 1024, 256
 _BATCHES = 96
 # Compressed text is so much larger than its file, and a tokenizer's files have so many bytes per token.
 _COMPRESSED, _BYTES_PER_TOKEN = 3.5, 90.0
-# Below this, texts are tokenized in one process (text.blocks).
-_LINES_PER_PROCESS = 20_000
 
 
 class SharedReader:
@@ -129,12 +127,11 @@ class Foresight:
         def sampled() -> TextFigures:
             parts = [_figures(file.path, tokenizer) for file in files]
             lines, seconds = sum(one.lines for one in parts), sum(one.seconds for one in parts)
-            processes = max(1, min(os.cpu_count() or 1, int(lines // _LINES_PER_PROCESS)))
             return TextFigures(
                 bytes=sum(one.bytes for one in parts),
                 tokens=sum(one.tokens for one in parts),
                 lines=lines,
-                seconds=seconds / processes,
+                seconds=seconds / tokenizing_processes(int(lines)),
             )
 
         return self._once(("text", *(file.digest for file in files), id(tokenizer)), sampled)

@@ -28,18 +28,13 @@ from bistil.runs.board import Board
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.forecast import Forecast
 from bistil.runs.stage import Stage
-from bistil.runtime.process import SAVE_SECONDS, is_shown, prepare_worker, spoken_for
+from bistil.runtime.process import SAVE_SECONDS, cores, is_shown, prepare_worker, spoken_for
 from bistil.runtime.progress import Mode, progress_mode
 from bistil.runtime.quiet import kept_threads
 from bistil.runtime.refused import system_refusal
 from bistil.training.processes import processes
 
 logger = logging.getLogger(__name__)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_jobs(jobs: int) -> None:

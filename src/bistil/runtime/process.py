@@ -35,6 +35,11 @@ def prepare_process() -> None:
     _stop_with_a_line()
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_shown() -> bool:
     """Whether this process prints what the package logs, as `prepare_process` lets it."""
     return any(isinstance(handler, _StandardError) for handler in logging.getLogger("bistil").handlers)

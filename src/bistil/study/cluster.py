@@ -22,8 +22,8 @@ import psutil
 from bistil.errors import BistilError, InputError, MissingExtraError, first_line
 from bistil.runs.board import Board
 from bistil.runs.folder import Name, RunFolder, versions
-from bistil.runs.side_by_side import cores
 from bistil.runs.stage import Stage
+from bistil.runtime.process import cores
 from bistil.study.plan import Study
 
 logger = logging.getLogger(__name__)

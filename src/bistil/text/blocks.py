@@ -5,7 +5,6 @@ Lines are tokenized with the tokenizer's special tokens, joined, and cut into bl
 """
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
@@ -15,10 +14,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from bistil.errors import InputError
 from bistil.runtime.artefacts import is_marked_whole, json_digest, mark_whole, whole_file
+from bistil.runtime.process import cores
 from bistil.runtime.quiet import kept_environment, shown_datasets_bars
 from bistil.text.lines import check_text, read_lines
 from bistil.text.sources import TextSource, text_digest
@@ -60,7 +61,7 @@ def token_blocks(
         length: tokens per block. Text too short for two blocks becomes two shorter ones; otherwise the remainder
             below one block is dropped.
         cache: folder in which blocks are kept, by the content they come from; None: they are kept in memory.
-        processes: that tokenize; default: as many as there are cores, fewer for little text.
+        processes: that tokenize; default: `tokenizing_processes`.
 
     Returns:
         A data set with the column "input_ids", (length,) int32 each; memory-mapped where there is a cache.
@@ -86,8 +87,7 @@ def token_blocks(
         lines = cache / f"lines-{key[:32]}.arrow"
         try:
             count = _write_lines(files, lines)
-            most = processes or os.cpu_count() or 1
-            pieces = _tokenized(lines, tokenizer, processes=max(1, min(most, count // _LINES_PER_PROCESS)), cache=cache)
+            pieces = _tokenized(lines, tokenizer, processes=tokenizing_processes(count, processes), cache=cache)
             with whole_file(target, inner=True) as partial, pa.OSFile(str(partial), "wb") as file_sink:
                 _write_blocks(pieces, file_sink, length=length, where=where)
             # Written last: blocks without it are not used.
@@ -95,6 +95,17 @@ def token_blocks(
         finally:
             lines.unlink(missing_ok=True)
     return datasets.Dataset.from_file(str(target)).with_format("numpy")
+
+
+def tokenizing_processes(lines: int, most: int | None = None) -> int:
+    """Processes that so many lines are worth, one for 20,000 of them.
+
+    Args:
+        lines: of text.
+        most: at most so many; default: as many as this process has cores and threads, which are a share of the
+            machine's where stages are made side by side.
+    """
+    return max(1, min(most or min(cores(), torch.get_num_threads()), lines // _LINES_PER_PROCESS))
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
