@@ -34,11 +34,11 @@ from bistil.distillation.task_data import MixedData, TaskData
 from bistil.models import load_tokenizer
 from bistil.models.masked_lm import masked_lm_model, start_at_frequencies
 from bistil.pretrained import e5_small_folder
-from bistil.runs.data import Labelled
+from bistil.runs.data import Labelled, Sfts, Texts
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.inputs import labelled_digests, text_files
-from bistil.runs.stage import File, Place, Product, Stage
-from bistil.runs.stages import Adapt, Dressed, Nothing, Sfts, Texts, Trim
+from bistil.runs.stage import File, Nothing, Place, Product, Stage
+from bistil.runs.stages import Adapt, Dressed, Trim
 from bistil.runtime.artefacts import whole_folder
 from bistil.settings.recipe import AdaptSettings, SparseSettings, TaskSettings, TrainingSettings, TrimSettings
 from bistil.sparse import SourceBatches, SparseFineTuning, baseline_mask, train_sparse

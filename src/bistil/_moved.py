@@ -32,6 +32,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "bistil.runs.inputs",
         "bistil.runs.folder",
         "bistil.runs.stages",
+        "bistil.runs.stages.measuring",
         "bistil.runs.summary",
     ),
     "bistil.progress": ("bistil.runtime.progress",),

@@ -19,12 +19,10 @@ from bistil.report.schema import Summary, save_summary
 from bistil.report.table import print_table
 from bistil.runs.board import Board
 from bistil.runs.budget import LENGTHS, Fixed, Groups, fix_lengths, keep_lengths
-from bistil.runs.coverage import Cover
-from bistil.runs.data import Exam, HeldOut, Labelled, LabelledTexts, TargetText, sources_of
+from bistil.runs.data import Exam, HeldOut, Labelled, LabelledTexts, Sfts, TargetText, Texts, sources_of
 from bistil.runs.folder import Name, RunFolder, check_run_folder, check_same_run
 from bistil.runs.forecast import Forecast, Forecaster, free_disk
 from bistil.runs.inputs import HELD_OUT, Inputs, check_inputs, keep_held_out, labelled_files
-from bistil.runs.selection import Select
 from bistil.runs.side_by_side import check_jobs, make_side_by_side, threads_of
 from bistil.runs.stage import File, Product, Stage
 from bistil.runs.stages import (
@@ -32,6 +30,7 @@ from bistil.runs.stages import (
     Agree,
     Benchmark,
     Copied,
+    Cover,
     Distil,
     Dressed,
     Evaluate,
@@ -40,8 +39,7 @@ from bistil.runs.stages import (
     Guess,
     Headed,
     Restore,
-    Sfts,
-    Texts,
+    Select,
     Trim,
     Wear,
 )

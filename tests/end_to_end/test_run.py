@@ -465,7 +465,7 @@ def test_a_run_with_two_teachers_goes_on_and_names_both(recipe_folder, finished,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
-        stopped.setattr("bistil.runs.stages.write_task_student", stop)
+        stopped.setattr("bistil.runs.stages.phase2.write_task_student", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, output)
     assert "task-teacher 2 of 2: started" in caplog.messages and "task-teacher: done before, skipped" in caplog.messages

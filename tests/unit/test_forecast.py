@@ -146,7 +146,7 @@ def test_the_work_of_a_step_is_what_its_passes_do(recipe):
 def test_the_work_of_masked_lm_heads_is_what_pytorch_counts(weights, taught):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bistil.runs.stages import _head_flops, _is_taught
+    from bistil.runs.stages.work import head_flops, is_taught
 
     objective = ObjectiveSettings(attention=0, hidden=0, **weights)
     teacher = tiny.masked_lm("bert")
@@ -159,8 +159,8 @@ def test_the_work_of_masked_lm_heads_is_what_pytorch_counts(weights, taught):
     with FlopCounterMode(display=False) as counter:
         module(input_ids=ids, labels=labels)["loss"].backward()
     theirs, ours = EncoderShape.of(teacher.config), EncoderShape.of(student.config)
-    assert _is_taught(objective) == bool(taught)
-    step = taught * theirs.flops(100) + 3 * ours.flops(100) + 100 * _head_flops(objective, ours, theirs)
+    assert is_taught(objective) == bool(taught)
+    step = taught * theirs.flops(100) + 3 * ours.flops(100) + 100 * head_flops(objective, ours, theirs)
     assert 8 * step == pytest.approx(counter.get_total_flops(), rel=0.07)
 
 

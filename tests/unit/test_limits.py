@@ -428,7 +428,7 @@ OWN = {
     "report/studies.py": "lines of a file that went through; what is about to be written",
     "prediction/files.py": "what is about to be written",
     "sparse/legacy.py": "torch's reader of tensors alone",
-    "runs/selection.py": "arrays without objects whose digest is on record",
+    "runs/stages/selection.py": "arrays without objects whose digest is on record",
     "distillation/teacher_ids.py": "what a library says",
     "models/tokenizers.py": "what a library says",
     "vocabulary/trimming.py": "what a library says",

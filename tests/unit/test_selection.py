@@ -10,9 +10,9 @@ from tiny_recipe import SHORT_RECIPE, write_recipe
 
 from bistil.errors import RecipeError
 from bistil.method import plan_recipe, run_recipe
-from bistil.runs import selection
 from bistil.runs.inputs import check_inputs
-from bistil.runs.selection import apart, nearest_in_turn, select_lines, vectors_of
+from bistil.runs.stages import selection
+from bistil.runs.stages.selection import apart, nearest_in_turn, select_lines, vectors_of
 from bistil.settings.recipe import SelectionSettings, load_recipe
 from bistil.tasks.overlap import comparable
 

@@ -11,6 +11,7 @@ from bistil.runtime.artefacts import json_digest, whole_file
 from bistil.settings.recipe import TaskSettings, to_dict
 from bistil.tasks.overlap import comparable, is_short
 from bistil.text.lines import read_lines, read_sentences
+from bistil.training.processes import processes
 
 # What says where labelled data lie, or how a recipe came to its settings; the files count by their content.
 FILES = ("train", "dev", "test", "sources")
@@ -21,6 +22,11 @@ SELECTED = "selected.txt"
 """In the product of a selection: its lines."""
 # Of the target's text, where no labels of it are scored: a tenth of the different lines, and so many at most.
 HELD_OUT_SHARE, MOST_HELD_OUT_LINES = 0.1, 500
+
+Texts = Mapping[str, tuple[File, ...]]
+"""Per language, files of plain text."""
+Sfts = Mapping[str, File | Product]
+"""Per language, a sparse fine-tuning: a folder or hub name, or one that another stage learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,3 +290,15 @@ def _as_read(task: TaskSettings) -> dict[str, Any]:
 def sources_of(task: TaskSettings) -> dict[str, list[str]]:
     """Training files per source language, where they are in several."""
     return dict(task.sources)
+
+
+def paths(texts: Texts, place: Place) -> dict[str, list[Path]]:
+    """Where the texts are, per language; of those of which lines are held out the rest is written there."""
+    return {language: text_paths(files, place) for language, files in texts.items()}
+
+
+def text_paths(files: Sequence[File], place: Place) -> list[Path]:
+    """The same for files of one language."""
+    # Of each process its own: some stages are made by all processes, some by the first one alone.
+    folder = place.work / f"text-{processes().process_index}"
+    return [file.write(folder) if isinstance(file, Rest) else file.path for file in files]

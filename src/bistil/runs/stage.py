@@ -51,6 +51,11 @@ class File:
         return cls(folder_digest(path) if path.is_dir() else file_digest(path), path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """The result of a stage that has nothing to report."""
+
+
 @dataclass(frozen=True)
 class Product:
     """A part of what a stage leaves on disk."""

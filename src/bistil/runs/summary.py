@@ -17,12 +17,11 @@ from bistil.report.schema import (
     StageRecord,
     Summary,
 )
-from bistil.runs.coverage import Cover
 from bistil.runs.data import labelled_parts
 from bistil.runs.folder import Made, RunFolder
 from bistil.runs.inputs import Inputs
 from bistil.runs.stage import Product
-from bistil.runs.stages import Agree, Agreed, Benchmark, BilingualStudent, Distil, Evaluate, Guess, Score
+from bistil.runs.stages import Agree, Agreed, Benchmark, BilingualStudent, Cover, Distil, Evaluate, Guess, Score
 from bistil.settings.recipe import TRIMMED_TEACHER, Recipe
 from bistil.tasks import get_task
 from bistil.vocabulary.coverage import TextCoverage

@@ -21,12 +21,11 @@ from bistil.errors import InputError
 from bistil.method import Method, numbered
 from bistil.models.masked_lm import has_masked_lm_head, supported_config
 from bistil.models.names import model_folder
-from bistil.runs.coverage import Cover
 from bistil.runs.data import DEV, Exam, Labelled, TargetText
 from bistil.runs.folder import Name, RunFolder
 from bistil.runs.inputs import labelled_digests, labelled_files, text_files
 from bistil.runs.stage import File, Product, Stage
-from bistil.runs.stages import Bare, Benchmark, Distil, Evaluate, Exchange, FineTune, Restore, Static
+from bistil.runs.stages import Bare, Benchmark, Cover, Distil, Evaluate, Exchange, FineTune, Restore, Static
 from bistil.runtime.artefacts import check_product, json_digest
 from bistil.settings.recipe import TRIMMED_TEACHER, Phase1Settings, StudentSettings, TaskSettings, with_rate
 from bistil.settings.study import StudySettings, Variant

@@ -8,7 +8,7 @@ from bistil.models.tokenizers import load_tokenizer
 from bistil.runs.cost import LOAD_FIXED, LOAD_PER_TOKEN, Ahead, Cost
 from bistil.runs.data import HeldOut, LabelledTexts
 from bistil.runs.stage import Place, Stage
-from bistil.runs.stages import Trim
+from bistil.runs.stages.vocabulary import Trim
 from bistil.runtime.artefacts import read_json, whole_folder
 from bistil.vocabulary.coverage import (
     FoundInTexts,
