@@ -100,4 +100,5 @@ def register(app: typer.Typer) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(128 + 13) from None
         if output is not None:
-            typer.echo(f"{output}: {result['inputs']:,} inputs, {result['seconds']:.1f} s")
+            count = result["inputs"]
+            typer.echo(f"{output}: {count:,} input{'s' * (count != 1)}, {result['seconds']:.1f} s")
