@@ -82,15 +82,13 @@ class Headed(Stage[Nothing]):
     """A base after a spell of masked language modelling with all parameters, with the head it learnt."""
 
     KIND: ClassVar[str] = "headed"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     base: Product
     texts: Texts
     learnt_on: tuple[str, ...]
     settings: TrainingSettings
     block_length: int
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Nothing:
         folder = str(place.path(self.base))

@@ -94,6 +94,8 @@ class Stage(ABC, Generic[Result]):
 
     KIND: ClassVar[str]
     """Begins the names of its record and of its work folder."""
+    PARTS: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts of what is left on disk, where they do not depend on the fields."""
     VERSION: ClassVar[int] = 1
     """Goes up when the same fields give another result."""
     JOINT: ClassVar[bool] = False
@@ -109,7 +111,7 @@ class Stage(ABC, Generic[Result]):
 
     def parts(self) -> tuple[str, ...]:
         """Names of the parts of what is left on disk."""
-        return ()
+        return self.PARTS
 
     def notices(self, result: Result, place: Place) -> list[str]:
         """What people should know of a result, in lines; every call that makes the stage, or finds it made, says it."""

@@ -26,7 +26,7 @@ SPIN_COUNT, BLOCK_TIME = "2000", "1"
 def prepare_process() -> None:
     """Make this process the command line's: messages and progress on standard error, signals, freed memory, threads.
 
-    To be called before torch is loaded.
+    To be called before torch is loaded: how threads wait is settled by then, and all else holds later too.
     """
     show_messages()
     _wait_asleep()

@@ -24,6 +24,7 @@ class Adapt(Stage[Adapted]):
 
     KIND: ClassVar[str] = "adapt"
     JOINT: ClassVar[bool] = True
+    PARTS: ClassVar[tuple[str, ...]] = ("sft",)
 
     model: Product
     language: str
@@ -32,9 +33,6 @@ class Adapt(Stage[Adapted]):
     head_only: bool = False
     """A baseline: the language changes nothing of the model, and only a new head is trained."""
     seed: int
-
-    def parts(self) -> tuple[str, ...]:
-        return ("sft",)
 
     def make(self, place: Place) -> Adapted:
         sft = adapt(
@@ -75,7 +73,7 @@ class Adapt(Stage[Adapted]):
             seconds=text.seconds + loading(ahead, self.model),
             memory=held(shape.parameters["total"], trained=True)
             + 4 * shape.parameters["total"]
-            + activations([shape], training.batch_size, length, precision),
+            + activations([shape], training.batch_size, length),
             disk=8.0 * sparse,
             work=2 * phases[0].checkpoint_bytes,
         )
@@ -87,14 +85,12 @@ class Headed(Stage[Adapted]):
 
     KIND: ClassVar[str] = "masked-lm-head"
     JOINT: ClassVar[bool] = True
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Product
     texts: Texts
     settings: AdaptSettings
     seed: int
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Adapted:
         head = add_masked_lm_head(

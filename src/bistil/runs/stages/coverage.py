@@ -44,15 +44,13 @@ class Cover(Stage[Covered]):
 
     KIND: ClassVar[str] = "coverage"
     FIRST: ClassVar[bool] = True
+    PARTS: ClassVar[tuple[str, ...]] = ("missing",)
 
     trim: Trim
     labelled: LabelledTexts
     held_out: HeldOut | None = None
     seed: int
     """Draws texts of large files."""
-
-    def parts(self) -> tuple[str, ...]:
-        return ("missing",)
 
     def make(self, place: Place) -> Covered:
         trimmed = place.path(self.trim.product("model"))

@@ -37,12 +37,10 @@ class Bare(Stage[Nothing]):
     """A student that has learnt nothing under a head of the task, to measure: what a model costs is its shape's."""
 
     KIND: ClassVar[str] = "bare"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     start: Copied
     labelled: Labelled
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Nothing:
         data, start = self.labelled.everything(place), self.start.folder(place)

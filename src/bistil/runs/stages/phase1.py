@@ -142,7 +142,7 @@ class Distil(Stage[Distilled]):
             + 2 * LOAD_PER_BYTE * 4 * trained,
             memory=held(teacher.parameters["total"], trained=False)
             + held(trained, trained=True)
-            + activations(students, training.batch_size, length, precision),
+            + activations(students, training.batch_size, length),
             disk=sum(ahead.weights(self.product(str(number))) for number in range(len(students))),
             work=2 * loop.checkpoint_bytes + 4 * trained + 4 * sum(text.tokens for text in texts.values()),
         )

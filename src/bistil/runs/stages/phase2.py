@@ -205,7 +205,7 @@ class FineTune(Stage[Fitted]):
             memory=held(size, trained=True)
             + (4 * size if sparse else 0.0)
             + sum(held(one.parameters["total"], trained=False) for one in teachers)
-            + activations([student], training.batch_size, max(lesson.lengths), precision),
+            + activations([student], training.batch_size, max(lesson.lengths)),
             disk=weights + (0.0 if sparse is None else 8.0 * sparse.share(size) * size),
             work=2 * max(loop.checkpoint_bytes for loop in loops) + 4 * size + (size_kept if kept else 0.0),
         )
@@ -223,12 +223,10 @@ class Static(Stage[StaticFitted]):
     """A classifier over a teacher's static embeddings (`distillation.static`). Leaves "model"."""
 
     KIND: ClassVar[str] = "static"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     teacher: Product
     labelled: Labelled
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> StaticFitted:
         length = self.labelled.task.max_length
@@ -259,13 +257,11 @@ class Wear(Stage[Nothing]):
     """A task teacher that was learnt beside its sources' SFTs, wearing one for good (section 3.3). Leaves "model"."""
 
     KIND: ClassVar[str] = "wear"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Product
     trimmed: Product
     sft: File | Product
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Nothing:
         # It was compared with its base when it was worn in training.
@@ -287,6 +283,7 @@ class Exchange(Stage[Nothing]):
     """A task model for a target: base, target's SFT and task's SFT (LT-SFT, section 3.2). Leaves "model"."""
 
     KIND: ClassVar[str] = "exchange"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Product
     """Learnt wearing the source's SFT."""
@@ -294,9 +291,6 @@ class Exchange(Stage[Nothing]):
     """The SFT that was learnt."""
     language: File | Product
     base: Product
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Nothing:
         model, task, language, base = map(place.path, (self.model, self.task, self.language, self.base))

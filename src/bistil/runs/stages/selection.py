@@ -176,6 +176,7 @@ class Select(Stage[Selected]):
 
     KIND: ClassVar[str] = "select"
     VERSION: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("text",)
 
     model: Product
     labelled: Labelled
@@ -185,9 +186,6 @@ class Select(Stage[Selected]):
     """Of one language: what is selected from."""
     count: int
     settings: SelectionSettings
-
-    def parts(self) -> tuple[str, ...]:
-        return ("text",)
 
     def make(self, place: Place) -> Selected:
         data = self.labelled.everything(place)

@@ -28,6 +28,7 @@ class Trim(Stage[Trimmed]):
     """Keep the tokens that the languages use (section 3.1). Leaves "model"."""
 
     KIND: ClassVar[str] = "trim"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     teacher: File
     texts: Texts
@@ -35,9 +36,6 @@ class Trim(Stage[Trimmed]):
     """Its `keep` is none: see the next field."""
     keep: File | None = None
     verify: bool = True
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Trimmed:
         report = trim_vocabulary(
@@ -76,13 +74,11 @@ class Restore(Stage[Nothing]):
     """The undistilled teacher: a fine-tuned trimmed model with its base's whole vocabulary. Leaves "model"."""
 
     KIND: ClassVar[str] = "restore"
+    PARTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Product
     trimmed: Product
     base: File
-
-    def parts(self) -> tuple[str, ...]:
-        return ("model",)
 
     def make(self, place: Place) -> Nothing:
         kept = kept_ids(place.path(self.trimmed))

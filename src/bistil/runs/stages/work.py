@@ -62,12 +62,11 @@ def scoring(shape: EncoderShape, figures: ScoredFigures, device: str) -> Passes:
     )  # fmt: skip
 
 
-def activations(shapes: Sequence[EncoderShape], sequences: int, tokens: float, precision: str) -> float:
+def activations(shapes: Sequence[EncoderShape], sequences: int, tokens: float) -> float:
     """Bytes that a training step keeps for its backward pass, largest student by largest: they run one by one.
 
     Counted per layer in values of float32: what linear maps, norms and activations keep, and the attention maps.
     """
-    del precision
     most = 0.0
     for shape in shapes:
         config, family = shape.config, family_of(shape.config)
