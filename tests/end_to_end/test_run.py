@@ -511,7 +511,8 @@ def test_stages_side_by_side_make_what_one_process_makes_however_it_ends(recipe_
     log = tmp_path / "log"
     assert until(["phase1: started", "task-teacher: started"], log, signal.SIGTERM) == (128 + signal.SIGTERM, [])
     said = log.read_text()
-    assert said.count("bistil: interrupted; the same command goes on") in (1, 2), said
+    # Every worker says it, and the process above them too where a busy machine leaves them less time than they need.
+    assert 1 <= said.count("bistil: interrupted; the same command goes on") <= 3, said
     assert "plan: " in said and "2 side by side" in said
     assert until(["phase2-lrf2: started", "phase2-lrf3: started"], log, signal.SIGKILL) == (-signal.SIGKILL, [])
     assert until([], log) == (0, []), log.read_text()

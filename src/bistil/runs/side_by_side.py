@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,8 +122,10 @@ def _workers(run: RunFolder, count: int) -> Iterator[list["_Worker"]]:
         started = [worker.process for worker in workers if worker.process is not None]
         for process in started:
             process.terminate()
+        # All have the same time: this process is ended itself a second later (`END_SECONDS`).
+        latest = time.monotonic() + SAVE_SECONDS + 1.0
         for process in started:
-            process.join(SAVE_SECONDS + 1.0)
+            process.join(max(0.0, latest - time.monotonic()))
             process.kill()
             process.join()
 
