@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from bistil.report.studies import (
 )
 from bistil.report.study_page import PAGE, present, scores_table, write_study_page
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STUDY = StudyRecord(
     name="tiny", task="token-classification", source="eng", targets=["swa", "kin"], points=6,
     systems={
@@ -108,6 +110,23 @@ def test_rows_of_one_system_are_told_apart_by_their_groups(folder):
     append_record(folder / RECORDS, point("TF", "all", {"swa": (50, [40, 60]), "kin": (10, [10, 10])}))
     names = [row.name for row in read_records(folder).rows]
     assert {"TF, lrf2, each", "TF, lrf2, all", "SCRATCH, lrf2"} < set(names) and len(set(names)) == len(names)
+
+
+def test_levers_are_told_by_their_gaps_to_rows_that_are_named(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import levers
+    records = read_records(folder)
+    head, _, *rows = levers.table(records, ["upper <bound>", "SCRATCH"], "SCRATCH")
+    assert head.endswith("| mean | to upper <bound> | to SCRATCH | hours | to SCRATCH | points an hour |")
+    # Gaps are 14 and 16 on the two resamples, and 15.5 and 18. Two bilingual models take 8 seconds, a shared one 4.
+    gap, best = "+16.5 [+15.6, +17.9]", "+15.0 [+14.1, +15.9]"
+    assert rows[0].startswith(f"| upper <bound> | 90.0 | 50.0 | 10.0 | 30.0 |  | {best} | 0.00 | {best} |")
+    taught = next(row for row in rows if row.startswith("| TF, lrf2 |"))
+    assert "| 53.0 ± 1.4 | 10.0 ± 1.4 | 31.5 ± 1.4 | +1.5 [" in taught
+    assert taught.endswith(f"| {gap} | 0.00 | {gap} | {16.5 / (4 / 3600):+.1f} |")
+    with pytest.raises(InputError, match=r"no row is named 'TFF'; there are: .*TF, lrf2"):
+        levers.named(records, "TFF")
 
 
 def test_a_folder_without_records_is_one_line(tmp_path):

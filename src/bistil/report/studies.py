@@ -257,9 +257,14 @@ class StudyRecords:
         rows = [one for one in self.rows if one.system == known.reference]
         return max(rows, key=lambda one: (one.student == row.student, one.shared == row.shared), default=None)
 
-    def gap(self, row: "Row") -> tuple[float, float, float] | None:
-        """Mean gap of a row to its reference over the targets that both have, with its paired 95% interval."""
-        reference = self.reference_of(row)
+    def gap(self, row: "Row", to: "Row | None" = None) -> tuple[float, float, float] | None:
+        """Mean gap of a row over the targets that both have, with its paired 95% interval, in points.
+
+        Args:
+            row: whose gap it is.
+            to: another row; None: the one that `reference_of` says.
+        """
+        reference = to or self.reference_of(row)
         if reference is None or reference is row:
             return None
         parts = [part for part in row.tests if part in reference.tests]
