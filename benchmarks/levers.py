@@ -5,7 +5,8 @@
 
 Gaps are means over the targets, with 95% intervals over resampled examples (the same for all rows); ± is the standard
 deviation over seeds. Hours are those of phase 1, of choosing text, of the teachers and of phase 2, as they were
-measured; what several models share is divided by who shares it. `--base` names a system, or a row as the study's table does.
+measured; what several models share is divided by who shares it. `--base` names a system, or a row as the study's table
+does.
 """
 
 import argparse
