@@ -3,7 +3,8 @@
     bistil study benchmarks/transfer/ner.toml --data DATA --output runs/ner
     python benchmarks/transfer.py runs/ner > benchmarks/records/transfer-ner.json
 
-Per system or variant, student and group: scores per seed, means, and the gap to the reference with its interval.
+Per system or variant, student and group: scores per seed, means, the gap to the reference and to every teacher that the
+study scores with its interval, and seconds of each kind of work (what several models share, divided by who shares it).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bistil.report.studies import Row, StudyRecords, read_records
+from bistil.report.studies import TEACHERS, Row, StudyRecords, read_records
 
 
 def record(records: StudyRecords) -> dict[str, Any]:
@@ -41,6 +42,12 @@ def _row(records: StudyRecords, row: Row) -> dict[str, Any]:
         "means": row.means(row.tests),
         "gap": gap[0],
         "interval": [*gap[1:]],
+        "gaps": {
+            one.name: records.gap(row, one)
+            for one in records.rows
+            if one.kind in TEACHERS and one is not row and set(row.tests) <= set(one.tests)
+        },
+        "seconds": {kind: round(seconds) for kind, seconds in row.total("seconds").items()},
         "other": {
             part: {name: sum(one.scores[name] for one in row.of(part)) / len(row.of(part)) for name in names}
             for part in row.tests
