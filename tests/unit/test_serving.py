@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.resources import files
@@ -503,13 +504,19 @@ def test_a_client_that_takes_no_answer_is_cut(models):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_under_load_answers_what_is_in_flight_and_takes_nothing_new(place, tmp_path, number):
-    """The whole command in a process of its own, whose model takes its time."""
-    model, log = model_in(place, "bert", TAGS), tmp_path / "log"
+    """The whole command in a process of its own, whose model waits until it is let go."""
+    model, log, go = model_in(place, "bert", TAGS), tmp_path / "log", tmp_path / "go"
 
     def work():
         sys.stderr = os.fdopen(2, "w", closefd=False)
         answer = Batcher._answer
-        Batcher._answer = lambda self, jobs: (time.sleep(0.3), answer(self, jobs))[1]
+
+        def late(self, jobs):
+            while not go.exists():
+                time.sleep(0.02)
+            answer(self, jobs)
+
+        Batcher._answer = late
         torch.set_num_threads(1)
         sys.argv = ["bistil", "serve", str(model), "--port", "0", "--batch-size", "2", "--threads", "1"]
         try:
@@ -517,23 +524,34 @@ def test_a_stop_under_load_answers_what_is_in_flight_and_takes_nothing_new(place
         except SystemExit as stopped:
             os._exit(stopped.code or 0)
 
-    child, flying = fork(log, work), []
-    try:
+    def until(found):
         deadline = time.monotonic() + 20
-        while not (
-            found := re.search(r"serving at http://127\.0\.0\.1:(\d+)", log.read_text() if log.exists() else "")
-        ):
+        while not (there := found()):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
-        address = ("127.0.0.1", int(found[1]))
+        return there
+
+    def refuses():
+        with suppress(TimeoutError), socket.socket() as one:
+            one.settimeout(5)
+            return one.connect_ex(address) != 0
+        return False
+
+    child, flying = fork(log, work), []
+    try:
+        port = until(
+            lambda: re.search(r"serving at http://127\.0\.0\.1:(\d+)", (log.exists() and log.read_text()) or "")
+        )[1]
+        address = ("127.0.0.1", int(port))
         for text in TEXTS[:8]:
             flying.append(socket.create_connection(address, timeout=30))
             flying[-1].sendall(request_of(text))
-        time.sleep(0.2)
+        # They, and the one that asks.
+        url = f"http://127.0.0.1:{port}/metrics"
+        until(lambda: b"bistil_requests_in_flight 9.0" in urllib.request.urlopen(url, timeout=5).read())
         os.kill(child, number)
-        time.sleep(0.25)
-        with pytest.raises(ConnectionError):
-            socket.create_connection(address, timeout=5)
+        until(refuses)
+        go.touch()
         answers = [heard(one) for one in flying]
         assert all(one.startswith(b"HTTP/1.1 200 ") for one in answers)
         for text, got in zip(TEXTS, answers, strict=False):
