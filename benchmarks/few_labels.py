@@ -13,15 +13,14 @@ it stopped.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from bistil.distillation.task_data import some
 from bistil.method import forecast_recipe, run_recipe
-from bistil.report.numbers import points, score_text
+from bistil.report.numbers import spread_text
 from bistil.runtime.process import prepare_process
 from bistil.settings.durations import rough_duration
 from bistil.settings.recipe import Recipe, load_recipe
@@ -167,14 +166,10 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for language, labels in sorted({(row["language"], row["labels"]) for row in rows}):
         own = [row["models"] for row in rows if (row["language"], row["labels"]) == (language, labels)]
-        teacher, student = ([one[name]["target_score"] for one in own] for name in ("teacher", "lrf2"))
-        gaps = [one["lrf2"]["gap_to_teacher"] for one in own]
-        cells = [*(_spread(values, score_text) for values in (teacher, student)), _spread(gaps, points)]
+        scores = ([100 * one[name]["target_score"] for one in own] for name in ("teacher", "lrf2"))
+        gaps = [100 * one["lrf2"]["gap_to_teacher"] for one in own]
+        cells = [*map(spread_text, scores), spread_text(gaps, "+.1f")]
         yield f"| {language} | {labels:,} | {len(own)} | {' | '.join(cells)} |"
-
-
-def _spread(values: list[float], shown: Callable[[float], str]) -> str:
-    return shown(mean(values)) + (f" ± {score_text(stdev(values))}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/levers.py runs/ner-choice --base "1 epoch"
 
 Gaps are means over the targets, with 95% intervals over resampled examples (the same for all rows); ± is the standard
-deviation over seeds. Hours are those of phase 1, of choosing text, of the teachers and of phase 2, as they were
+deviation over seeds. Hours are those of all work but the search for rates and the scoring, as they were
 measured; what several models share is divided by who shares it. `--base` names a system, or a row as the study's table
 does.
 """
@@ -12,13 +12,10 @@ does.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
 
 from bistil.errors import InputError
+from bistil.report.numbers import spread_text
 from bistil.report.studies import Row, StudyRecords, read_records
-
-UNCOUNTED = ("scoring", "putting together", "vocabulary", "search")
-"""Kinds of work that no lever changes, or that a user does not do again."""
 
 
 def table(records: StudyRecords, teachers: list[str], base: str | None) -> Iterator[str]:
@@ -38,9 +35,9 @@ def table(records: StudyRecords, teachers: list[str], base: str | None) -> Itera
         means = row.means(row.tests)
         cells = [
             row.name,
-            _spread(row.values(source)),
-            *(_spread(row.values(part)) for part in targets),
-            _spread(means),
+            spread_text(row.values(source)),
+            *(spread_text(row.values(part)) for part in targets),
+            spread_text(means),
         ]
         cells += [_gap(records, row, one) for one in references.values()]
         cells.append(f"{hours(row):.2f}")
@@ -59,19 +56,13 @@ def named(records: StudyRecords, name: str) -> Row:
 
 
 def hours(row: Row) -> float:
-    """What the row's models took, each of their trainings and choices once."""
-    return sum(seconds for kind, seconds in row.total("seconds").items() if kind not in UNCOUNTED) / 3600
+    """What the row's models took."""
+    return row.seconds / 3600
 
 
 def _gap(records: StudyRecords, row: Row, to: Row) -> str:
     found = records.gap(row, to) if row is not to else None
     return "" if found is None else f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -312,9 +312,7 @@ def test_a_study_that_has_just_begun_has_a_page_too(tmp_path):
 
 
 def test_the_record_for_figures_is_made_of_the_records(folder, monkeypatch, capsys):
-    from pathlib import Path
-
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(BENCHMARKS)
     import transfer
 
     monkeypatch.setattr(sys, "argv", ["transfer.py", str(folder)])
@@ -322,4 +320,8 @@ def test_the_record_for_figures_is_made_of_the_records(folder, monkeypatch, caps
     made = json.loads(capsys.readouterr().out)
     rows = {row["variant"]: row for row in made["rows"]}
     assert rows["TF"]["gap"] == 1.5 and rows["TF"]["phase1_tokens"] == 100 and rows["upper <bound>"]["gap"] == 0
+    assert rows["SCRATCH"]["gaps"] == {"upper <bound>": pytest.approx([-15, -15.95, -14.05])}
+    assert (
+        rows["TF"]["seconds"] == {"phase 1": 6, "fine-tuning": 2, "scoring": 18} and rows["upper <bound>"]["gaps"] == {}
+    )
     assert rows["SCRATCH"]["group"] == "all" and rows["TF"]["means"] == [30.5, 32.5]

@@ -1,6 +1,7 @@
 """Numbers as people read them. A value that does not exist is an empty cell."""
 
 from collections.abc import Sequence
+from statistics import mean, stdev
 
 
 def millions(value: int | None) -> str:
@@ -39,6 +40,13 @@ def points(value: float | None) -> str:
         return ""
     rounded = round(100 * value, 1)
     return f"{rounded:+.1f}" if rounded else "0.0"
+
+
+def spread_text(values: Sequence[float], form: str = ".1f") -> str:
+    """Mean and standard deviation of values that are in percent or points, of one value itself: 71.2 ± 0.8."""
+    if not values:
+        return ""
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def times(value: float | None) -> str:

@@ -24,6 +24,8 @@ from bistil.settings.study import EACH
 
 RECORDS = "study.jsonl"
 """In a study's folder."""
+BESIDES = ("search", "scoring")
+"""Work that sums of what a model took leave out."""
 TEACHERS = ("lt-sft", "trim-only")
 """Kinds of systems that are no opponents but what students are made of."""
 
@@ -384,6 +386,11 @@ class Row:
                 # A search is made once for all seeds.
                 totals[name] = totals.get(name, 0.0) + float(np.sum(amounts) if name == "search" else np.mean(amounts))
         return totals
+
+    @property
+    def seconds(self) -> float:
+        """Of all work but the search and the scoring, as in `total`."""
+        return sum(value for work, value in self.total("seconds").items() if work not in BESIDES)
 
     @property
     def phase1_share(self) -> float | None:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from bistil.report import numbers
 from bistil.report.page import rendered
 from bistil.report.schema import SCHEMA, CurveRecord, ModelRecord, Summary
-from bistil.report.studies import TEACHERS, Row, StudyRecords, read_records
+from bistil.report.studies import BESIDES, TEACHERS, Row, StudyRecords, read_records
 from bistil.report.table import print_rows
 from bistil.runtime.artefacts import claim, whole_file
 from bistil.runtime.ownership import CREATOR
@@ -22,9 +21,8 @@ logger = logging.getLogger(__name__)
 PAGE = "study.html"
 # More targets than these are counted in a figure, not named.
 NAMED = 4
-# Work in the order in which it is done; what is left out of sums comes last.
+# Work in the order in which it is done; what is left out of sums (`BESIDES`) comes last.
 WORKS = ("vocabulary", "masked-LM head", "language SFTs", "phase 1", "task teacher", "fine-tuning", "putting together")
-BESIDES = ("search", "scoring")
 ROLES = {"lt-sft": "teacher", "trim-only": "trimmed", "bistil": "student", None: "student"}
 
 
@@ -185,13 +183,13 @@ def scores_table(records: StudyRecords) -> list[ScoreLine]:
                 continue
             paper = records.paper(row, target)
             cells.append(
-                Cell(_spread(row.values(part)), _interval(row, [part]), best[part] is row,
+                Cell(numbers.spread_text(row.values(part)), _interval(row, [part]), best[part] is row,
                      "" if paper is None else f"{paper:.1f}")
             )  # fmt: skip
         mean = row.mean(tests)
         average = Cell()
         if mean is not None:
-            average = Cell(_spread(row.means(tests) or [mean]), _interval(row, tests), best_mean is row)
+            average = Cell(numbers.spread_text(row.means(tests) or [mean]), _interval(row, tests), best_mean is row)
         gap = records.gap(row)
         labels = [row.label(label, records.metric) for label in records.labels]
         lines.append(
@@ -245,7 +243,6 @@ def _searches(records: StudyRecords) -> Iterator[tuple[str, list[tuple[str, str,
 
 def _cost(row: Row, works: Sequence[str]) -> CostLine:
     seconds, tokens = row.total("seconds"), row.total("tokens")
-    total = sum(value for work, value in seconds.items() if work not in BESIDES)
     count = len(row.targets)
     return CostLine(
         name=row.name,
@@ -254,8 +251,8 @@ def _cost(row: Row, works: Sequence[str]) -> CostLine:
         phase1_each=_millions(row.phase1_share),
         fine_tuning=_millions(tokens.get("fine-tuning")),
         seconds=[numbers.duration(seconds.get(work)) for work in works],
-        total=numbers.duration(total),
-        each=numbers.duration(total / max(count, 1)),
+        total=numbers.duration(row.seconds),
+        each=numbers.duration(row.seconds / max(count, 1)),
     )
 
 
@@ -274,12 +271,6 @@ def _machines(records: StudyRecords) -> list[str]:
 
 def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.1f}" if values else ""
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{sum(values) / len(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def _interval(row: Row, parts: list[str]) -> str:
