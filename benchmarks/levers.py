@@ -51,7 +51,7 @@ def named(records: StudyRecords, name: str) -> Row:
     """The row, or the first of a system."""
     found = next((row for row in records.rows if name in (row.name, row.system)), None)
     if found is None:
-        raise InputError(f"no row is named {name!r}; there are: {', '.join(row.name for row in records.rows)}")
+        raise InputError(f"no row is named {name!r}; there are: {'; '.join(row.name for row in records.rows)}")
     return found
 
 
