@@ -2,14 +2,18 @@
 
 python benchmarks/transfer_figure.py benchmarks/records/transfer-*.json --output docs/transfer.svg
 python benchmarks/transfer_figure.py benchmarks/records/transfer-*.json --length --output docs/transfer-length.svg
+python benchmarks/transfer_figure.py benchmarks/records/gaps-*-choice.json --hours --output docs/gaps.svg
 
-With --length, the gap of students of half the depth against the tokens of phase 1.
+With --length, the gap of students of half the depth against the tokens of phase 1; with --hours, the gap of each
+student of half the depth to the undistilled teacher against what it took.
 """
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from bistil.report.studies import BESIDES
 
 SHOWN = ["teacher-forced, target text", "teacher-forced", "self-taught"]
 
@@ -66,6 +70,42 @@ def draw_length(records: list[dict[str, Any]], pyplot: Any) -> Any:
     return figure
 
 
+def hours(row: dict[str, Any]) -> float:
+    """What a row's models took of one thread, as `Row.seconds` counts it."""
+    return sum(one for kind, one in row["seconds"].items() if kind not in BESIDES) / 3600
+
+
+def draw_hours(records: list[dict[str, Any]], pyplot: Any) -> Any:
+    figure, panels = pyplot.subplots(len(records), 1, figsize=(7.2, 3.2 * len(records)), squeeze=False)
+    for record, axes in zip(records, panels[:, 0], strict=True):
+        rows = [row for row in record["rows"] if (row["group"], row["student"]) == ("all", "lrf2")]
+        for place, row in enumerate(sorted(rows, key=hours)):
+            gap, low, high = row["gaps"]["undistilled"]
+            axes.plot([hours(row), hours(row)], [low, high], color="C0", alpha=0.3, linewidth=1)
+            axes.plot(hours(row), gap, marker="o", color="C0", markersize=4)
+            # Neighbours have their names on different sides.
+            away, side = ((5, 0), "left") if place % 2 == 0 else ((-5, 0), "right")
+            axes.annotate(
+                row["variant"],
+                (hours(row), gap),
+                xytext=away,
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=6,
+            )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(f"{record['study']}: {record['metric']}, mean over languages", fontsize=8, loc="left")
+        axes.set_ylabel("points to the undistilled teacher", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0.4)
+        axes.grid(alpha=0.3)
+    panels[-1, 0].set_xlabel(
+        "hours of one thread, the task teacher's included (bar: 95% interval over the examples)", fontsize=8
+    )
+    return figure
+
+
 def main() -> None:
     import matplotlib
 
@@ -75,10 +115,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--length", action="store_true", help="against the length of phase 1")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--length", action="store_true", help="against the length of phase 1")
+    how.add_argument("--hours", action="store_true", help="against the time that a student took")
     options = parser.parse_args()
     records = [json.loads(file.read_text()) for file in options.records]
-    figure = (draw_length if options.length else draw_rows)(records, pyplot)
+    draw = draw_hours if options.hours else draw_length if options.length else draw_rows
+    figure = draw(records, pyplot)
     figure.tight_layout()
     figure.savefig(options.output, metadata={"Date": None})
 

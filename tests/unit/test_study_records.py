@@ -129,6 +129,30 @@ def test_levers_are_told_by_their_gaps_to_rows_that_are_named(folder):
         levers.named(records, "TFF")
 
 
+def test_a_figure_has_each_student_of_half_the_depth_at_its_hours_and_its_gap():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        import transfer_figure
+    from matplotlib import use
+
+    use("svg")
+    from matplotlib import pyplot
+
+    def row(variant, student, gap, **seconds):
+        return {"group": "all", "student": student, "variant": variant, "seconds": seconds,
+                "gaps": {"undistilled": [gap, gap - 1, gap + 1]}}  # fmt: skip
+
+    rows = [
+        row("longer", "lrf2", -1.0, scoring=99, **{"phase 1": 1800, "fine-tuning": 1800}),
+        row("shorter", "lrf2", -4.0, **{"phase 1": 360}),
+        row("thinner", "lrf3", -9.0, **{"phase 1": 360}),
+    ]
+    figure = transfer_figure.draw_hours([{"study": "choice", "metric": "f1", "rows": rows}], pyplot)
+    (axes,) = figure.axes
+    assert {text.get_text(): text.xy for text in axes.texts} == {"longer": (1.0, -1.0), "shorter": (0.1, -4.0)}
+    pyplot.close(figure)
+
+
 def test_a_folder_without_records_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"has no study\.jsonl"):
         read_records(tmp_path)
