@@ -1,6 +1,8 @@
 """`bistil study` from end to end with every system, tiny; what is done once, and what is done again."""
 
 import json
+import threading
+import time
 
 import pytest
 import tiny
@@ -18,6 +20,7 @@ from bistil.sparse.language import add_masked_lm_head
 from bistil.sparse.wearing import exchanged_copy
 from bistil.study import forecast, study_at
 from bistil.study.records import PointBook
+from bistil.study.run import make_points
 
 SYSTEMS = ["LTSFT", "trim only", "TF", "ST", "SCRATCH", "monolingual", "DistilmBERT-style", "MiniLMv2-style"]
 
@@ -116,6 +119,42 @@ def test_jobs_side_by_side_give_what_one_process_gives(finished, file, tmp_path,
     ours = {one.place: one.scores for one in read_records(tmp_path / "out").points}
     theirs = {one.place: one.scores for one in read_records(finished).points}
     assert len(ours) == 2 and ours["trim only", "all", None, 0] == theirs["trim only", "all", None, 0]
+
+
+def test_a_model_that_another_process_is_at_is_left_to_it_until_no_other_is_left(file, tmp_path):
+    study = study_at(file, load_study(file))
+    first, second = points = [
+        next(point for point in study.points() if (point.variant, point.group) == (name, "all"))
+        for name in ("trim only", "ST")
+    ]
+    output, text = tmp_path / "out", file.read_text()
+    _, theirs = next(iter(study.trials(first).values()))
+    with study.open(output) as run:
+        lock = run.lock_of(theirs)
+    (output / "stages").mkdir(exist_ok=True)
+    assert not run.taken(theirs)
+
+    def on_record():
+        file = output / RECORDS
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return [line["system"] for line in lines if line["type"] == "point"]
+
+    begun = threading.Event()
+
+    def be_at_it_until_something_is_on_record():
+        with lock:
+            begun.set()
+            until = time.monotonic() + 60
+            while not on_record() and time.monotonic() < until:
+                time.sleep(0.05)
+
+    other = threading.Thread(target=be_at_it_until_something_is_on_record)
+    other.start()
+    begun.wait()
+    assert run.taken(theirs)
+    make_points(study, output, points, text=text)
+    other.join()
+    assert on_record() == [second.variant, first.variant]
 
 
 def test_stages_in_any_order_give_what_one_process_gives(finished, file, tmp_path):

@@ -357,7 +357,22 @@ class RunFolder:
         if not ((self.shared or self.held) and self._first):
             return nullcontext()
         (self.folder / "stages").mkdir(exist_ok=True)
+        return self.lock_of(stage)
+
+    def lock_of(self, stage: Stage[Any]) -> FileLock:
+        """What a process holds while it is at a stage, where several share the folder."""
         return FileLock(self.folder / "stages" / f".{_file_name(stage.KIND, stage.key)}.lock")
+
+    def taken(self, stage: Stage[Any]) -> bool:
+        """Whether another process that shares the folder is at a stage now."""
+        lock = self.lock_of(stage)
+        if not Path(lock.lock_file).exists():
+            return False
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def _carry_out(self, stage: Stage[Result]) -> Made[Result]:
         name = self._name(stage).label

@@ -32,7 +32,8 @@ WRITTEN = ("made", "stages", "work", LOGS, "run.json", ".lock", RECORDS, f".{REC
 def make_points(study: Study, output: Path, points: Iterable[Point], *, text: str = "", jobs: int = 1) -> None:
     """Make, score and record models; each is removed when it has its scores.
 
-    The same call goes on where an earlier one stopped. Several processes may do it with other points of one study.
+    The same call goes on where an earlier one stopped. Several processes may do it in
+    one folder, with the same points or with others: each takes those that no other is at.
 
     Args:
         output: the study's folder.
@@ -60,12 +61,19 @@ def make_points(study: Study, output: Path, points: Iterable[Point], *, text: st
         for stage in ahead:
             if stage.FIRST:
                 run.make(stage)
-        for point in wanted:
-            settled = choose(study, run, point)
+        while wanted:
+            # What others who share the folder are at, is left to them until nothing else is left.
+            free = (number for number, point in enumerate(wanted) if not _taken(study, run, point))
+            settled = choose(study, run, wanted.pop(next(free, 0)))
             for stage in study.scores(settled):
                 run.make(stage)
             ledger.add(settled)
             _drop(study, run, settled)
+
+
+def _taken(study: Study, run: RunFolder, point: Point) -> bool:
+    """Whether another process is at something that a point takes."""
+    return any(run.taken(stage) for stage in closure(study.stages([point], run)))
 
 
 def choose(study: Study, run: RunFolder, point: Point) -> Point:
