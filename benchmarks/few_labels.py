@@ -49,6 +49,10 @@ dev = "{data}/ner/eng/dev.txt"
 test = {{ {language} = "{data}/ner/{language}/test.txt" }}
 label_map = {{ B-MISC = "O", I-MISC = "O", B-DATE = "O", I-DATE = "O" }}
 
+# As the preset was when the curve was measured.
+[phase2.training]
+least_steps = 300
+
 [compare]
 copied = false
 majority = false

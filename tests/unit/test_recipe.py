@@ -197,7 +197,7 @@ def test_an_empty_table_gives_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("examples", "teacher", "student"),
-    [(500, 300, 300), (5_000, 625, 625), (50_000, 3_000, 3_000)],
+    [(500, 300, 1_250), (5_000, 625, 1_250), (50_000, 3_000, 3_000)],
 )
 def test_lengths_of_the_short_preset_follow_the_size_of_the_data(examples, teacher, student):
     """Of 16 examples a batch, two passes for the teacher; one for the student, with as much target text."""
@@ -205,6 +205,9 @@ def test_lengths_of_the_short_preset_follow_the_size_of_the_data(examples, teach
     seen_by_student = round(examples * (1 + preset.phase2.target_text))
     assert planned_steps(examples, preset.finetune.training) == teacher
     assert planned_steps(seen_by_student, preset.phase2.training) == student
+    # What was measured of tagging and parsing alone.
+    others = [task_preset("short", kind).phase2.training for kind in ("question-answering", "sequence-classification")]
+    assert [one.least_steps for one in others] == [300, 300]
 
 
 def test_what_a_recipe_gives_wins_over_its_preset(tmp_path):
@@ -263,6 +266,9 @@ def test_shipped_recipes_mean_what_they_meant(name, tmp_path):
     wanted = {**next(iter(RECORDED.values())), **RECORDED[name]}
     # Settled on the machine where a training begins.
     wanted |= {key: "auto" for key in wanted if key.endswith("training.precision")}
+    # Students of taggers take more steps where there are few labels (docs/gaps.md).
+    if wanted["task.preset"] == "short":
+        wanted["phase2.training.least_steps"] = 1250
     assert {key: got.get(key, "(absent)") for key in wanted} == wanted
 
 
@@ -276,5 +282,5 @@ def test_all_names_of_the_recipe_s_module_of_version_0_1_are_there():
         "load_recipe", "load_toml", "option", "parse", "task_preset", "to_dict", "without_target_text",
     }  # fmt: skip
     assert old <= set(module.__all__) <= set(dir(module))
-    short = task_preset("short", "token-classification").phase2.training
+    short = task_preset("short", "token-classification").finetune.training
     assert (short.least_steps, short.most_steps) == (module.SHORT_LEAST_STEPS, module.SHORT_MOST_STEPS)

@@ -49,7 +49,7 @@ def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
     values = _values(name)
     own = values["task"].get(kind, values["task"][LIKE_OTHERS])
     finetune = _merged(values["finetune"], own["finetune"])
-    phase2 = _merged(finetune, values["phase2"])
+    phase2 = _merged(_merged(finetune, values["phase2"]), own.get("phase2", {}))
     return TaskPreset(
         max_length=own["max_length"],
         finetune=_stage(FinetuneSettings, finetune),
@@ -74,6 +74,6 @@ def _stage(settings: type[Stage], values: Mapping[str, Any]) -> Stage:
     return settings(**others)
 
 
-# The bounds of the `short` preset's lengths, which are those of every task.
+# The bounds of the `short` preset's lengths, which are those of every task's teacher.
 _SHORT = _values("short")["finetune"]["training"]
 SHORT_LEAST_STEPS, SHORT_MOST_STEPS = _SHORT["least_steps"], _SHORT["most_steps"]
