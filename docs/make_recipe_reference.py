@@ -54,8 +54,8 @@ def presets() -> list[str]:
         "",
         "`preset` under `[task]` sets these defaults of `[finetune]`, `[phase2]` and `max_length`; explicit keys",
         "win. `paper` is the paper's table (where that is silent, its released code): sparse, density 8%. `short` is",
-        "a start for two CPU cores, close to [the studies](tasks.md#what-is-measured); students of taggers and parsers",
-        "with few labels learn from [more target text](gaps.md) than those had. It is dense, for a",
+        "a start for two CPU cores, close to [the studies](tasks.md#what-is-measured); students of few",
+        "labels learn from [more target text](gaps.md) than those had. It is dense, for a",
         "sparse fine-tuning takes half as many steps again for the same score. For an SFT write `[phase2.sparse]` and",
         "its epochs.",
         "",
@@ -90,7 +90,7 @@ def small_data() -> list[str]:
     teacher, student = short.finetune.training, short.phase2.training
     lines = [
         f"Lengths of `short` follow the size of the data: passes over it, but at least {teacher.least_steps:,}",
-        f"optimizer steps (`least_steps`; {student.least_steps:,} of a tagger's or parser's student) and at most",
+        f"optimizer steps (`least_steps`; of a student {student.least_steps:,}) and at most",
         f"{teacher.most_steps:,} (`most_steps`). For tagging, in steps of 16 examples:",
         "",
         "| labelled examples | teacher: 2 passes | student: 1 pass, and as much target text |",

@@ -123,7 +123,7 @@ OTHERWISE = [
     # last one's language.
     ("finetune", "--train en=train.conll", "data.train", []),
     ("finetune", "--train en=train.conll", "data.language", None),
-    # Students of taggers take more steps where there are few labels (docs/gaps.md).
+    # Students take more steps where there are few labels (docs/gaps.md).
     ("finetune", "--teacher task-teacher --preset short", "options.settings.training.least_steps", 1250),
     # Settled on the machine where a training begins.
     *(

@@ -49,7 +49,7 @@ def task_preset(name: PresetName, kind: Kind) -> TaskPreset:
     values = _values(name)
     own = values["task"].get(kind, values["task"][LIKE_OTHERS])
     finetune = _merged(values["finetune"], own["finetune"])
-    phase2 = _merged(_merged(finetune, values["phase2"]), own.get("phase2", {}))
+    phase2 = _merged(finetune, values["phase2"])
     return TaskPreset(
         max_length=own["max_length"],
         finetune=_stage(FinetuneSettings, finetune),
