@@ -5,7 +5,7 @@ python benchmarks/transfer_figure.py benchmarks/records/transfer-*.json --length
 python benchmarks/transfer_figure.py benchmarks/records/gaps-*-choice.json --hours --output docs/gaps.svg
 
 With --length, the gap of students of half the depth against the tokens of phase 1; with --hours, the gap of each
-student of half the depth to the undistilled teacher against what it took.
+student of half the depth to the undistilled teacher, those that took the least time at the top.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bistil.report.studies import BESIDES
+from bistil.report.studies import without_besides
 
 SHOWN = ["teacher-forced, target text", "teacher-forced", "self-taught"]
 
@@ -31,18 +31,27 @@ def by_length(record: dict[str, Any], ending: str) -> list[dict[str, Any]]:
     return sorted((row for row in rows if row["variant"] in names), key=lambda row: row["phase1_tokens"])
 
 
+def bars(axes: Any, rows: list[tuple[str, float, float, float, str]]) -> None:
+    """Rows from the bottom up: name, gap, interval and color of each."""
+    for place, (_, gap, low, high, color) in enumerate(rows):
+        axes.plot([low, high], [place, place], color=color, linewidth=2)
+        axes.plot(gap, place, marker="o", color=color)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=7)
+    axes.grid(axis="x", alpha=0.3)
+
+
 def draw_rows(records: list[dict[str, Any]], pyplot: Any) -> Any:
     figure, panels = pyplot.subplots(len(records), 1, figsize=(7.2, 1.75 * len(records)), squeeze=False, sharex=True)
     for record, axes in zip(records, panels[:, 0], strict=True):
-        rows = rows_of(record)
-        for place, row in enumerate(rows):
-            color = f"C{SHOWN.index(row['variant'])}"
-            axes.plot(row["interval"], [place, place], color=color, linewidth=2)
-            axes.plot(row["gap"], place, marker="o", color=color)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(rows)), [f"{row['student']}, {row['variant']}" for row in rows], fontsize=7)
+        bars(
+            axes,
+            [
+                (f"{row['student']}, {row['variant']}", row["gap"], *row["interval"], f"C{SHOWN.index(row['variant'])}")
+                for row in rows_of(record)
+            ],
+        )
         axes.set_title(f"{record['study']}: {record['metric']}, mean over languages", fontsize=8, loc="left")
-        axes.grid(axis="x", alpha=0.3)
     panels[-1, 0].set_xlabel("points to the task teacher (bar: 95% interval over test examples)")
     return figure
 
@@ -71,38 +80,24 @@ def draw_length(records: list[dict[str, Any]], pyplot: Any) -> Any:
 
 
 def hours(row: dict[str, Any]) -> float:
-    """What a row's models took of one thread, as `Row.seconds` counts it."""
-    return sum(one for kind, one in row["seconds"].items() if kind not in BESIDES) / 3600
+    """What a row's models took of one thread."""
+    return without_besides(row["seconds"]) / 3600
 
 
 def draw_hours(records: list[dict[str, Any]], pyplot: Any) -> Any:
-    figure, panels = pyplot.subplots(len(records), 1, figsize=(7.2, 3.2 * len(records)), squeeze=False)
-    for record, axes in zip(records, panels[:, 0], strict=True):
-        rows = [row for row in record["rows"] if (row["group"], row["student"]) == ("all", "lrf2")]
-        for place, row in enumerate(sorted(rows, key=hours)):
-            gap, low, high = row["gaps"]["undistilled"]
-            axes.plot([hours(row), hours(row)], [low, high], color="C0", alpha=0.3, linewidth=1)
-            axes.plot(hours(row), gap, marker="o", color="C0", markersize=4)
-            # Neighbours have their names on different sides.
-            away, side = ((5, 0), "left") if place % 2 == 0 else ((-5, 0), "right")
-            axes.annotate(
-                row["variant"],
-                (hours(row), gap),
-                xytext=away,
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                fontsize=6,
-            )
-        axes.axhline(0, color="black", linewidth=0.8)
+    students = [
+        sorted((row for row in record["rows"] if (row["group"], row["student"]) == ("all", "lrf2")), key=hours)
+        for record in records
+    ]
+    figure, panels = pyplot.subplots(
+        len(records), 1, figsize=(7.2, sum(0.6 + 0.22 * len(rows) for rows in students) + 0.4), squeeze=False,
+        gridspec_kw={"height_ratios": [len(rows) for rows in students]},
+    )  # fmt: skip
+    for record, rows, axes in zip(records, students, panels[:, 0], strict=True):
+        bars(axes, [(f"{row['variant']} ({hours(row):.2f} h)", *row["gaps"]["undistilled"], "C0") for row in rows])
+        axes.invert_yaxis()
         axes.set_title(f"{record['study']}: {record['metric']}, mean over languages", fontsize=8, loc="left")
-        axes.set_ylabel("points to the undistilled teacher", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.margins(x=0.4)
-        axes.grid(alpha=0.3)
-    panels[-1, 0].set_xlabel(
-        "hours of one thread, the task teacher's included (bar: 95% interval over the examples)", fontsize=8
-    )
+    panels[-1, 0].set_xlabel("points to the undistilled teacher (bar: 95% interval); hours of one thread", fontsize=7)
     return figure
 
 
@@ -117,7 +112,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--length", action="store_true", help="against the length of phase 1")
-    how.add_argument("--hours", action="store_true", help="against the time that a student took")
+    how.add_argument("--hours", action="store_true", help="in the order of the time that they took")
     options = parser.parse_args()
     records = [json.loads(file.read_text()) for file in options.records]
     draw = draw_hours if options.hours else draw_length if options.length else draw_rows

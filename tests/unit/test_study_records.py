@@ -129,7 +129,7 @@ def test_levers_are_told_by_their_gaps_to_rows_that_are_named(folder):
         levers.named(records, "TFF")
 
 
-def test_a_figure_has_each_student_of_half_the_depth_at_its_hours_and_its_gap():
+def test_a_figure_has_each_student_of_half_the_depth_with_its_hours_at_its_gap():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         import transfer_figure
@@ -149,7 +149,9 @@ def test_a_figure_has_each_student_of_half_the_depth_at_its_hours_and_its_gap():
     ]
     figure = transfer_figure.draw_hours([{"study": "choice", "metric": "f1", "rows": rows}], pyplot)
     (axes,) = figure.axes
-    assert {text.get_text(): text.xy for text in axes.texts} == {"longer": (1.0, -1.0), "shorter": (0.1, -4.0)}
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["shorter (0.10 h)", "longer (1.00 h)"]
+    points = [tuple(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"]
+    assert points == [((-4.0, 0),), ((-1.0, 1),)]
     pyplot.close(figure)
 
 

@@ -30,6 +30,11 @@ TEACHERS = ("lt-sft", "trim-only")
 """Kinds of systems that are no opponents but what students are made of."""
 
 
+def without_besides(seconds: Mapping[str, float]) -> float:
+    """The sum of seconds by kind of work, but for `BESIDES`."""
+    return sum(value for work, value in seconds.items() if work not in BESIDES)
+
+
 @dataclass(kw_only=True, frozen=True)
 class PartRecord:
     """A model's score on one set, in percent."""
@@ -390,7 +395,7 @@ class Row:
     @property
     def seconds(self) -> float:
         """Of all work but the search and the scoring, as in `total`."""
-        return sum(value for work, value in self.total("seconds").items() if work not in BESIDES)
+        return without_besides(self.total("seconds"))
 
     @property
     def phase1_share(self) -> float | None:
